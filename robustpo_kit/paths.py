@@ -1,0 +1,34 @@
+"""Where things live: the project's folders and the cache, never derived from the working directory."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(os.environ.get("ROBUSTPO_ROOT", Path(__file__).resolve().parent.parent))
+NOTEBOOKS = ROOT / "notebooks"
+DATA = ROOT / "data"
+SYNTHETIC = DATA / "synthetic"
+RESULTS = DATA / "results"
+FIGURES = ROOT / "figures"
+RUNS = ROOT / "runs"
+CACHE = Path(os.environ.get("ROBUSTPO_CACHE", Path.home() / ".cache" / "robustpo-kit"))
+
+
+def tables(profile: str) -> Path:
+    """Folder of the result tables that a run under `profile` writes; smoke runs stay out of `data/`."""
+    return RUNS / "smoke" / "tables" if profile == "smoke" else RESULTS / profile
+
+
+def figures(profile: str) -> Path:
+    """Folder of the figures that a run under `profile` writes; smoke runs stay out of `figures/`."""
+    return RUNS / "smoke" / "figures" if profile == "smoke" else FIGURES
+
+
+def work(profile: str) -> Path:
+    """Folder for models, checkpoints and intermediate files of a profile (git-ignored)."""
+    return RUNS / profile
+
+
+def show(path: Path) -> str:
+    """`path` relative to the project root where it lies inside, so that printed paths name no machine."""
+    path = Path(path)
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
