@@ -1,0 +1,358 @@
+"""Toy world: every response can be enumerated, so densities, h~, win rates and divergences are exact.
+
+A prompt is a topic and a tone, a response four symbols. The golden distribution Q0 and the synthetic sources
+Q1..Q_{n-1} (DoRA, Def. 2.1) are Gibbs distributions over all responses of a prompt; the synthetic ones are less
+keen on the true reward and like a *style* that the biased reward model likes too. All tensors here are float64.
+"""
+
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustpo_kit.data import Preference, PreferenceSet
+
+GOLDEN = 0  # index of Q0 among the sources
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """The world's size and how far its sources lie from golden; strengths are per standard deviation of a response."""
+
+    topics: int = 8  # topics x tones = prompts
+    tones: int = 6
+    symbols: int = 6  # vocabulary of a response
+    length: int = 4  # symbols a response
+    golden_sharpness: float = 1.5  # Q0 ~ exp(golden_sharpness * reward)
+    quality: tuple[float, ...] = (0.9, 0.5, 0.1)  # how much each synthetic source follows the true reward
+    style: tuple[float, ...] = (0.8, 1.0, 1.2)  # how much each synthetic source likes the style
+    golden_style: float = -0.6  # how much golden likes it
+    accent: float = 0.5  # share of each source's own taste beside the common style
+    shift: float = 1.0  # multiplies every liking of style: 0 = the sources differ from golden in quality alone
+    held_out: float = 0.25  # share of the prompts that no data set contains
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.quality) != len(self.style) or not self.quality:
+            raise ValueError(f"quality, style: one value a synthetic source each, got {self.quality} and {self.style}")
+        if min(self.topics, self.tones, self.length) < 1 or not 2 <= self.symbols <= 26:
+            raise ValueError("topics, tones, length must be at least 1 and symbols 2 to 26")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out must lie in [0, 1), got {self.held_out}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class World:
+    """An enumerated world of P prompts, R responses and n sources; build it with `build`."""
+
+    config: WorldConfig
+    prompts: tuple[str, ...]  # P texts
+    responses: tuple[str, ...]  # R texts
+    tokens: Tensor  # [R, L] symbol indices of each response
+    reward: Tensor  # [P, R] true reward, mean 0 and sd 1 over the responses of a prompt
+    style: Tensor  # [R] what the biased reward model likes, mean 0 and sd 1
+    log_density: Tensor  # [n, P, R] log Q_i(y|x), nats
+    train_prompts: Tensor  # indices of the prompts data are drawn from
+    held_out_prompts: Tensor  # the others
+
+    @property
+    def n(self) -> int:
+        """Number of sources, golden included."""
+        return len(self.log_density)
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources, golden first."""
+        return ("golden", *(f"synthetic{i}" for i in range(1, self.n)))
+
+    def biased_reward(self, bias: float) -> Tensor:
+        """[P, R]: what a reward model sees that pays `bias` standard deviations of reward for one of style."""
+        return self.reward + bias * self.style
+
+    def h_constants(self, mixture: tuple[float, ...] | None = None) -> tuple[float, Tensor]:
+        """alpha and beta [n-1] of a mixture over sources (None: 1/n each, the papers' choice)."""
+        shares = torch.full((self.n,), 1 / self.n) if mixture is None else torch.tensor(mixture, dtype=torch.float64)
+        return float(shares[0]), shares[1:].double()
+
+
+def _standardise(values: Tensor) -> Tensor:
+    """Mean 0 and sd 1 over the last axis."""
+    return (values - values.mean(-1, keepdim=True)) / values.std(-1, unbiased=False, keepdim=True)
+
+
+def _taste(tokens: Tensor, symbols: int, generator: torch.Generator) -> Tensor:
+    """[R] a random taste in responses: a liking for symbols and for symbols that follow one another."""
+    single = torch.randn(symbols, generator=generator, dtype=torch.float64)
+    follow = torch.randn(symbols, symbols, generator=generator, dtype=torch.float64)
+    return _standardise(single[tokens].sum(-1) + 0.5 * follow[tokens[:, :-1], tokens[:, 1:]].sum(-1))
+
+
+def build(config: WorldConfig = WorldConfig()) -> World:
+    """The world of a config; the same config gives the same world, bit for bit."""
+    generator = torch.Generator().manual_seed(config.seed)
+    tokens = torch.tensor(list(itertools.product(range(config.symbols), repeat=config.length)))
+    topic_taste = torch.randn(config.topics, config.symbols, generator=generator, dtype=torch.float64)
+    tone_taste = torch.randn(config.tones, config.length, config.symbols, generator=generator, dtype=torch.float64)
+    grammar = _taste(tokens, config.symbols, generator)
+    prompts, rewards = [], []
+    for topic, tone in itertools.product(range(config.topics), range(config.tones)):
+        prompts.append(f"t{topic} m{tone} >")
+        by_place = tone_taste[tone][torch.arange(config.length), tokens].sum(-1)
+        rewards.append(_standardise(topic_taste[topic][tokens].sum(-1) + 0.7 * by_place + grammar))
+    reward = torch.stack(rewards)
+    style = _taste(tokens, config.symbols, generator)
+    shared = _standardise(reward.mean(0))
+    style = _standardise(style - (style * shared).mean() * shared)  # to like style is not to like what is good
+    energies = [config.golden_sharpness * reward + config.shift * config.golden_style * style]
+    for quality, strength in zip(config.quality, config.style, strict=True):
+        liking = style + config.accent * _taste(tokens, config.symbols, generator)
+        energies.append(quality * reward + config.shift * strength * liking)
+    order = torch.randperm(len(prompts), generator=generator)
+    held_out = round(config.held_out * len(prompts))
+    return World(
+        config=config,
+        prompts=tuple(prompts),
+        responses=tuple(" ".join("abcdefghijklmnopqrstuvwxyz"[t] for t in row) for row in tokens.tolist()),
+        tokens=tokens,
+        reward=reward,
+        style=style,
+        log_density=torch.log_softmax(torch.stack(energies), -1),
+        train_prompts=order[held_out:].sort().values,
+        held_out_prompts=order[:held_out].sort().values,
+    )
+
+
+# --- exact quantities -------------------------------------------------------------------------------------------
+
+
+def mixture_log_density(world: World, shares: tuple[float, ...] | Tensor) -> Tensor:
+    """[P, R] log of sum_i shares_i Q_i(y|x), shares normalised (Def. 2.1, Eq. 1)."""
+    shares = torch.as_tensor(shares, dtype=torch.float64)
+    if shares.shape != (world.n,) or (shares < 0).any() or shares.sum() <= 0:
+        raise ValueError(f"shares: {world.n} numbers >= 0 with a positive sum, got {shares.tolist()}")
+    return torch.logsumexp(world.log_density + (shares / shares.sum()).log()[:, None, None], 0)
+
+
+def log_density_ratio(world: World, source: int | None = None) -> Tensor:
+    """[P, R] log Q0 / Q_source, the log of Eq. 5; None = against the pool of all synthetic sources, equal shares."""
+    if source is None:
+        other = mixture_log_density(world, [0.0] + [1.0] * (world.n - 1))
+    else:
+        other = world.log_density[source]
+    return world.log_density[GOLDEN] - other
+
+
+def bayes_probs(world: World, prompt_ids: Tensor, response_ids: Tensor, source_ids: Tensor | None = None) -> Tensor:
+    """[N, K] probability that a response is golden, by the best balanced classifier there can be.
+
+    prompt_ids [N], response_ids [N, K]. `source_ids` None: one shared classifier, golden against the pooled synthetic
+    sources. `source_ids` [N, K]: per source, golden against Q_i; the golden column (0) uses the shared one, as there
+    is nothing to tell golden from golden.
+    """
+    rows = prompt_ids[:, None].expand_as(response_ids)
+    if source_ids is None:
+        return torch.sigmoid(log_density_ratio(world)[rows, response_ids])
+    tables = torch.stack([log_density_ratio(world, i or None) for i in range(world.n)])
+    return torch.sigmoid(tables[source_ids, rows, response_ids])
+
+
+def true_h(
+    world: World,
+    prompt_ids: Tensor,
+    response_ids: Tensor,
+    source_ids: Tensor | None = None,
+    *,
+    mixture: tuple[float, ...] | None = None,
+) -> Tensor:
+    """[N] h~(z) of Eq. 6 with bounded denominators, from the true densities: mean_k Q0 / (alpha Q0 + beta_k Q_k).
+
+    `source_ids` None: Q_k is the pool of the synthetic sources for every column, and beta their mean share;
+    `source_ids` [N, K]: Q_k is the source the column is labelled with (column 0 as in `bayes_probs`). `mixture`:
+    alpha and betas over the sources, None = 1/n each. The closed form that the factor `relative` estimates.
+    """
+    rows = prompt_ids[:, None].expand_as(response_ids)
+    alpha, betas = world.h_constants(mixture)
+    golden = world.log_density[GOLDEN].exp()[rows, response_ids]
+    pool = mixture_log_density(world, [0.0] + [1.0] * (world.n - 1)).exp()
+    if source_ids is None:
+        other, beta = pool[rows, response_ids], betas.mean()
+    else:
+        others = torch.cat([pool[None], world.log_density[1:].exp()])
+        other = others[source_ids, rows, response_ids]
+        beta = torch.cat([betas.mean()[None], betas])[source_ids]
+    return (golden / (alpha * golden + beta * other)).mean(-1)
+
+
+class Outcome(NamedTuple):
+    """Exact result of a policy's response against a golden one of the same prompt, each [P]."""
+
+    win: Tensor  # probability that the policy's true reward is higher
+    tie: Tensor
+    lose: Tensor
+
+    @property
+    def rate(self) -> Tensor:
+        """Wins plus half of the ties, [P]."""
+        return self.win + self.tie / 2
+
+
+def outcome(world: World, logps: Tensor, opponent: Tensor | None = None) -> Outcome:
+    """Exact win, tie and lose probabilities by true reward; logps [P, R]; opponent [P, R], golden by default."""
+    opponent = world.log_density[GOLDEN] if opponent is None else opponent
+    ranked, order = world.reward.sort(-1)
+    below = torch.nn.functional.pad(opponent.exp().gather(-1, order).cumsum(-1), (1, 0))
+    first = torch.searchsorted(ranked, world.reward)
+    last = torch.searchsorted(ranked, world.reward, right=True)
+    lower, upper = below.gather(-1, first), below.gather(-1, last)
+    mass = logps.exp()
+    win, tie = (mass * lower).sum(-1), (mass * (upper - lower)).sum(-1)
+    return Outcome(win, tie, 1 - win - tie)
+
+
+def expected(logps: Tensor, values: Tensor) -> Tensor:
+    """[P] expectation of values [P, R] or [R] under the policy logps [P, R]."""
+    return (logps.exp() * values).sum(-1)
+
+
+def kl(logps: Tensor, other: Tensor) -> Tensor:
+    """[P] exact KL(policy || other), nats; both [P, R] and normalised."""
+    return torch.where(logps.exp() > 0, logps.exp() * (logps - other), 0.0).sum(-1)
+
+
+def tilted(logps: Tensor, reward: Tensor, beta: float) -> Tensor:
+    """[P, R] the policy that maximises E[reward] - beta KL(. || logps): what DPO reaches with endless true data."""
+    if beta <= 0:
+        raise ValueError(f"beta must be > 0, got {beta}")
+    return torch.log_softmax(logps + reward / beta, -1)
+
+
+def evaluate(world: World, logps: Tensor, prompts: Tensor, reference: Tensor | None = None) -> dict[str, float]:
+    """Exact measures of a policy, means over `prompts`: win rate against golden, rewards, style, confidence, KLs (nats)."""
+    result = outcome(world, logps)
+    measures = {
+        "win_rate": result.rate,
+        "win": result.win,
+        "tie": result.tie,
+        "lose": result.lose,
+        "reward": expected(logps, world.reward),
+        "style": expected(logps, world.style),
+        "confidence": expected(logps, torch.sigmoid(log_density_ratio(world))),
+        "kl_golden": kl(logps, world.log_density[GOLDEN]),
+    }
+    if reference is not None:
+        measures["kl_reference"] = kl(logps, reference)
+    return {name: float(value[prompts].mean()) for name, value in measures.items()}
+
+
+# --- data sets ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """One preference set drawn from a world, and everything that can be wrong with it."""
+
+    rows: int = 256
+    responses: int = 4  # K; without `mixture`, slot k holds a draw from source k mod n
+    mixture: tuple[float, ...] | None = None  # alpha, beta_1..: every response drawn from this mixture (Def. 2.1)
+    contamination: float = 0.0  # share of rows whose golden slot holds a synthetic reply, ranked first by a biased reward
+    contamination_bias: float = 2.0  # of the reward model that ranks contaminated rows
+    reward_bias: float = 0.0  # of the reward model that ranks the other rows; 0 = the true reward
+    reward_noise: float = 0.0  # sd of Gaussian noise on every reward
+    label_noise: float = 0.0  # share of rows whose ranking is turned upside down
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.responses < 2:
+            raise ValueError(f"rows >= 1 and responses >= 2, got {self.rows} and {self.responses}")
+        for name in ("contamination", "label_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.reward_noise < 0:
+            raise ValueError(f"reward_noise must be >= 0, got {self.reward_noise}")
+
+
+class ToyData(NamedTuple):
+    """A drawn preference set and the truth behind it; column 0 is the golden slot (column 1 of a turned pair)."""
+
+    prefs: PreferenceSet
+    prompt_ids: Tensor  # [N]
+    response_ids: Tensor  # [N, K]
+    true_sources: Tensor  # [N, K] where each response really comes from
+    claimed_sources: Tensor  # [N, K] what the data set says: the golden slot is golden
+    contaminated: Tensor  # [N] bool, the golden slot holds a synthetic reply
+    turned: Tensor  # [N] bool, the ranking is upside down
+
+
+def draw_responses(world: World, prompt_ids: Tensor, source_ids: Tensor, generator: torch.Generator) -> Tensor:
+    """[N, K] response indices drawn from source_ids [N, K] for prompt_ids [N]."""
+    mass = world.log_density[source_ids, prompt_ids[:, None]].exp()  # [N, K, R]
+    return torch.multinomial(mass.flatten(0, 1), 1, generator=generator).view_as(source_ids)
+
+
+def _draw_sources(world: World, config: DataConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """True sources [N, K] with golden first where there is one, and which rows have none in the golden slot [N]."""
+    shape = (config.rows, config.responses)
+    if config.mixture is None:
+        sources = torch.arange(config.responses).remainder(world.n).expand(shape).clone()
+    else:
+        shares = torch.tensor(config.mixture, dtype=torch.float64)
+        if shares.shape != (world.n,) or (shares < 0).any() or abs(float(shares.sum()) - 1) > 1e-6:
+            raise ValueError(f"mixture: {world.n} shares >= 0 that sum to 1, got {config.mixture}")
+        sources = torch.multinomial(shares.expand(config.rows, -1), config.responses, True, generator=generator)
+        sources = sources.gather(1, (sources != GOLDEN).long().argsort(dim=1, stable=True))  # golden to the front
+    spoiled = torch.rand(config.rows, generator=generator) < config.contamination
+    synthetic = torch.randint(1, world.n, shape, generator=generator)
+    sources = torch.where(spoiled[:, None] & (sources == GOLDEN), synthetic, sources)
+    return sources, sources[:, 0] != GOLDEN
+
+
+def draw(world: World, config: DataConfig, generator: torch.Generator) -> ToyData:
+    """Draw a preference set of `config.rows` rows on the training prompts.
+
+    Contaminated rows (by `contamination`, or because the mixture drew no golden response) hold only synthetic replies,
+    and the one that a reward model of bias `contamination_bias` likes best stands in the golden slot.
+    """
+    sources, contaminated = _draw_sources(world, config, generator)
+    picks = torch.randint(len(world.train_prompts), (config.rows,), generator=generator)
+    prompt_ids = world.train_prompts[picks]
+    response_ids = draw_responses(world, prompt_ids, sources, generator)
+    rows = prompt_ids[:, None].expand_as(response_ids)
+    clean = world.biased_reward(config.reward_bias)[rows, response_ids]
+    biased = world.biased_reward(config.contamination_bias)[rows, response_ids]
+    rewards = torch.where(contaminated[:, None], biased, clean)
+    noise = torch.randn(rewards.shape, generator=generator, dtype=torch.float64)
+    rewards = rewards + config.reward_noise * noise
+    # a contaminated row: the best by its (biased) reward changes places with the golden slot
+    swap = torch.arange(config.responses).repeat(config.rows, 1)
+    best = rewards.argmax(1)
+    where = contaminated.nonzero().squeeze(1)
+    swap[where, best[where]] = 0
+    swap[where, 0] = best[where]
+    sources, response_ids, rewards = (x.gather(1, swap) for x in (sources, response_ids, rewards))
+    claimed = sources.clone()
+    claimed[:, 0] = GOLDEN
+    prefs = _preference_set(world, prompt_ids, response_ids, claimed, rewards)
+    prefs = prefs.flip(config.label_noise, seed=int(torch.randint(2**31, (), generator=generator)))
+    turned = torch.tensor([row.flipped for row in prefs])
+    if config.responses == 2:  # a turned pair changes its columns
+        columns = torch.where(turned[:, None], torch.tensor([1, 0]), torch.tensor([0, 1]))
+        response_ids, sources, claimed = (x.gather(1, columns) for x in (response_ids, sources, claimed))
+    return ToyData(prefs, prompt_ids, response_ids, sources, claimed, contaminated, turned)
+
+
+def _preference_set(world: World, prompt_ids: Tensor, response_ids: Tensor, sources: Tensor, rewards: Tensor):
+    """The rows as everything else in the kit reads them."""
+    columns = (x.tolist() for x in (prompt_ids, response_ids, sources, rewards))
+    rows = [
+        Preference(
+            row_id=f"toy-{number}",
+            group=world.prompts[prompt],
+            prompt=world.prompts[prompt],
+            responses=tuple(world.responses[r] for r in responses),
+            sources=tuple(world.source_names[s] for s in names),
+            rewards=tuple(scores),
+        )
+        for number, (prompt, responses, names, scores) in enumerate(zip(*columns, strict=True))
+    ]
+    return PreferenceSet(rows, name="toy")
