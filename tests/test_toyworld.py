@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from robustpo_kit import toyworld
+from robustpo_kit import logprobs, policies, toydata, toyworld
 
 SMALL = toyworld.WorldConfig(topics=3, tones=2, symbols=4, length=3, seed=3)
 
@@ -25,7 +25,7 @@ def generator(seed=0):
 
 
 def drawn(world, seed=0, **config):
-    return toyworld.draw(world, toyworld.DataConfig(**config), generator(seed))
+    return toydata.draw(world, toydata.DataConfig(**config), generator(seed))
 
 
 # --- the world ---------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_bayes_probs_are_calibrated(world):
     prompts = torch.arange(48).repeat(rows // 48 + 1)[:rows]
     golden = torch.rand(rows, generator=generator(1)) < 0.5
     sources = torch.where(golden, 0, torch.randint(1, 4, (rows,), generator=generator(2)))
-    responses = toyworld.draw_responses(world, prompts, sources[:, None], generator(3))
+    responses = toydata.draw_responses(world, prompts, sources[:, None], generator(3))
     probs = toyworld.bayes_probs(world, prompts, responses).squeeze(1)
     for low in (0.0, 0.2, 0.4, 0.6, 0.8):
         inside = (probs >= low) & (probs < low + 0.2)
@@ -175,90 +175,30 @@ def test_tilted_policy_maximises_the_regularised_reward(small):
     assert torch.allclose(value(best), beta * torch.logsumexp(golden + small.reward / beta, -1), atol=1e-12)
 
 
-# --- data --------------------------------------------------------------------------------------------------------
+# --- language models in the world --------------------------------------------------------------------------------
 
 
-def test_draws_follow_the_densities(small):
-    n = 60000
-    responses = toyworld.draw_responses(small, torch.zeros(n).long(), torch.full((n, 1), 2), generator())
-    share = torch.bincount(responses.flatten(), minlength=64).double() / n
-    assert (share - small.log_density[2, 0].exp()).abs().max() < 4 * 0.5 / n**0.5
-
-
-def test_clean_data_carry_the_true_reward_and_sources(small):
-    data = drawn(small, rows=50)
+def test_enumeration_agrees_with_sequence_logps(world):
+    policy = policies.tiny(toyworld.tokenizer(world), seed=1)
+    found = toyworld.policy_logps(policy, world)
+    data = drawn(world, rows=30)
+    batch = logprobs.collate(logprobs.tokenize(data.prefs, policy.tokenizer, policy.template).rows)
+    scores = logprobs.sequence_logps(policy.model, batch).double()
     rows = data.prompt_ids[:, None].expand_as(data.response_ids)
-    rewards = torch.tensor([row.rewards for row in data.prefs], dtype=torch.float64)
-    assert torch.equal(rewards, small.reward[rows, data.response_ids])
-    assert torch.equal(data.true_sources, torch.arange(4).expand(50, 4)) and not data.contaminated.any()
-    row = data.prefs[7]
-    assert row.responses == tuple(small.responses[r] for r in data.response_ids[7])
-    assert row.sources == small.source_names and row.golden == 0
-    assert set(data.prompt_ids.tolist()) <= set(small.train_prompts.tolist())
-    assert not set(small.train_prompts.tolist()) & set(small.held_out_prompts.tolist())
+    ours = found.logps[rows, data.response_ids] + found.mass.log()[rows]
+    assert torch.allclose(ours, scores, atol=2e-5, rtol=0)
+    assert torch.allclose(found.logps.exp().sum(-1), torch.ones(48).double(), atol=1e-12)
 
 
-def test_contaminated_rows_hold_a_synthetic_reply_ranked_first(small):
-    data = drawn(small, rows=3000, contamination=0.4)
-    assert float(data.contaminated.double().mean()) == pytest.approx(0.4, abs=4 * 0.5 / 3000**0.5)
-    assert (data.true_sources[data.contaminated] != toyworld.GOLDEN).all()
-    assert (data.claimed_sources[:, 0] == toyworld.GOLDEN).all()
-    rewards = torch.tensor([row.rewards for row in data.prefs])
-    assert (rewards[data.contaminated].argmax(1) == 0).all()
-    style = small.style[data.response_ids[:, 0]]
-    assert style[data.contaminated].mean() > style[~data.contaminated].mean() + 1
+def test_enumeration_does_not_depend_on_the_batch(small):
+    policy = policies.tiny(toyworld.tokenizer(small), seed=2)
+    one, all_ = (toyworld.policy_logps(policy, small, prompts_at_once=n).logps for n in (1, 6))
+    assert torch.allclose(one, all_, atol=1e-5, rtol=0)
 
 
-def test_label_noise_turns_rankings(small):
-    clean, noisy = drawn(small, rows=200), drawn(small, rows=200, label_noise=0.25)
-    assert int(noisy.turned.sum()) == 50
-    for before, after in zip(clean.prefs, noisy.prefs, strict=True):
-        if len(set(before.rewards)) < 4:  # a response drawn twice: tied with itself
-            continue
-        order = sorted(range(4), key=lambda k: before.rewards[k])
-        assert sorted(range(4), key=lambda k: after.rewards[k]) == (order[::-1] if after.flipped else order)
-
-
-def test_a_turned_pair_changes_columns_and_ids_follow(small):
-    data = drawn(small, rows=100, responses=2, label_noise=0.5)
-    for i, row in enumerate(data.prefs):
-        assert row.responses == tuple(small.responses[r] for r in data.response_ids[i])
-        assert row.golden == int(data.turned[i]) == int(data.true_sources[i, 0] != toyworld.GOLDEN)
-
-
-def test_mixture_draws_every_response_from_alpha_and_beta(small):
-    data = drawn(small, rows=4000, mixture=(0.5, 0.2, 0.2, 0.1))
-    shares = torch.bincount(data.true_sources.flatten(), minlength=4).double() / 16000
-    assert (shares - torch.tensor([0.5, 0.2, 0.2, 0.1])).abs().max() < 4 * 0.5 / 16000**0.5
-    assert float(data.contaminated.double().mean()) == pytest.approx(0.5**4, abs=4 * 0.25 / 4000**0.5)
-    assert torch.equal(data.true_sources[:, 0] != toyworld.GOLDEN, data.contaminated)
-
-
-def test_reward_bias_ranks_style_up(small):
-    fair, biased = drawn(small, rows=2000), drawn(small, rows=2000, reward_bias=2.0)
-
-    def golden_first(data):
-        return sum(row.rewards[0] == max(row.rewards) for row in data.prefs) / len(data.prefs)
-
-    assert golden_first(biased) < golden_first(fair) - 0.1
-
-
-def test_same_seed_same_data(small):
-    config = {"rows": 40, "contamination": 0.3, "label_noise": 0.2, "reward_noise": 0.5}
-    first, again, other = drawn(small, 1, **config), drawn(small, 1, **config), drawn(small, 2, **config)
-    assert first.prefs.rows == again.prefs.rows and first.prefs.rows != other.prefs.rows
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"rows": 0}, "rows"),
-        ({"contamination": 1.5}, "contamination"),
-        ({"label_noise": -0.1}, "label_noise"),
-        ({"reward_noise": -1.0}, "reward_noise"),
-        ({"mixture": (0.5, 0.5)}, "mixture"),
-    ],
-)
-def test_bad_data_config_names_the_argument(small, change, name):
-    with pytest.raises(ValueError, match=name):
-        drawn(small, **change)
+def test_tokenizer_reads_every_text_symbol_by_symbol(small):
+    words = toyworld.tokenizer(small)
+    for prompt in small.prompts:
+        for response in small.responses[::7]:
+            ids = words(prompt + response)["input_ids"]
+            assert len(ids) == 3 + small.config.length and words.unk_token_id not in ids
