@@ -1,0 +1,265 @@
+"""Notebook: what a numbered notebook says once at its start and once at its end, and how it keeps its results.
+
+nb = start("04_train_dora", profile=profile, seed=seed, overrides=overrides)
+nb.save_table("win_rates", table)
+nb.save_figure("win_rates", figure, table)
+nb.finish({"dora_win_rate": 0.61})
+"""
+
+import dataclasses
+import math
+import os
+import random
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from robustpo_kit import paths, profiles, records
+from robustpo_kit.records import KitError
+
+# Okabe and Ito's colours, told apart with every common form of colour blindness; yellow and black left out.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLE = {
+    "figure.figsize": (6.4, 4.0),  # nbval compares "<Figure size 640x400 with 1 Axes>": pin it
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "font.family": "DejaVu Sans",  # bundled with matplotlib, so every machine has it
+    "font.size": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "svg.hashsalt": "robustpo-kit",
+}
+# matplotlib writes its version and address into every PNG; without them the bytes depend on the picture alone.
+PNG = {"bbox_inches": "tight", "metadata": {"Software": None}}
+
+
+def kernel_environment(profile: str) -> dict[str, str]:
+    """Variables that a kernel under `profile` must find at its start; the runner, refresh and the tests share them."""
+    values = {
+        "ROBUSTPO_PROFILE": profile,
+        "PYTHONHASHSEED": "0",
+        "TZ": "UTC",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matmuls; read when CUDA starts, too early for a cell
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns on the kernel's stderr
+    }
+    if profile == "smoke":  # sums over threads differ in the seventh digit: one thread, no GPU
+        threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        values |= {"ROBUSTPO_PROGRESS": "off", "CUDA_VISIBLE_DEVICES": ""} | dict.fromkeys(threads, "1")
+    return values
+
+
+def resolve_profile(profile: str) -> str:
+    """`auto` becomes ROBUSTPO_PROFILE, else smoke; a profile named by the caller beats the variable."""
+    return (os.environ.get("ROBUSTPO_PROFILE") or "smoke") if profile == "auto" else profile
+
+
+def start(name: str, *, profile: str = "auto", seed: int = 0, overrides: dict[str, Any] | None = None) -> "Notebook":
+    """Resolve the profile, seed everything, set the display and the figure style; prints one stable line.
+
+    `name` is the notebook's file name without its ending. Raises KitError for an unknown profile or override.
+    """
+    if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
+        raise KitError(f"notebook: name {name!r} should look like 04_train_dora")
+    if type(seed) is not int or seed < 0:
+        raise KitError(f"{name}: seed = {seed!r} should be an integer, 0 or more")
+    config = profiles.get(resolve_profile(profile), overrides)
+    _seed(seed, single_thread=config.name == "smoke")
+    _quiet()
+    _display()
+    _figures()
+    changed = ", ".join(f"{key}={value!r}" for key, value in (overrides or {}).items())
+    print(f"{name}: profile {config.name}, seed {seed}" + (f", with {changed}" if changed else ""))
+    return Notebook(name=name, cfg=config, seed=seed, overrides=dict(overrides or {}), started=time.time())
+
+
+@dataclasses.dataclass
+class Notebook:
+    """One run of one notebook: its settings, and the tables and figures that it has written."""
+
+    name: str
+    cfg: profiles.Profile
+    seed: int
+    overrides: dict[str, Any]
+    started: float  # time.time()
+    tables: list[str] = dataclasses.field(default_factory=list)
+    figures: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def number(self) -> str:
+        """The two digits that order the series."""
+        return self.name[:2]
+
+    @property
+    def work(self) -> Path:
+        """Folder for models and intermediate files of this profile (git-ignored)."""
+        return paths.work(self.cfg.name)
+
+    def record(self) -> dict[str, Any]:
+        """Provenance of whatever is written now: this notebook, config, seed, versions, device, duration, revision."""
+        own = {"notebook": self.name, "profile": self.cfg.name, "overrides": self.overrides}
+        return own | records.provenance(self.cfg, self.seed, self.started)
+
+    def save_table(self, name: str, table: Any) -> None:
+        """Write a DataFrame as NAME.csv and its provenance as NAME.json into the tables of this profile.
+
+        Raises KitError for an empty table, or one whose index holds data (it would be lost: `reset_index()` first).
+        """
+        _check_name("table", name)
+        _check_table(name, table)
+        path = paths.tables(self.cfg.name) / f"{name}.csv"
+        records.write_table(path, table, self.record() | {"rows": len(table)})
+        self.tables.append(paths.show(path))
+        print(f"table {name}: {_count(len(table), 'row')} -> {paths.show(path)}")
+
+    def read_table(self, name: str, *, run: str | None = None) -> Any:
+        """The table NAME as a DataFrame; prints where it comes from.
+
+        Looks at what this profile has written, then at the committed run (`data/results/reference`). Under `smoke`
+        the committed run comes first, because explaining cells show real results. `run` names one folder of
+        `data/results` instead, e.g. "gpu". Raises KitError when nobody has written the table yet.
+        """
+        import pandas as pd
+
+        _check_name("table", name)
+        own, reference = paths.tables(self.cfg.name), paths.RESULTS / "reference"
+        if run is not None:
+            folders = [paths.RESULTS / run]
+        else:
+            folders = [reference, own] if self.cfg.name == "smoke" else [own, reference]
+        for folder in folders:
+            path = folder / f"{name}.csv"
+            if path.exists():
+                print(f"table {name} <- {paths.show(path)}{_origin(path)}")
+                return pd.read_csv(path)
+        looked = " or ".join(paths.show(folder) for folder in folders)
+        raise KitError(f"table '{name}': not in {looked}; run the series first (`make series`)")
+
+    def save_figure(self, name: str, figure: Any, table: Any) -> None:
+        """Write a matplotlib figure as NAME.png with the table it draws (NAME.csv) and its provenance (NAME.json)."""
+        _check_name("figure", name)
+        _check_table(name, table)
+        if not getattr(figure, "axes", None):
+            raise KitError(f"figure '{name}': expected a matplotlib figure with at least one axes")
+        path = paths.figures(self.cfg.name) / f"{name}.png"
+        with records.atomic_write(path) as temporary:
+            figure.savefig(temporary, format="png", **PNG)
+        records.write_table(path.with_suffix(".csv"), table, self.record() | {"rows": len(table)})
+        self.figures.append(paths.show(path))
+        print(f"figure {name} -> {paths.show(path)}")
+
+    def finish(self, metrics: dict[str, Any] | None = None) -> None:
+        """Write the done file: metrics, tables, figures, provenance. A notebook without it counts as incomplete.
+
+        The file is ROBUSTPO_DONE where the runner names one, else runs/PROFILE/metrics/NN.json.
+        """
+        target = os.environ.get("ROBUSTPO_DONE") or done_file(self.cfg.name, self.number)
+        done = {"schema": 1, "metrics": _finite(metrics or {}), "tables": self.tables, "figures": self.figures}
+        records.write_json(Path(target), done | self.record())
+        print(f"{self.name}: done, {_count(len(self.tables), 'table')}, {_count(len(self.figures), 'figure')}")
+
+
+def done_file(profile: str, number: str) -> Path:
+    """Where notebook `number` writes its metrics at its end."""
+    return paths.work(profile) / "metrics" / f"{number}.json"
+
+
+def _seed(seed: int, *, single_thread: bool) -> None:
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if single_thread:
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(True)
+
+
+def _quiet() -> None:
+    """No bars and no advice of libraries in stored outputs; errors and Python warnings stay."""
+    for key in ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(key, kernel_environment("smoke")[key])
+    if "transformers" in sys.modules:  # already imported: the variables come too late
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+    if "datasets" in sys.modules:
+        import datasets
+
+        datasets.disable_progress_bars()
+
+
+def _display() -> None:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    np.set_printoptions(precision=3, suppress=True)
+    torch.set_printoptions(precision=3, sci_mode=False)
+    pd.set_option("display.precision", 3, "display.width", 120, "display.max_columns", 20, "display.max_colwidth", 80)
+
+
+def _figures() -> None:
+    import matplotlib
+    from cycler import cycler
+
+    matplotlib.rcParams.update(STYLE)
+    matplotlib.rcParams["axes.prop_cycle"] = cycler(color=PALETTE)
+    if "IPython" in sys.modules:
+        import IPython
+
+        shell = IPython.get_ipython()
+        if shell is not None and hasattr(shell, "kernel"):
+            from matplotlib_inline.config import InlineBackend
+
+            InlineBackend.instance(parent=shell).print_figure_kwargs = PNG
+
+
+def _check_name(what: str, name: str) -> None:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
+        raise KitError(f"{what}: name {name!r} should be of lower-case letters, digits and _")
+
+
+def _check_table(name: str, table: Any) -> None:
+    import pandas as pd
+
+    if not isinstance(table, pd.DataFrame):
+        raise KitError(f"table '{name}': expected a pandas DataFrame, got {type(table).__name__}")
+    if table.empty:
+        raise KitError(f"table '{name}': is empty; a result has at least one row and one column")
+    if table.index.nlevels > 1 or table.index.name is not None:
+        raise KitError(f"table '{name}': its index {table.index.names} would be lost; call reset_index() first")
+
+
+def _origin(path: Path) -> str:
+    """Profile and seed of a table in brackets, where its provenance lies beside it."""
+    beside = path.with_suffix(".json")
+    if not beside.exists():
+        return ""
+    record = records.read_json(beside)
+    return f" (profile {record.get('profile', '?')}, seed {record.get('seed', '?')})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _finite(value: Any) -> Any:
+    """`value` with nan and infinities as None: strict JSON knows neither."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
