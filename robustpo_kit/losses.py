@@ -21,12 +21,8 @@ class Scores(NamedTuple):
     ref_logps: Tensor | None  # [B, K] the same under the reference policy
     lengths: Tensor  # [B, K] response tokens
     rewards: Tensor | None = None  # [B, K]
-    mask: Tensor | None = (
-        None  # [B, K] bool, False = padding; None = every column is real
-    )
-    kl_logps: Tensor | None = (
-        None  # [B] log-probabilities of mismatched responses (KTO)
-    )
+    mask: Tensor | None = None  # [B, K] bool, False = padding; None = every column is real
+    kl_logps: Tensor | None = None  # [B] log-probabilities of mismatched responses (KTO)
     kl_ref_logps: Tensor | None = None  # [B]
 
 
@@ -42,9 +38,7 @@ def dpo(scores: Scores, *, beta: float, margin: Tensor | None = None) -> Tensor:
     return _softplus(_margin(margin, gap) - gap)  # [B]
 
 
-def cdpo(
-    scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None
-) -> Tensor:
+def cdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None) -> Tensor:
     """Conservative DPO, label smoothing: (1-e) sp(-beta D) + e sp(beta D) (Mitchell 2023).
 
     gamma-PO calls this loss "rDPO" (Eq. 5, with a margin on either side Eq. 13). Returns [B].
@@ -54,9 +48,7 @@ def cdpo(
     return (1 - epsilon) * kept + epsilon * flipped
 
 
-def rdpo(
-    scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None
-) -> Tensor:
+def rdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None) -> Tensor:
     """Robust DPO: [(1-e) sp(-beta D) - e sp(beta D)] / (1-2e), unbiased under a flip rate e (Chowdhury et al. 2024).
 
     Returns [B]; values can be negative. Raises ValueError for epsilon outside [0, 0.5).
@@ -66,9 +58,7 @@ def rdpo(
     return ((1 - epsilon) * kept - epsilon * flipped) / (1 - 2 * epsilon)
 
 
-def r_dpo_length(
-    scores: Scores, *, beta: float, alpha: float, margin: Tensor | None = None
-) -> Tensor:
+def r_dpo_length(scores: Scores, *, beta: float, alpha: float, margin: Tensor | None = None) -> Tensor:
     """R-DPO, regularised for length: sp(-(beta D - alpha (n_w - n_l))) (Park et al. 2024). Returns [B]."""
     _at_least("alpha", alpha, 0.0)
     gap = dpo_gap(scores, beta=beta)
@@ -117,18 +107,12 @@ def simpo(
     gap = simpo_gap(scores, beta=beta)
     if margin is not None:
         if gamma0 is not None or gamma_beta_ratio is not None:
-            raise ValueError(
-                "margin: takes the place of gamma0 and gamma_beta_ratio; give only one of the three"
-            )
+            raise ValueError("margin: takes the place of gamma0 and gamma_beta_ratio; give only one of the three")
         return _softplus(_margin(margin, gap) - gap)
-    return _softplus(
-        target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio) - gap
-    )
+    return _softplus(target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio) - gap)
 
 
-def cpo(
-    scores: Scores, *, beta: float, lam: float = 1.0, reduction: str = "sum"
-) -> Tensor:
+def cpo(scores: Scores, *, beta: float, lam: float = 1.0, reduction: str = "sum") -> Tensor:
     """CPO: sp(-beta (s_w - s_l)) + lam * NLL(y_w) (Xu et al. 2024, Eq. 3, 5). Returns [B].
 
     `reduction` of the NLL: "sum" over tokens (-s_w, the paper) or "mean" (-a_w, what TRL's token average resembles).
@@ -189,17 +173,13 @@ def kto_pair(scores: Scores, *, beta: float, detach_kl: bool = False) -> Tensor:
     _check_pair(scores, reference=True)
     r = _log_ratios(scores)
     z = (r.detach() if detach_kl else r).mean(dim=0).clamp(min=0)  # [2]
-    return (
-        torch.sigmoid(beta * (z[1] - r[:, 0])) + torch.sigmoid(beta * (r[:, 1] - z[0]))
-    ) / 2
+    return (torch.sigmoid(beta * (z[1] - r[:, 0])) + torch.sigmoid(beta * (r[:, 1] - z[0]))) / 2
 
 
 class BetaState:
     """Moving mean and deviation of the reward gap, what beta-DPO remembers between steps (Wu et al. 2024, Eq. 9)."""
 
-    def __init__(
-        self, momentum: float = 0.9, mean: float = 0.0, std: float = 1.0
-    ) -> None:
+    def __init__(self, momentum: float = 0.9, mean: float = 0.0, std: float = 1.0) -> None:
         _between("momentum", momentum, 0.0, 1.0)
         self.momentum, self.mean, self.std = momentum, mean, std
 
@@ -216,13 +196,9 @@ class BetaState:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take over `state`; raises ValueError for a missing entry."""
-        if missing := [
-            name for name in ("momentum", "mean", "std") if name not in state
-        ]:
+        if missing := [name for name in ("momentum", "mean", "std") if name not in state]:
             raise ValueError(f"state: entry '{missing[0]}' is missing; not a BetaState")
-        self.momentum, self.mean, self.std = (
-            float(state[name]) for name in ("momentum", "mean", "std")
-        )
+        self.momentum, self.mean, self.std = (float(state[name]) for name in ("momentum", "mean", "std"))
 
 
 def beta_dpo(
@@ -270,15 +246,9 @@ def dpo_pl(scores: Scores, *, beta: float, reduction: str = "sum") -> Tensor:
     order, real = _ranking(scores)
     utility = (beta * _log_ratios(scores)).gather(1, order)  # [B, K], best first
     count = utility.shape[1]
-    rest = torch.ones(
-        count, count, dtype=torch.bool, device=utility.device
-    ).triu()  # rest[k, j]: j >= k
+    rest = torch.ones(count, count, dtype=torch.bool, device=utility.device).triu()  # rest[k, j]: j >= k
     lowest = torch.finfo(utility.dtype).min
-    choices = (
-        utility[:, None, :]
-        .expand(-1, count, -1)
-        .masked_fill(~(rest & real[:, None, :]), lowest)
-    )  # [B, K, K]
+    choices = utility[:, None, :].expand(-1, count, -1).masked_fill(~(rest & real[:, None, :]), lowest)  # [B, K, K]
     terms = torch.where(real, torch.logsumexp(choices, dim=-1) - utility, 0.0)
     total = terms.sum(dim=-1)
     return total / real.sum(dim=-1) if _reduction(reduction) == "mean" else total
@@ -301,9 +271,7 @@ def rrhf(scores: Scores, *, alpha: float = 1.0, reduction: str = "mean") -> Tens
     return ranking - alpha * supervised.gather(1, best)[:, 0]
 
 
-def lire(
-    scores: Scores, *, temperature: float, reward_transform: str = "none"
-) -> Tensor:
+def lire(scores: Scores, *, temperature: float, reward_transform: str = "none") -> Tensor:
     """LIRE: -sum_j softmax(s / T)_j R_j (Zhu et al. 2024, Eq. 7). Returns [B].
 
     `reward_transform` "softmax" replaces R by softmax(R) over the row, as the DoRA code does; values lie in (-1, 0).
@@ -315,12 +283,8 @@ def lire(
     if reward_transform == "softmax":
         rewards = rewards.masked_fill(~real, -math.inf).softmax(dim=-1)
     elif reward_transform != "none":
-        raise ValueError(
-            f"reward_transform: expected 'none' or 'softmax', got {reward_transform!r}"
-        )
-    policy = (
-        (_logps(scores) / temperature).masked_fill(~real, -math.inf).softmax(dim=-1)
-    )
+        raise ValueError(f"reward_transform: expected 'none' or 'softmax', got {reward_transform!r}")
+    policy = (_logps(scores) / temperature).masked_fill(~real, -math.inf).softmax(dim=-1)
     return -(policy * rewards).sum(dim=-1)
 
 
@@ -354,9 +318,7 @@ def mean_logps(scores: Scores) -> Tensor:
     return _logps(scores) / _lengths(scores)
 
 
-def target_gamma0(
-    *, beta: float, gamma0: float | None = None, gamma_beta_ratio: float | None = None
-) -> float:
+def target_gamma0(*, beta: float, gamma0: float | None = None, gamma_beta_ratio: float | None = None) -> float:
     """The target margin gamma0 from exactly one of its two published forms; raises ValueError otherwise."""
     if (gamma0 is None) == (gamma_beta_ratio is None):
         raise ValueError(
@@ -380,28 +342,20 @@ def _log1mexp(x: Tensor) -> Tensor:
     near = x > -math.log(2)
     small = torch.where(near, x, -1.0)
     large = torch.where(near, -1.0, x)
-    return torch.where(
-        near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large))
-    )
+    return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
-def _both_labels(
-    scores: Scores, beta: float, margin: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _both_labels(scores: Scores, beta: float, margin: Tensor | None) -> tuple[Tensor, Tensor]:
     """DPO loss of the pair as labelled and with its label flipped, each against the same target margin."""
     gap = dpo_gap(scores, beta=beta)
     margin = _margin(margin, gap)
     return _softplus(margin - gap), _softplus(margin + gap)
 
 
-def _gaussian_draw(
-    gaps: Tensor, state: BetaState, keep: float, generator: torch.Generator | None
-) -> Tensor:
+def _gaussian_draw(gaps: Tensor, state: BetaState, keep: float, generator: torch.Generator | None) -> Tensor:
     """1.0 for a share `keep` of the samples, drawn by Gumbel top-k: the weights themselves may underflow."""
     log_weights = -0.5 * ((gaps - state.mean) / max(state.std, 1e-10)) ** 2
-    uniform = torch.rand(len(gaps), generator=generator, dtype=torch.float64).to(
-        gaps.device
-    )
+    uniform = torch.rand(len(gaps), generator=generator, dtype=torch.float64).to(gaps.device)
     gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
     chosen = (log_weights.double() + gumbel).topk(max(1, int(len(gaps) * keep))).indices
     return torch.zeros_like(gaps).index_fill(0, chosen, 1.0)
@@ -416,19 +370,11 @@ def _ranking(scores: Scores) -> tuple[Tensor, Tensor]:
 
 
 def _real(scores: Scores) -> Tensor:
-    return (
-        torch.ones_like(scores.logps, dtype=torch.bool)
-        if scores.mask is None
-        else scores.mask
-    )
+    return torch.ones_like(scores.logps, dtype=torch.bool) if scores.mask is None else scores.mask
 
 
 def _logps(scores: Scores) -> Tensor:
-    return (
-        scores.logps
-        if scores.mask is None
-        else torch.where(scores.mask, scores.logps, 0.0)
-    )
+    return scores.logps if scores.mask is None else torch.where(scores.mask, scores.logps, 0.0)
 
 
 def _log_ratios(scores: Scores) -> Tensor:
@@ -440,11 +386,7 @@ def _log_ratios(scores: Scores) -> Tensor:
 def _lengths(scores: Scores) -> Tensor:
     """Token counts [B, K] in the dtype of the log-probabilities; 1 in padded columns."""
     _check_field("lengths", scores.lengths, scores)
-    lengths = (
-        scores.lengths
-        if scores.mask is None
-        else torch.where(scores.mask, scores.lengths, 1)
-    )
+    lengths = scores.lengths if scores.mask is None else torch.where(scores.mask, scores.lengths, 1)
     if not bool((lengths >= 1).all()):
         raise ValueError("lengths: every response needs at least one token")
     return lengths.to(scores.logps.dtype)
@@ -478,29 +420,19 @@ def _check(scores: Scores, *, columns: int, reference: bool = False) -> None:
     """Shapes, finiteness and at least `columns` real responses a row; ValueError names the field."""
     logps, mask = scores.logps, scores.mask
     if logps.dim() != 2 or logps.shape[0] < 1:
-        raise ValueError(
-            f"logps: expected shape [B, K] with B >= 1, got {list(logps.shape)}"
-        )
+        raise ValueError(f"logps: expected shape [B, K] with B >= 1, got {list(logps.shape)}")
     if logps.shape[1] < columns:
-        raise ValueError(
-            f"logps: this loss needs K >= {columns} responses, got K = {logps.shape[1]}"
-        )
+        raise ValueError(f"logps: this loss needs K >= {columns} responses, got K = {logps.shape[1]}")
     if mask is not None:
         if mask.shape != logps.shape or mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask: expected bool {list(logps.shape)}, got {mask.dtype} {list(mask.shape)}"
-            )
+            raise ValueError(f"mask: expected bool {list(logps.shape)}, got {mask.dtype} {list(mask.shape)}")
         if not bool((mask.sum(dim=-1) >= columns).all() and mask[:, 0].all()):
-            raise ValueError(
-                f"mask: every row needs column 0 and at least {columns} real responses"
-            )
+            raise ValueError(f"mask: every row needs column 0 and at least {columns} real responses")
     _check_field("logps", logps, scores)
     if reference:
         _check_field("ref_logps", scores.ref_logps, scores)
     if scores.lengths is not None and scores.lengths.shape != logps.shape:
-        raise ValueError(
-            f"lengths: expected shape {list(logps.shape)}, got {list(scores.lengths.shape)}"
-        )
+        raise ValueError(f"lengths: expected shape {list(logps.shape)}, got {list(scores.lengths.shape)}")
 
 
 def _check_field(name: str, value: Tensor | None, scores: Scores) -> None:
@@ -508,19 +440,11 @@ def _check_field(name: str, value: Tensor | None, scores: Scores) -> None:
     if value is None:
         raise ValueError(f"{name}: this loss needs it, got None")
     if value.shape != scores.logps.shape:
-        raise ValueError(
-            f"{name}: expected shape {list(scores.logps.shape)} like logps, got {list(value.shape)}"
-        )
-    finite = (
-        torch.isfinite(value)
-        if scores.mask is None
-        else torch.isfinite(value) | ~scores.mask
-    )
+        raise ValueError(f"{name}: expected shape {list(scores.logps.shape)} like logps, got {list(value.shape)}")
+    finite = torch.isfinite(value) if scores.mask is None else torch.isfinite(value) | ~scores.mask
     if not bool(finite.all()):
         row, column = (~finite).nonzero()[0].tolist()
-        raise ValueError(
-            f"{name}: not finite at row {row}, column {column} ({float(value[row, column])})"
-        )
+        raise ValueError(f"{name}: not finite at row {row}, column {column} ({float(value[row, column])})")
 
 
 def _check_vector(name: str, value: Tensor | None, like: Tensor) -> None:
@@ -528,9 +452,7 @@ def _check_vector(name: str, value: Tensor | None, like: Tensor) -> None:
     if value is None:
         raise ValueError(f"{name}: this loss needs it, got None")
     if value.shape != like.shape[:1]:
-        raise ValueError(
-            f"{name}: expected shape [{like.shape[0]}], got {list(value.shape)}"
-        )
+        raise ValueError(f"{name}: expected shape [{like.shape[0]}], got {list(value.shape)}")
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{name}: not finite")
 
@@ -550,11 +472,7 @@ def _reduction(reduction: str) -> str:
 
 
 def _number(name: str, value: Any) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
 
 
@@ -580,10 +498,6 @@ def _between(
     closed_high: bool = False,
 ) -> None:
     _number(name, value)
-    if not (low < value if open_low else low <= value) or not (
-        value <= high if closed_high else value < high
-    ):
+    if not (low < value if open_low else low <= value) or not (value <= high if closed_high else value < high):
         left, right = "(" if open_low else "[", "]" if closed_high else ")"
-        raise ValueError(
-            f"{name}: must lie in {left}{low:g}, {high:g}{right}, got {value}"
-        )
+        raise ValueError(f"{name}: must lie in {left}{low:g}, {high:g}{right}, got {value}")

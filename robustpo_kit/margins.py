@@ -15,9 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-OFFICIAL_START = (
-    8  # normal draws the published code puts into its queue before training
-)
+OFFICIAL_START = 8  # normal draws the published code puts into its queue before training
 OFFICIAL_EPSILON = 1e-10  # what the published code adds to p inside the logarithm
 
 
@@ -43,9 +41,7 @@ def target_margins(
     if solver == "mirror_descent":
         return _mirror_descent(gaps.detach(), gamma0, tau, steps, 0.0)
     if solver != "exact":
-        raise ValueError(
-            f"solver: expected 'exact' or 'mirror_descent', got {solver!r}"
-        )
+        raise ValueError(f"solver: expected 'exact' or 'mirror_descent', got {solver!r}")
     if gamma0 == 0:
         return torch.zeros_like(gaps.detach())
     # a few hundred numbers: the scalar root finding below would stall an accelerator at every iteration
@@ -56,21 +52,14 @@ def target_margins(
 def kkt_residual(margins: Tensor, gaps: Tensor, *, gamma0: float, tau: float) -> float:
     """How far `margins` [n] are from optimal: the largest deviation of Eq. 23 from its mid value, or of mean q from 1."""
     q = margins.double() / gamma0
-    value = gamma0 * torch.sigmoid(margins.double() - gaps.double()) + tau * (
-        1 + torch.log(q)
-    )
+    value = gamma0 * torch.sigmoid(margins.double() - gaps.double()) + tau * (1 + torch.log(q))
     return max(float(value.max() - value.min()) / 2, abs(float(q.mean()) - 1))
 
 
-def margin_objective(
-    margins: Tensor, gaps: Tensor, *, gamma0: float, tau: float
-) -> Tensor:
+def margin_objective(margins: Tensor, gaps: Tensor, *, gamma0: float, tau: float) -> Tensor:
     """The objective of Eq. 22 at `margins` [n], a scalar: mean softplus(gamma_i - m_i) + tau KL(p || uniform)."""
     q = margins / gamma0
-    return (
-        -torch.nn.functional.logsigmoid(gaps - margins).mean()
-        + tau * torch.xlogy(q, q).mean()
-    )
+    return -torch.nn.functional.logsigmoid(gaps - margins).mean() + tau * torch.xlogy(q, q).mean()
 
 
 class GapQueue:
@@ -90,19 +79,13 @@ class GapQueue:
     ) -> None:
         for name, value in (("capacity", capacity), ("solve_size", solve_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{name}: must be a positive whole number, got {value!r}"
-                )
+                raise ValueError(f"{name}: must be a positive whole number, got {value!r}")
         _check_parity(parity)
         self.capacity, self.solve_size = capacity, solve_size
-        self.generator = (
-            generator if generator is not None else torch.Generator().manual_seed(0)
-        )
+        self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
         self._gaps = torch.empty(0, dtype=torch.float64)
         if parity == "official":
-            self._gaps = torch.randn(
-                OFFICIAL_START, generator=self.generator, dtype=torch.float64
-            )[-capacity:]
+            self._gaps = torch.randn(OFFICIAL_START, generator=self.generator, dtype=torch.float64)[-capacity:]
 
     def __len__(self) -> int:
         return len(self._gaps)
@@ -110,9 +93,7 @@ class GapQueue:
     def push(self, gaps: Tensor) -> None:
         """Append `gaps` [n]; the oldest leave once `capacity` is reached. Raises ValueError if they are not finite."""
         _check_gaps(gaps)
-        self._gaps = torch.cat([self._gaps, gaps.detach().to("cpu", torch.float64)])[
-            -self.capacity :
-        ]
+        self._gaps = torch.cat([self._gaps, gaps.detach().to("cpu", torch.float64)])[-self.capacity :]
 
     def sample(self, count: int, *, advance: bool = True) -> Tensor:
         """At most `count` stored gaps, drawn without replacement, float64 on the CPU.
@@ -120,9 +101,7 @@ class GapQueue:
         `advance=False` leaves the generator as it was, so that evaluation does not change training.
         """
         before = None if advance else self.generator.get_state()
-        chosen = torch.randperm(len(self._gaps), generator=self.generator)[
-            : max(count, 0)
-        ]
+        chosen = torch.randperm(len(self._gaps), generator=self.generator)[: max(count, 0)]
         if before is not None:
             self.generator.set_state(before)
         return self._gaps[chosen]
@@ -134,18 +113,12 @@ class GapQueue:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over `state` (tensors or lists). Raises ValueError for a missing entry or more gaps than the capacity."""
         if missing := [name for name in ("gaps", "generator") if name not in state]:
-            raise ValueError(
-                f"state: entry '{missing[0]}' is missing; not the state of a GapQueue"
-            )
+            raise ValueError(f"state: entry '{missing[0]}' is missing; not the state of a GapQueue")
         gaps = torch.as_tensor(state["gaps"], dtype=torch.float64).cpu().clone()
         if gaps.dim() != 1 or len(gaps) > self.capacity:
-            raise ValueError(
-                f"state: expected at most {self.capacity} gaps, got shape {list(gaps.shape)}"
-            )
+            raise ValueError(f"state: expected at most {self.capacity} gaps, got shape {list(gaps.shape)}")
         self._gaps = gaps
-        self.generator.set_state(
-            torch.as_tensor(state["generator"], dtype=torch.uint8).cpu()
-        )
+        self.generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8).cpu())
 
 
 def dynamic_margins(
@@ -168,26 +141,20 @@ def dynamic_margins(
     _check(gaps, gamma0, tau, steps, parity)
     company = queue.sample(queue.solve_size - len(gaps), advance=training).to(gaps)
     pool = torch.cat([gaps.detach(), company])
-    margins = target_margins(
-        pool, gamma0=gamma0, tau=tau, solver=solver, steps=steps, parity=parity
-    )[: len(gaps)]
+    margins = target_margins(pool, gamma0=gamma0, tau=tau, solver=solver, steps=steps, parity=parity)[: len(gaps)]
     if training:
         queue.push(gaps)
     return margins - gamma0 if center else margins
 
 
-def _mirror_descent(
-    gaps: Tensor, gamma0: float, tau: float, updates: int, epsilon: float
-) -> Tensor:
+def _mirror_descent(gaps: Tensor, gamma0: float, tau: float, updates: int, epsilon: float) -> Tensor:
     """`updates` steps of Eq. 24 from the uniform p, on log q."""
     rate = min(0.5 / tau, 1.0)
     count = len(gaps)
     log_q = torch.zeros_like(gaps)
     for _ in range(updates):
         q = log_q.exp()
-        gradient = gamma0 * torch.sigmoid(gamma0 * q - gaps) + tau * (
-            1 + torch.log(q + count * epsilon)
-        )  # Eq. 23
+        gradient = gamma0 * torch.sigmoid(gamma0 * q - gaps) + tau * (1 + torch.log(q + count * epsilon))  # Eq. 23
         log_q = log_q - rate * gradient
         log_q = log_q - torch.logsumexp(log_q, dim=0) + math.log(count)
     margins = gamma0 * log_q.exp()
@@ -222,9 +189,7 @@ def _solve_log_q(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
         if abs(error) < 4e-16 or high - low < 4e-16 * max(r, 1e-300):
             break
         low, high = (s, high) if error < 0 else (low, s)
-        step = (
-            error * total / float((q / slope).sum())
-        )  # d log(mean q) / ds = sum(q / slope) / sum q
+        step = error * total / float((q / slope).sum())  # d log(mean q) / ds = sum(q / slope) / sum q
         proposal = s - step
         if not low < proposal < high:
             proposal = (low + high) / 2
@@ -235,9 +200,7 @@ def _solve_log_q(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
     return u - math.log(np.mean(np.exp(u)))  # the last rounding error of the mean
 
 
-def _solve_inner(
-    u: np.ndarray, m: np.ndarray, s: float, gamma0: float, r: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _solve_inner(u: np.ndarray, m: np.ndarray, s: float, gamma0: float, r: float) -> tuple[np.ndarray, np.ndarray]:
     """Roots of u + r sigmoid(gamma0 e^u - m) = s from the guess `u`, and the slope of the left side there; both [n]."""
     low, high = np.full_like(m, s - r), np.full_like(m, s)
     tolerance = 2e-16 * max(1.0, abs(s), abs(s - r))
@@ -262,16 +225,10 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
-def _check(
-    gaps: Tensor, gamma0: float, tau: float, steps: int, parity: str | None
-) -> None:
+def _check(gaps: Tensor, gamma0: float, tau: float, steps: int, parity: str | None) -> None:
     _check_gaps(gaps)
     for name, value in (("gamma0", gamma0), ("tau", tau)):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name}: expected a finite number, got {value!r}")
     if gamma0 < 0:
         raise ValueError(f"gamma0: must not be negative, got {gamma0}")
@@ -284,13 +241,9 @@ def _check(
 
 def _check_gaps(gaps: Tensor) -> None:
     if gaps.dim() != 1 or len(gaps) < 1:
-        raise ValueError(
-            f"gaps: expected shape [n] with n >= 1, got {list(gaps.shape)}"
-        )
+        raise ValueError(f"gaps: expected shape [n] with n >= 1, got {list(gaps.shape)}")
     if not bool(torch.isfinite(gaps).all()):
-        raise ValueError(
-            f"gaps: not finite at position {int((~torch.isfinite(gaps)).nonzero()[0])}"
-        )
+        raise ValueError(f"gaps: not finite at position {int((~torch.isfinite(gaps)).nonzero()[0])}")
 
 
 def _check_parity(parity: str | None) -> None:

@@ -47,19 +47,13 @@ class Base:
     needs_rewards: bool = False
     gap: Callable[..., Tensor] | None = None
     coupled: bool = False  # a sample's value depends on the other samples of the step
-    extra: tuple[
-        str, ...
-    ] = ()  # options of the objective's own, such as the seed of a generator
+    extra: tuple[str, ...] = ()  # options of the objective's own, such as the seed of a generator
 
     @property
     def options(self) -> tuple[str, ...]:
         """The keywords a spec may give."""
         return (
-            *(
-                name
-                for name in inspect.signature(self.loss).parameters
-                if name not in SUPPLIED
-            ),
+            *(name for name in inspect.signature(self.loss).parameters if name not in SUPPLIED),
             *self.extra,
         )
 
@@ -67,11 +61,7 @@ class Base:
     def required(self) -> tuple[str, ...]:
         """The keywords a spec must give."""
         parameters = inspect.signature(self.loss).parameters.values()
-        return tuple(
-            p.name
-            for p in parameters
-            if p.default is p.empty and p.name not in SUPPLIED
-        )
+        return tuple(p.name for p in parameters if p.default is p.empty and p.name not in SUPPLIED)
 
 
 SUPPLIED = (
@@ -193,16 +183,12 @@ def _presets() -> dict[str, Preset]:
             source = "DoRA Table 8 and App. C.3"
             found[f"{task}/{name}"] = Preset(spec, task, rates, 32, source)
             robust_spec = f"dora({spec}, lam=1.0)"
-            found[f"{task}/dora_{name}"] = Preset(
-                robust_spec, task, rates, 32, f"{source}; lam = 1 from Fig. 5"
-            )
+            found[f"{task}/dora_{name}"] = Preset(robust_spec, task, rates, 32, f"{source}; lam = 1 from Fig. 5")
     for model, (beta, ratio, tau, rate) in _GAMMA_PO_TABLE_7.items():
         base = f"simpo(beta={beta}, gamma_beta_ratio={ratio})"
         layer = f"gamma(simpo(beta={beta}), gamma_beta_ratio={ratio}, tau={tau})"
         source = "gamma-PO Table 7 and App. B"
-        found[f"{model}/gamma_simpo"] = Preset(
-            layer, "ultrafeedback", {model: rate}, 128, source
-        )
+        found[f"{model}/gamma_simpo"] = Preset(layer, "ultrafeedback", {model: rate}, 128, source)
         found[f"{model}/simpo"] = Preset(
             base,
             "ultrafeedback",
@@ -254,15 +240,8 @@ class Objective:
     @property
     def coupling(self) -> str:
         """ "separable" or "step"; see the class."""
-        alone = (
-            self.aggregator in ("erm", "reweight")
-            and self.aggregation.get("normalise_h", "none") == "none"
-        )
-        return (
-            "separable"
-            if alone and self.margin is None and not BASES[self.base].coupled
-            else "step"
-        )
+        alone = self.aggregator in ("erm", "reweight") and self.aggregation.get("normalise_h", "none") == "none"
+        return "separable" if alone and self.margin is None and not BASES[self.base].coupled else "step"
 
     @property
     def stateful(self) -> bool:
@@ -282,18 +261,14 @@ class Objective:
     def __repr__(self) -> str:
         return f"<Objective {self.spec}: {self.responses}, {self.coupling}>"
 
-    def step_loss(
-        self, scores: Scores, h: Tensor | None = None, *, training: bool = True
-    ) -> StepLoss:
+    def step_loss(self, scores: Scores, h: Tensor | None = None, *, training: bool = True) -> StepLoss:
         """The loss of a step from the scores of *all* its samples, with h [B] where `needs_h`.
 
         `training=False` reads the gap queue and the moving averages without changing them.
         Raises ValueError that names the field or argument that is missing, misshapen or not finite.
         """
         if self.needs_h and h is None:
-            raise ValueError(
-                f"h: '{self.aggregator}' needs the calibration factor of every sample, got None"
-            )
+            raise ValueError(f"h: '{self.aggregator}' needs the calibration factor of every sample, got None")
         margin = self._margins(scores, training)
         per_sample = self._per_sample(scores, margin, training)
         arguments = {"kind": self.aggregator, **self.aggregation}
@@ -311,15 +286,9 @@ class Objective:
         """Queue, moving averages and generators as tensors and numbers; empty for stateless objectives."""
         state: dict[str, Any] = {}
         if self._queue is not None:
-            state |= {
-                f"queue.{name}": value
-                for name, value in self._queue.state_dict().items()
-            }
+            state |= {f"queue.{name}": value for name, value in self._queue.state_dict().items()}
         if self._beta_state is not None:
-            state |= {
-                f"beta.{name}": value
-                for name, value in self._beta_state.state_dict().items()
-            }
+            state |= {f"beta.{name}": value for name, value in self._beta_state.state_dict().items()}
             state["beta.generator"] = self._generator.get_state()
         return state
 
@@ -332,17 +301,13 @@ class Objective:
             self._queue.load_state_dict(_section(state, "queue."))
         if self._beta_state is not None:
             section = _section(state, "beta.")
-            self._generator.set_state(
-                torch.as_tensor(section.pop("generator"), dtype=torch.uint8).cpu()
-            )
+            self._generator.set_state(torch.as_tensor(section.pop("generator"), dtype=torch.uint8).cpu())
             self._beta_state.load_state_dict(section)
 
     def _prepare_margin(self) -> None:
         """The queue and the solver's arguments of a gamma layer; gamma-DPO is centred by default, gamma-SimPO is not."""
         layer, parity = self.margin, self.margin.get("parity")
-        self._gamma0 = losses.target_gamma0(
-            beta=self.options["beta"], **_pick(layer, *TARGETS)
-        )
+        self._gamma0 = losses.target_gamma0(beta=self.options["beta"], **_pick(layer, *TARGETS))
         sizes = _pick(layer, "capacity", "solve_size")
         generator = torch.Generator().manual_seed(_seed(layer))
         self._queue = margins.GapQueue(**sizes, generator=generator, parity=parity)
@@ -365,12 +330,8 @@ class Objective:
             **self._solver,
         )
 
-    def _per_sample(
-        self, scores: Scores, margin: Tensor | None, training: bool
-    ) -> Tensor:
-        arguments = _pick(
-            self.options, *inspect.signature(BASES[self.base].loss).parameters
-        )
+    def _per_sample(self, scores: Scores, margin: Tensor | None, training: bool) -> Tensor:
+        arguments = _pick(self.options, *inspect.signature(BASES[self.base].loss).parameters)
         if margin is not None:
             arguments["margin"] = margin
         if self._beta_state is not None:
@@ -403,9 +364,7 @@ class Objective:
         if self.responses != "one":
             found["accuracy"] = self._accuracy(scores)
         if self.responses == "pair":
-            found["gap_mean"] = (
-                self._implicit(scores)[:, 0] - self._implicit(scores)[:, 1]
-            ).mean()
+            found["gap_mean"] = (self._implicit(scores)[:, 0] - self._implicit(scores)[:, 1]).mean()
         if h is not None:
             found["h_mean"] = h.mean()
             found["corr_h_weight"] = _correlation(h, weights)
@@ -420,28 +379,16 @@ class Objective:
 
     def _implicit(self, scores: Scores) -> Tensor:
         """The policy's own score of each response [B, K]: r_k with a reference, else the mean log-probability."""
-        return (
-            scores.logps - scores.ref_logps
-            if self.needs_reference
-            else losses.mean_logps(scores)
-        )
+        return scores.logps - scores.ref_logps if self.needs_reference else losses.mean_logps(scores)
 
     def _accuracy(self, scores: Scores) -> Tensor:
         """Share of samples whose best response (chosen, or highest reward) has the highest implicit score."""
         implicit = self._implicit(scores)
-        real = (
-            torch.ones_like(implicit, dtype=torch.bool)
-            if scores.mask is None
-            else scores.mask
-        )
+        real = torch.ones_like(implicit, dtype=torch.bool) if scores.mask is None else scores.mask
         if self.responses == "pair":
             return (implicit[:, 0] > implicit[:, 1]).to(implicit.dtype).mean()
         best = scores.rewards.masked_fill(~real, -math.inf).argmax(dim=-1)
-        return (
-            (implicit.masked_fill(~real, -math.inf).argmax(dim=-1) == best)
-            .to(implicit.dtype)
-            .mean()
-        )
+        return (implicit.masked_fill(~real, -math.inf).argmax(dim=-1) == best).to(implicit.dtype).mean()
 
     def _check_arguments(self) -> None:
         """Run one toy step, so that a bad argument is refused when the objective is built and not an epoch later."""
@@ -465,17 +412,13 @@ def build(spec: str) -> Objective:
     that names the argument for a value outside its range.
     """
     if not isinstance(spec, str) or not spec.strip():
-        raise SpecError(
-            f"objective: expected a spec such as 'dpo(beta=0.1)', got {spec!r}"
-        )
+        raise SpecError(f"objective: expected a spec such as 'dpo(beta=0.1)', got {spec!r}")
     if spec in PRESETS:
         spec = PRESETS[spec].spec
     layers = _layers(_parse(spec), spec)
     names = [name for name, _, _ in layers]
     if names[-1] not in BASES:
-        raise SpecError(
-            f"{spec}: '{names[-1]}' needs a base loss inside, such as {names[-1]}(dpo, beta=0.1)"
-        )
+        raise SpecError(f"{spec}: '{names[-1]}' needs a base loss inside, such as {names[-1]}(dpo, beta=0.1)")
     wrappers = names[:-1]
     if wrappers.count("gamma") > 1:
         raise SpecError(f"{spec}: one dynamic margin at most")
@@ -515,21 +458,15 @@ def _layers(node: ast.expr, spec: str) -> list[tuple[str, dict[str, Any], bool]]
     if isinstance(node, ast.Name):
         return [(_known(node.id, spec), {}, False)]
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise SpecError(
-            f"{spec}: expected a name or name(...), got {ast.unparse(node)}"
-        )
+        raise SpecError(f"{spec}: expected a name or name(...), got {ast.unparse(node)}")
     name = _known(node.func.id, spec)
     keywords = {}
     for keyword in node.keywords:
         if keyword.arg is None or keyword.arg in keywords:
-            raise SpecError(
-                f"{spec}: '{ast.unparse(keyword)}' in {name}(...) must be a keyword given once"
-            )
+            raise SpecError(f"{spec}: '{ast.unparse(keyword)}' in {name}(...) must be a keyword given once")
         keywords[keyword.arg] = _literal(keyword, spec)
     if name in BASES and node.args:
-        raise SpecError(
-            f"{spec}: the base loss {name} takes keywords only, got {ast.unparse(node.args[0])}"
-        )
+        raise SpecError(f"{spec}: the base loss {name} takes keywords only, got {ast.unparse(node.args[0])}")
     if len(node.args) > 1:
         raise SpecError(f"{spec}: {name}(...) takes one loss, got {len(node.args)}")
     return [(name, keywords, True), *(_layers(node.args[0], spec) if node.args else [])]
@@ -550,15 +487,11 @@ def _literal(keyword: ast.keyword, spec: str) -> Any:
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         value = keyword
     if value is not None and not isinstance(value, int | float | str | bool):
-        raise SpecError(
-            f"{spec}: {keyword.arg} must be a number, a text, True, False or None"
-        )
+        raise SpecError(f"{spec}: {keyword.arg} must be a number, a text, True, False or None")
     return value
 
 
-def _assign(
-    layers: list[tuple[str, dict[str, Any], bool]], spec: str
-) -> dict[str, dict[str, Any]]:
+def _assign(layers: list[tuple[str, dict[str, Any], bool]], spec: str) -> dict[str, dict[str, Any]]:
     """The keywords of each layer by its name; what a layer has no use for goes to the layer inside that has.
 
     A keyword that a layer shares with a bare name inside it (dora's lam and cpo's lam) is refused as ambiguous.
@@ -568,38 +501,22 @@ def _assign(
     result: dict[str, dict[str, Any]] = {name: {} for name in names}
     for level, (name, keywords, _) in enumerate(layers):
         for keyword, value in keywords.items():
-            homes = [
-                inner for inner in range(level, len(layers)) if keyword in owned[inner]
-            ]
+            homes = [inner for inner in range(level, len(layers)) if keyword in owned[inner]]
             if name in BASES and "gamma" in names and keyword in TARGETS:
-                homes = [
-                    names.index("gamma")
-                ]  # the margin layer's mean takes the place of SimPO's constant
+                homes = [names.index("gamma")]  # the margin layer's mean takes the place of SimPO's constant
             if not homes:
-                accepted = ", ".join(
-                    sorted({key for keys in owned[level:] for key in keys})
-                )
-                raise SpecError(
-                    f"{spec}: unknown argument '{keyword}'; accepted here: {accepted or 'none'}"
-                )
-            if len(homes) > 1 and not (
-                homes[0] == level and all(layers[inner][2] for inner in homes[1:])
-            ):
+                accepted = ", ".join(sorted({key for keys in owned[level:] for key in keys}))
+                raise SpecError(f"{spec}: unknown argument '{keyword}'; accepted here: {accepted or 'none'}")
+            if len(homes) > 1 and not (homes[0] == level and all(layers[inner][2] for inner in homes[1:])):
                 both, inside = (
                     " and ".join(names[home] for home in homes),
                     names[homes[-1]],
                 )
-                raise SpecError(
-                    f"{spec}: '{keyword}' is an argument of {both}; write {inside}({keyword}=...) inside"
-                )
+                raise SpecError(f"{spec}: '{keyword}' is an argument of {both}; write {inside}({keyword}=...) inside")
             if keyword in result[names[homes[0]]]:
-                raise SpecError(
-                    f"{spec}: '{keyword}' of {names[homes[0]]} is given twice"
-                )
+                raise SpecError(f"{spec}: '{keyword}' of {names[homes[0]]} is given twice")
             result[names[homes[0]]][keyword] = value
-    if missing := [
-        key for key in BASES[names[-1]].required if key not in result[names[-1]]
-    ]:
+    if missing := [key for key in BASES[names[-1]].required if key not in result[names[-1]]]:
         raise SpecError(f"{spec}: {names[-1]} needs {missing[0]}")
     if "gamma" in names and "tau" not in result["gamma"]:
         raise SpecError(f"{spec}: gamma needs tau")
@@ -612,24 +529,21 @@ def _options(name: str, under_gamma: bool) -> tuple[str, ...]:
         return MARGIN_OPTIONS
     if name in AGGREGATOR_OPTIONS:
         return AGGREGATOR_OPTIONS[name]
-    return tuple(
-        key for key in BASES[name].options if not (under_gamma and key in TARGETS)
-    )
+    return tuple(key for key in BASES[name].options if not (under_gamma and key in TARGETS))
+
+
+def _check_takes_margin(base: str) -> None:
+    if BASES[base].gap is None:
+        takers = ", ".join(name for name, entry in BASES.items() if entry.gap)
+        raise SpecError(f"gamma({base}): {base} has no target margin on a pairwise reward gap; gamma takes {takers}")
 
 
 def _refuse_nonsense(objective: Objective) -> None:
     """Combinations that run but mean nothing."""
     base, aggregator = objective.base, objective.aggregator
-    if objective.margin is not None and BASES[base].gap is None:
-        takers = ", ".join(name for name, entry in BASES.items() if entry.gap)
-        raise SpecError(
-            f"gamma({base}): {base} has no target margin on a pairwise reward gap; gamma takes {takers}"
-        )
-    if (
-        base == "beta_dpo"
-        and objective.options.get("keep", 1.0) < 1
-        and aggregator != "erm"
-    ):
+    if objective.margin is not None:
+        _check_takes_margin(base)
+    if base == "beta_dpo" and objective.options.get("keep", 1.0) < 1 and aggregator != "erm":
         raise SpecError(
             f"{aggregator}(beta_dpo(keep=...)): the filter sets dropped samples to a loss of 0, which {aggregator} would "
             "weigh as if they were good; use keep=1.0 or erm"
@@ -641,9 +555,7 @@ def _refuse_nonsense(objective: Objective) -> None:
 
 
 def _call(name: str, inside: str | None, keywords: dict[str, Any]) -> str:
-    parts = ([inside] if inside else []) + [
-        f"{key}={value!r}" for key, value in sorted(keywords.items())
-    ]
+    parts = ([inside] if inside else []) + [f"{key}={value!r}" for key, value in sorted(keywords.items())]
     return f"{name}({', '.join(parts)})"
 
 
@@ -659,17 +571,11 @@ def _seed(options: dict[str, Any]) -> int:
 
 
 def _section(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in state.items()
-        if name.startswith(prefix)
-    }
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
     """Pearson's correlation; 0 where either is constant."""
     x, y = (x - x.mean()).to(y.dtype), y - y.mean()
     scale = (x.square().sum() * y.square().sum()).sqrt()
-    return torch.where(
-        scale > 0, (x * y).sum() / scale.clamp(min=torch.finfo(y.dtype).tiny), 0.0
-    )
+    return torch.where(scale > 0, (x * y).sum() / scale.clamp(min=torch.finfo(y.dtype).tiny), 0.0)

@@ -81,8 +81,7 @@ def effective_sample_size(sample_weights: Tensor) -> Tensor:
     squares = sample_weights.square().sum()
     return torch.where(
         squares > 0,
-        sample_weights.sum().square()
-        / squares.clamp(min=torch.finfo(squares.dtype).tiny),
+        sample_weights.sum().square() / squares.clamp(min=torch.finfo(squares.dtype).tiny),
         0.0,
     )
 
@@ -92,9 +91,7 @@ def kl_from_uniform(probabilities: Tensor) -> Tensor:
     return torch.xlogy(probabilities, probabilities * len(probabilities)).sum()
 
 
-def lambda_from_radius(
-    per_sample: Tensor, rho: float, h: Tensor | None = None
-) -> float:
+def lambda_from_radius(per_sample: Tensor, rho: float, h: Tensor | None = None) -> float:
     """The lambda > 0 at which the worst case in a KL ball of radius `rho` nats is reached (DoRA Prop. 3.2, Eq. 8).
 
     The infimum over lambda of `lam lme(h l / lam) + lam rho` lies where KL(softmax(h l / lam) || uniform) = rho; that KL
@@ -102,11 +99,7 @@ def lambda_from_radius(
     reaches log(B / ties of the largest loss), where the ball holds the point mass on the worst sample and lambda is 0.
     """
     x, _ = _modulated(per_sample, h)
-    if (
-        isinstance(rho, bool)
-        or not isinstance(rho, int | float)
-        or not (math.isfinite(rho) and rho > 0)
-    ):
+    if isinstance(rho, bool) or not isinstance(rho, int | float) or not (math.isfinite(rho) and rho > 0):
         raise ValueError(f"rho: must be a positive number of nats, got {rho!r}")
     limit = math.log(len(x) / int((x == x.max()).sum()))
     if rho >= limit:
@@ -117,9 +110,7 @@ def lambda_from_radius(
     low, high = math.log(spread) - 40, math.log(spread) + 20 - math.log(min(rho, 1.0))
     for _ in range(100):
         middle = (low + high) / 2
-        inside = (
-            float(kl_from_uniform(torch.softmax(x / math.exp(middle), dim=0))) > rho
-        )
+        inside = float(kl_from_uniform(torch.softmax(x / math.exp(middle), dim=0))) > rho
         low, high = (middle, high) if inside else (low, middle)
     return math.exp((low + high) / 2)
 
@@ -157,53 +148,33 @@ def _prepare(
     """Checked losses, shifted, and checked h, normalised; h is None for kinds that do not take it."""
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    if (
-        isinstance(lam, bool)
-        or not isinstance(lam, int | float)
-        or not (math.isfinite(lam) and lam > 0)
-    ):
+    if isinstance(lam, bool) or not isinstance(lam, int | float) or not (math.isfinite(lam) and lam > 0):
         raise ValueError(f"lam: must be a positive number, got {lam!r}")
-    if (
-        isinstance(loss_shift, bool)
-        or not isinstance(loss_shift, int | float)
-        or not math.isfinite(loss_shift)
-    ):
+    if isinstance(loss_shift, bool) or not isinstance(loss_shift, int | float) or not math.isfinite(loss_shift):
         raise ValueError(f"loss_shift: must be a finite number, got {loss_shift!r}")
     if normalise_h not in ("none", "mean_one"):
-        raise ValueError(
-            f"normalise_h: expected 'none' or 'mean_one', got {normalise_h!r}"
-        )
+        raise ValueError(f"normalise_h: expected 'none' or 'mean_one', got {normalise_h!r}")
     _check_vector("per_sample", per_sample)
     losses = per_sample + loss_shift if loss_shift else per_sample
     if kind not in NEEDS_H:
         return losses, None
     if h is None:
-        raise ValueError(
-            f"h: '{kind}' needs the calibration factor h~ of every sample, got None"
-        )
+        raise ValueError(f"h: '{kind}' needs the calibration factor h~ of every sample, got None")
     _check_vector("h", h)
     if h.shape != per_sample.shape:
-        raise ValueError(
-            f"h: expected shape {list(per_sample.shape)} like per_sample, got {list(h.shape)}"
-        )
+        raise ValueError(f"h: expected shape {list(per_sample.shape)} like per_sample, got {list(h.shape)}")
     if not bool((h >= 0).all()):
         raise ValueError("h: must not be negative")
     h = h.detach().to(losses)
     if normalise_h == "mean_one":
         if not bool(h.sum() > 0):
-            raise ValueError(
-                "h: all factors are 0, so normalise_h='mean_one' has no mean to divide by"
-            )
+            raise ValueError("h: all factors are 0, so normalise_h='mean_one' has no mean to divide by")
         h = h / h.mean()
     return losses, h
 
 
 def _check_vector(name: str, value: Tensor) -> None:
     if value.dim() != 1 or len(value) < 1:
-        raise ValueError(
-            f"{name}: expected shape [B] with B >= 1, got {list(value.shape)}"
-        )
+        raise ValueError(f"{name}: expected shape [B] with B >= 1, got {list(value.shape)}")
     if not bool(torch.isfinite(value).all()):
-        raise ValueError(
-            f"{name}: not finite at row {int((~torch.isfinite(value)).nonzero()[0])}"
-        )
+        raise ValueError(f"{name}: not finite at row {int((~torch.isfinite(value)).nonzero()[0])}")
