@@ -1,0 +1,126 @@
+"""Statistics behind the papers' figures; every function takes and returns tidy tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustpo_kit.records import RunRecord
+
+
+def normalise(rewards: Sequence[float], how: str = "minmax") -> np.ndarray:
+    """Rewards on the unit interval (`minmax`) or as standard scores (`zscore`).
+
+    Raises ValueError for another `how`, or when all rewards are equal.
+    """
+    values = np.asarray(rewards, dtype=float)
+    if values.size == 0 or np.ptp(values) == 0:
+        raise ValueError("rewards: all equal (or none); a slope against them is not defined")
+    if how == "minmax":
+        return (values - values.min()) / np.ptp(values)
+    if how == "zscore":
+        return (values - values.mean()) / values.std()
+    raise ValueError(f"how = '{how}': choose 'minmax' or 'zscore'")
+
+
+def reward_confidence(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """Slope of classifier confidence on normalised reward, one row a method (DoRA Fig. 4).
+
+    `table` has columns method, group (prompt), reward (normalised), confidence. OLS with errors clustered by prompt.
+    Columns out: method, intercept, slope, se, low, high, r_squared, replies, prompts.
+    """
+    rows = []
+    for method, part in table.groupby("method", sort=False):
+        fit = _clustered_ols("confidence ~ reward", part)
+        low, high = fit.conf_int(1 - level).loc["reward"]
+        rows.append(
+            {
+                "method": method,
+                "intercept": fit.params["Intercept"],
+                "slope": fit.params["reward"],
+                "se": fit.bse["reward"],
+                "low": low,
+                "high": high,
+                "r_squared": fit.rsquared,
+                "replies": len(part),
+                "prompts": part["group"].nunique(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def slope_difference(table: pd.DataFrame, baseline: str, method: str, *, level: float = 0.95) -> pd.DataFrame:
+    """Slope of `method` minus slope of `baseline` as the interaction term of one OLS, clustered by prompt.
+
+    Both methods answer the same prompts, so two separate fits would not give this interval. One row: difference, se,
+    low, high, p_value. Raises ValueError when a method is not in the table.
+    """
+    for name in (baseline, method):
+        if name not in set(table["method"]):
+            raise ValueError(f"method '{name}' is not in the table; it has {sorted(set(table['method']))}")
+    part = table[table["method"].isin([baseline, method])].assign(is_method=lambda t: (t["method"] == method) * 1.0)
+    fit = _clustered_ols("confidence ~ reward * is_method", part)
+    low, high = fit.conf_int(1 - level).loc["reward:is_method"]
+    return pd.DataFrame(
+        [
+            {
+                "baseline": baseline,
+                "method": method,
+                "difference": fit.params["reward:is_method"],
+                "se": fit.bse["reward:is_method"],
+                "low": low,
+                "high": high,
+                "p_value": fit.pvalues["reward:is_method"],
+                "replies": len(part),
+                "prompts": part["group"].nunique(),
+            }
+        ]
+    )
+
+
+def _clustered_ols(formula: str, table: pd.DataFrame) -> Any:
+    import statsmodels.formula.api as smf
+
+    codes = pd.factorize(table["group"])[0]
+    return smf.ols(formula, table).fit(cov_type="cluster", cov_kwds={"groups": codes})
+
+
+def training_curves(records: Mapping[str, RunRecord]) -> pd.DataFrame:
+    """History of several runs as one tidy table: method, step, and every logged quantity."""
+    parts = [pd.DataFrame(record.history).assign(method=name) for name, record in records.items()]
+    table = pd.concat(parts, ignore_index=True)
+    return table[["method", "step", *[c for c in table.columns if c not in ("method", "step")]]]
+
+
+def gap_quantiles(gaps: Sequence[float], quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> pd.DataFrame:
+    """Quantiles of reward margins and the share within 0.1 of zero (gamma-PO Fig. 2), one row."""
+    values = np.asarray(gaps, dtype=float)
+    row = {f"q{int(round(100 * q)):02d}": np.quantile(values, q) for q in quantiles}
+    near = float(np.mean(np.abs(values) < 0.1))
+    return pd.DataFrame([row | {"near_zero": near, "positive": float(np.mean(values > 0)), "pairs": len(values)}])
+
+
+def energy_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Energy distance 2 E|X-Y| - E|X-X'| - E|Y-Y'| between two samples [n, d] and [m, d]: how far is far?
+
+    Zero when both come from one distribution (Szekely and Rizzo, 2013). Raises ValueError for fewer than two rows.
+    """
+    from scipy.spatial.distance import cdist, pdist
+
+    if len(first) < 2 or len(second) < 2:
+        raise ValueError("first, second: at least two rows each are needed")
+    # unbiased within-sample means: pairs of different rows only
+    return float(2 * cdist(first, second).mean() - pdist(first).mean() - pdist(second).mean())
+
+
+def mean_ci(
+    values: Sequence[float], *, seed: int, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean with a percentile bootstrap interval (mean, low, high)."""
+    values = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(values.mean()), float(low), float(high)

@@ -1,0 +1,184 @@
+"""Figures: each function takes a tidy table and an axis, draws, and returns the axis."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+# Okabe and Ito (2008): distinguishable for every common form of colour vision
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+COLOURS = {
+    "human_correct": "#0072B2",
+    "human_matched": "#0072B2",
+    "human_wrong": "#56B4E9",
+    "human_mismatched": "#56B4E9",
+    "smollm2": "#D55E00",
+    "sft": "#999999",
+    "erm": "#0072B2",
+    "dro": "#E69F00",
+    "reweight": "#009E73",
+    "dora": "#D55E00",
+}
+NAMES = {
+    "human_correct": "human, correct",
+    "human_wrong": "human, wrong",
+    "human_matched": "human",
+    "human_mismatched": "human, other prompt",
+    "smollm2": "SmolLM2",
+    "sft": "SFT",
+    "erm": "ERM",
+    "dro": "DRO",
+    "reweight": "reweighting",
+    "dora": "DoRA",
+}
+
+
+def style() -> None:
+    """The kit's matplotlib style: colour-blind safe, fixed sizes, bundled fonts only."""
+    import matplotlib as mpl
+    from cycler import cycler
+
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.8),
+            "figure.dpi": 100,
+            "savefig.dpi": 150,
+            "font.family": "DejaVu Sans",
+            "font.size": 10,
+            "axes.prop_cycle": cycler(color=PALETTE),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#dddddd",
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "figure.constrained_layout.use": True,
+        }
+    )
+
+
+def colour(name: str, place: int = 0) -> str:
+    """The fixed colour of a source or method, else one of the palette by place."""
+    return COLOURS.get(name, PALETTE[place % len(PALETTE)])
+
+
+def label(name: str) -> str:
+    """The readable name of a source or method."""
+    return NAMES.get(name, name)
+
+
+def composition(table: pd.DataFrame, ax: Any) -> Any:
+    """Stacked shares of sources by column; table of `mixture.composition` (column, source, share)."""
+    wide = table.pivot_table(index="column", columns="source", values="share", fill_value=0.0)
+    bottom = np.zeros(len(wide))
+    for place, source in enumerate(wide.columns):
+        ax.bar(wide.index, wide[source], bottom=bottom, color=colour(source, place), label=label(source), width=0.7)
+        bottom += wide[source].to_numpy()
+    ax.set_xticks(wide.index, [f"$y_{k}$" + (" (golden slot)" if k == 0 else "") for k in wide.index])
+    ax.set(ylabel="share of samples", ylim=(0, 1), title="Who wrote each response")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(wide.columns))
+    return ax
+
+
+def densities(table: pd.DataFrame, ax: Any, *, value: str, by: str, xlabel: str, bins: Any = 30) -> Any:
+    """Histograms as densities of `value`, one line a level of `by`."""
+    edges = np.histogram_bin_edges(table[value], bins=bins)
+    for place, (name, part) in enumerate(table.groupby(by, sort=False)):
+        ax.hist(
+            part[value], bins=edges, density=True, histtype="step", lw=1.8, color=colour(name, place), label=label(name)
+        )
+    ax.set(xlabel=xlabel, ylabel="density")
+    ax.legend()
+    return ax
+
+
+def reliability(table: pd.DataFrame, ax: Any) -> Any:
+    """Reliability diagram: columns stage, confidence, accuracy, count (one row a bin)."""
+    ax.plot([0, 1], [0, 1], color="#555555", lw=1, ls=":", label="perfect")
+    for place, (stage, part) in enumerate(table.groupby("stage", sort=False)):
+        ax.plot(part["confidence"], part["accuracy"], marker="o", ms=4, color=PALETTE[place], label=stage)
+    ax.set(xlabel="predicted probability of golden", ylabel="observed share of golden", xlim=(0, 1), ylim=(0, 1))
+    ax.set_aspect("equal")
+    ax.legend(loc="upper left")
+    return ax
+
+
+def violins(table: pd.DataFrame, ax: Any, *, value: str, by: str, ylabel: str) -> Any:
+    """One violin with median and quartiles a level of `by`."""
+    names = list(dict.fromkeys(table[by]))
+    parts = ax.violinplot([table.loc[table[by] == name, value] for name in names], showextrema=False, widths=0.8)
+    for place, (body, name) in enumerate(zip(parts["bodies"], names, strict=True)):
+        body.set(facecolor=colour(name, place), alpha=0.55)
+        low, mid, high = table.loc[table[by] == name, value].quantile([0.25, 0.5, 0.75])
+        ax.vlines(place + 1, low, high, color="#222222", lw=4)
+        ax.plot(place + 1, mid, marker="o", color="white", ms=4)
+    ax.set_xticks(range(1, len(names) + 1), [label(name) for name in names])
+    ax.set(ylabel=ylabel)
+    return ax
+
+
+def bars_with_ci(
+    table: pd.DataFrame, ax: Any, *, name: str, value: str, xlabel: str, reference: float | None = None
+) -> Any:
+    """Horizontal points with intervals: columns `name`, `value`, low, high; an optional vertical reference line."""
+    places = np.arange(len(table))[::-1]
+    errors = [table[value] - table["low"], table["high"] - table[value]]
+    ax.errorbar(table[value], places, xerr=errors, fmt="o", color=PALETTE[0], capsize=3)
+    if reference is not None:
+        ax.axvline(reference, color="#555555", lw=1, ls=":")
+    ax.set_yticks(places, [label(text) for text in table[name]])
+    ax.set(xlabel=xlabel, ylim=(-0.6, len(table) - 0.4))
+    return ax
+
+
+def curves(table: pd.DataFrame, ax: Any, *, value: str, ylabel: str) -> Any:
+    """One line a method over optimizer steps."""
+    for place, (method, part) in enumerate(table.groupby("method", sort=False)):
+        ax.plot(part["step"], part[value], color=colour(method, place), label=label(method), marker=".", ms=5)
+    ax.set(xlabel="optimizer step", ylabel=ylabel)
+    ax.legend()
+    return ax
+
+
+def win_lose(table: pd.DataFrame, ax: Any) -> Any:
+    """Stacked win, tie, lose shares a method; columns method, win, tie, lose (shares) and win_low, win_high."""
+    places = np.arange(len(table))[::-1]
+    left = np.zeros(len(table))
+    for outcome, shade in (("win", PALETTE[0]), ("tie", "#cccccc"), ("lose", PALETTE[1])):
+        ax.barh(places, table[outcome], left=left, color=shade, label=outcome, height=0.65)
+        left += table[outcome].to_numpy()
+    errors = [table["win"] - table["win_low"], table["win_high"] - table["win"]]
+    ax.errorbar(table["win"], places, xerr=errors, fmt="none", ecolor="#222222", capsize=3, lw=1.2)
+    ax.set_yticks(places, [label(text) for text in table["method"]])
+    ax.set(xlabel="share of prompts, against the human reply (bar: 95 % CI of win)", xlim=(0, 1))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+def reward_confidence(points: pd.DataFrame, fits: pd.DataFrame, ax: Any) -> Any:
+    """DoRA Fig. 4: replies as points (reward, confidence), a dashed least-squares line a method."""
+    for place, (method, part) in enumerate(points.groupby("method", sort=False)):
+        shade = colour(method, place)
+        ax.scatter(part["reward"], part["confidence"], s=12, alpha=0.45, color=shade, linewidths=0)
+        fit = fits.set_index("method").loc[method]
+        ends = np.array([part["reward"].min(), part["reward"].max()])
+        text = f"{label(method)}: slope {fit.slope:.2f} [{fit.low:.2f}, {fit.high:.2f}]"
+        ax.plot(ends, fit.intercept + fit.slope * ends, color=shade, ls="--", lw=2, label=text)
+    ax.set(xlabel="normalised reward", ylabel="classifier confidence (golden)", ylim=(-0.02, 1.02))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22))
+    return ax
+
+
+def gamma_versus_gap(table: pd.DataFrame, ax: Any, *, gamma0: float | Sequence[float] | None = None) -> Any:
+    """gamma-PO Fig. 5: target margin against reward gap; columns setting, gap, gamma; dotted line(s) at gamma0."""
+    for place, (setting, part) in enumerate(table.groupby("setting", sort=False)):
+        part = part.sort_values("gap")
+        ax.plot(part["gap"], part["gamma"], color=PALETTE[place % 8], lw=1.2, marker=".", ms=4, label=setting)
+    for value in np.atleast_1d(gamma0) if gamma0 is not None else ():
+        ax.axhline(value, color="#555555", lw=1, ls=":")
+    ax.set(xlabel="reward gap $m = r_w - r_l$", ylabel=r"target margin $\gamma_i$")
+    ax.legend()
+    return ax
