@@ -1,0 +1,238 @@
+"""Policies: a causal language model with its tokenizer and template, LoRA adapters, and the reference it starts from."""
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from robustpo_kit import assets, logprobs
+from robustpo_kit.data import Template
+from robustpo_kit.records import KitError, read_json, write_json
+
+RECORD = "policy.json"
+TARGETS = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "all-linear": "all-linear"}
+
+
+@dataclasses.dataclass
+class Policy:
+    """A model, its tokenizer, the template of its prompts and the record of where it came from."""
+
+    model: nn.Module
+    tokenizer: Any
+    template: Template
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+    shared_prefix: bool = False  # the architecture takes block masks: prompts are computed once
+
+    def __post_init__(self) -> None:
+        self.shared_prefix = logprobs.use_block_attention(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.model.parameters()).device
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether LoRA weights are attached (the reference is then the same model without them)."""
+        return hasattr(self.model, "peft_config")
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that training changes."""
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[nn.Module]:
+        """The reference model: the base without its adapter, in evaluation mode.
+
+        Raises KitError where there is no adapter, since full fine-tuning leaves no reference behind.
+        """
+        if not self.has_adapter:
+            raise KitError("policy: no adapter to disable; add_lora first, or cache reference log-probs before training")
+        training = self.model.training
+        self.model.eval()
+        try:
+            with self.model.disable_adapter():
+                yield self.model
+        finally:
+            self.model.train(training)
+
+    def add_lora(
+        self, targets: str = "attention", rank: int = 16, *, alpha: int | None = None, dropout: float = 0.0, seed: int = 0
+    ) -> "Policy":
+        """Freeze the model and attach a LoRA adapter (B = 0, so it starts as its reference); fp32 adapter weights.
+
+        `targets`: "attention" (q, k, v, o projections) or "all-linear". `alpha` defaults to 2 * rank.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        if targets not in TARGETS:
+            raise KitError(f"lora targets: '{targets}' is unknown; choose one of {', '.join(TARGETS)}")
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=rank,
+            lora_alpha=2 * rank if alpha is None else alpha,
+            lora_dropout=dropout,
+            target_modules=TARGETS[targets],
+            bias="none",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = get_peft_model(self.model, config)
+        self.record = {**self.record, "lora": {"targets": targets, "rank": rank, "alpha": config.lora_alpha, "seed": seed}}
+        return self
+
+    def merge(self) -> "Policy":
+        """Fold the adapter into the weights; the result is a plain model, ready to be the next reference."""
+        if self.has_adapter:
+            self.model = self.model.merge_and_unload()
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(True)
+            self.record = {key: value for key, value in self.record.items() if key != "lora"} | {"merged": True}
+        return self
+
+    def fingerprint(self) -> str:
+        """sha256 over the base weights' names, shapes, sums and a sample of their bits: changes when a weight does."""
+        sha = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            if "lora_" in name:
+                continue
+            value = parameter.detach()
+            sample = value.flatten()[:: max(1, value.numel() // 1024)].float().cpu()
+            sums = torch.stack([value.sum(dtype=torch.float64), value.abs().sum(dtype=torch.float64)]).cpu()
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            sha.update(f"{plain}{tuple(value.shape)}{value.dtype}".encode())
+            sha.update(sample.numpy().tobytes() + sums.numpy().tobytes())
+        return sha.hexdigest()
+
+    def save(self, folder: Path) -> Path:
+        """Write safetensors (the adapter alone where there is one), tokenizer and JSON record; by rename.
+
+        An adapter whose base exists in no file (merged or random weights) is written merged into it.
+        """
+        folder = Path(folder)
+        if self.has_adapter and (self.record.get("merged") or self.record.get("source") == "tiny"):
+            return dataclasses.replace(self, model=copy.deepcopy(self.model)).merge().save(folder)
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        self.model.save_pretrained(temporary)
+        self.tokenizer.save_pretrained(temporary)
+        record = {**self.record, "template": dataclasses.asdict(self.template), "adapter": self.has_adapter}
+        write_json(temporary / RECORD, record)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        return folder
+
+
+def load(
+    source: str | Path,
+    *,
+    template: Template | None = None,
+    dtype: str = "float32",
+    device: str | torch.device | None = None,
+) -> Policy:
+    """A policy from an asset name, a Hub id, a local Hugging Face folder, or a folder that `Policy.save` wrote.
+
+    `template` defaults to the saved one, else to the tokenizer's chat template where it has one. Raises KitError for
+    an unknown source or dtype.
+    """
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise KitError(f"dtype: '{dtype}' is not a floating-point type; use float32 or bfloat16")
+    if str(source) == "tiny":
+        return tiny(byte_tokenizer(), template=template, device=device)
+    folder = assets.resolve(str(source))
+    record = read_json(folder / RECORD) if (folder / RECORD).exists() else {}
+    if record.get("adapter"):
+        return _load_adapter(folder, record, template, dtype, device)
+    record = {**record, "source": str(source), "origin": record.get("origin", str(source))}
+    record.pop("merged", None)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="sdpa")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if template is None:
+        saved = record.get("template")
+        template = Template(**saved) if saved else Template(kind="chat" if tokenizer.chat_template else "plain")
+    return Policy(_place(model, device), _with_pad(tokenizer), template, {**record, "dtype": dtype})
+
+
+def _load_adapter(folder: Path, record: dict, template: Template | None, dtype: str, device: Any) -> Policy:
+    from peft import PeftModel
+
+    base = load(record["source"], template=template or Template(**record["template"]), dtype=dtype, device=device)
+    base.model = PeftModel.from_pretrained(base.model, folder, is_trainable=True)
+    return dataclasses.replace(base, record=record)
+
+
+def tiny(
+    tokenizer: Any,
+    *,
+    template: Template | None = None,
+    hidden: int = 32,
+    layers: int = 2,
+    heads: int = 2,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Policy:
+    """A random Llama over the given tokenizer: what the smoke profile and tests train, in seconds."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    template = template or Template(kind="chat" if getattr(tokenizer, "chat_template", None) else "plain")
+    record = {"source": "tiny", "hidden": hidden, "layers": layers, "heads": heads, "seed": seed, "dtype": "float32"}
+    return Policy(_place(model, device), _with_pad(tokenizer), template, record)
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<s>' + m['role'] + '\\n' + m['content'] + '</s>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
+)
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer of single bytes with a chat template, made in memory: for tiny models and tests."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE
+    )
+
+
+def _place(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    if device is None:
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+    return model.to(device)
+
+
+def _with_pad(tokenizer: Any) -> Any:
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
