@@ -138,13 +138,7 @@ def orpo(scores: Scores, *, lam: float = 0.1) -> Tensor:
     return -a[:, 0] + lam * _softplus(odds[:, 1] - odds[:, 0])
 
 
-def kto(
-    scores: Scores,
-    *,
-    beta: float,
-    weight_chosen: float = 1.0,
-    weight_rejected: float = 1.0,
-) -> Tensor:
+def kto(scores: Scores, *, beta: float, weight_chosen: float = 1.0, weight_rejected: float = 1.0) -> Tensor:
     """KTO on pairs: [w_w sigmoid(beta (z - r_w)) + w_l sigmoid(beta (r_l - z))] / 2 (Ethayarajh et al. 2024, Eq. 8).
 
     z = max(0, mean over the batch of `kl_logps - kl_ref_logps`), detached: the KL estimate from mismatched responses.
@@ -489,13 +483,7 @@ def _at_least(name: str, value: float, low: float) -> None:
 
 
 def _between(
-    name: str,
-    value: float,
-    low: float,
-    high: float,
-    *,
-    open_low: bool = False,
-    closed_high: bool = False,
+    name: str, value: float, low: float, high: float, *, open_low: bool = False, closed_high: bool = False
 ) -> None:
     _number(name, value)
     if not (low < value if open_low else low <= value) or not (value <= high if closed_high else value < high):

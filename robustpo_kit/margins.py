@@ -20,13 +20,7 @@ OFFICIAL_EPSILON = 1e-10  # what the published code adds to p inside the logarit
 
 
 def target_margins(
-    gaps: Tensor,
-    *,
-    gamma0: float,
-    tau: float,
-    solver: str = "exact",
-    steps: int = 20,
-    parity: str | None = None,
+    gaps: Tensor, *, gamma0: float, tau: float, solver: str = "exact", steps: int = 20, parity: str | None = None
 ) -> Tensor:
     """Target margins gamma_i [n], mean gamma0, never falling with the gap, from reward gaps m [n]; detached.
 
@@ -186,7 +180,7 @@ def _solve_log_q(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
         q = np.exp(u)
         total = q.sum()
         error = math.log(total / len(m))  # log mean q
-        if abs(error) < 4e-16 or high - low < 4e-16 * max(r, 1e-300):
+        if abs(error) < 1e-14 or high - low < 4e-16 * max(r, 1e-300):
             break
         low, high = (s, high) if error < 0 else (low, s)
         step = error * total / float((q / slope).sum())  # d log(mean q) / ds = sum(q / slope) / sum q

@@ -52,10 +52,7 @@ class Base:
     @property
     def options(self) -> tuple[str, ...]:
         """The keywords a spec may give."""
-        return (
-            *(name for name in inspect.signature(self.loss).parameters if name not in SUPPLIED),
-            *self.extra,
-        )
+        return (*(name for name in inspect.signature(self.loss).parameters if name not in SUPPLIED), *self.extra)
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -64,13 +61,7 @@ class Base:
         return tuple(p.name for p in parameters if p.default is p.empty and p.name not in SUPPLIED)
 
 
-SUPPLIED = (
-    "scores",
-    "margin",
-    "state",
-    "generator",
-    "training",
-)  # arguments of losses that the objective fills in
+SUPPLIED = ("scores", "margin", "state", "generator", "training")  # arguments of losses that the objective fills in
 
 
 BASES = {
@@ -100,17 +91,7 @@ AGGREGATOR_OPTIONS = {
     "dr_dpo": ("lam", "loss_shift"),
 }
 TARGETS = ("gamma0", "gamma_beta_ratio")
-MARGIN_OPTIONS = (
-    *TARGETS,
-    "tau",
-    "solver",
-    "steps",
-    "center",
-    "capacity",
-    "solve_size",
-    "seed",
-    "parity",
-)
+MARGIN_OPTIONS = (*TARGETS, "tau", "solver", "steps", "center", "capacity", "solve_size", "seed", "parity")
 LAYERS = (*AGGREGATOR_OPTIONS, "gamma")
 
 
@@ -142,11 +123,7 @@ _DORA_TABLE_8 = {  # task: base loss, learning rates; UltraFeedback is trained i
         ("rrhf(alpha=0.5)", _LIST_RATES),
         ("lire(temperature=1.0)", _LIST_RATES),
     ),
-    "ultrafeedback": (
-        ("dpo_pl(beta=0.1)", {}),
-        ("rrhf(alpha=1.0)", {}),
-        ("lire(temperature=2.0)", {}),
-    ),
+    "ultrafeedback": (("dpo_pl(beta=0.1)", {}), ("rrhf(alpha=1.0)", {}), ("lire(temperature=2.0)", {})),
 }
 _GAMMA_PO_TABLE_7 = {  # setting: beta, gamma/beta ratio, tau, learning rate; the table's "gamma" is the ratio
     "llama3-8b-instruct": (10.0, 0.4, 10.0, 1e-6),
@@ -160,11 +137,7 @@ SEARCH_RANGES: dict[str, dict[str, tuple[float, ...]]] = {
     "dpo": {"beta": (0.01, 0.05, 0.1)},
     "ipo": {"tau": (0.01, 0.1, 0.5, 1.0)},
     "cpo": {"beta": (0.01, 0.05, 0.1), "lam": (1.0,)},
-    "kto": {
-        "beta": (0.01, 0.05, 0.1),
-        "weight_chosen": (1.0,),
-        "weight_rejected": (1.0,),
-    },
+    "kto": {"beta": (0.01, 0.05, 0.1), "weight_chosen": (1.0,), "weight_rejected": (1.0,)},
     "orpo": {"lam": (0.1, 0.5, 1.0, 2.0)},
     "r_dpo_length": {"beta": (0.01, 0.05, 0.1), "alpha": (0.05, 0.1, 0.5, 1.0)},
     "cdpo": {"beta": (0.01, 0.05, 0.1), "epsilon": (0.01, 0.05, 0.1)},
@@ -190,11 +163,7 @@ def _presets() -> dict[str, Preset]:
         source = "gamma-PO Table 7 and App. B"
         found[f"{model}/gamma_simpo"] = Preset(layer, "ultrafeedback", {model: rate}, 128, source)
         found[f"{model}/simpo"] = Preset(
-            base,
-            "ultrafeedback",
-            {model: rate},
-            128,
-            f"{source}, with the margin constant",
+            base, "ultrafeedback", {model: rate}, 128, f"{source}, with the margin constant"
         )
     return found
 
@@ -275,12 +244,7 @@ class Objective:
         h = h if self.needs_h else None
         loss = robust.aggregate(per_sample, h, **arguments)
         weights = robust.weights(per_sample, h, **arguments)
-        return StepLoss(
-            loss,
-            per_sample,
-            weights,
-            self._metrics(scores, per_sample, weights, h, margin),
-        )
+        return StepLoss(loss, per_sample, weights, self._metrics(scores, per_sample, weights, h, margin))
 
     def state_dict(self) -> dict[str, Any]:
         """Queue, moving averages and generators as tensors and numbers; empty for stateless objectives."""
@@ -322,12 +286,7 @@ class Objective:
             return None
         gaps = BASES[self.base].gap(scores, beta=self.options["beta"]).detach()
         return margins.dynamic_margins(
-            gaps,
-            self._queue,
-            gamma0=self._gamma0,
-            center=self._center,
-            training=training,
-            **self._solver,
+            gaps, self._queue, gamma0=self._gamma0, center=self._center, training=training, **self._solver
         )
 
     def _per_sample(self, scores: Scores, margin: Tensor | None, training: bool) -> Tensor:
@@ -335,21 +294,12 @@ class Objective:
         if margin is not None:
             arguments["margin"] = margin
         if self._beta_state is not None:
-            arguments |= {
-                "state": self._beta_state,
-                "generator": self._generator,
-                "training": training,
-            }
+            arguments |= {"state": self._beta_state, "generator": self._generator, "training": training}
         return BASES[self.base].loss(scores, **arguments)
 
     @torch.no_grad()
     def _metrics(
-        self,
-        scores: Scores,
-        per_sample: Tensor,
-        weights: Tensor,
-        h: Tensor | None,
-        margin: Tensor | None,
+        self, scores: Scores, per_sample: Tensor, weights: Tensor, h: Tensor | None, margin: Tensor | None
     ) -> dict[str, Tensor]:
         """Scalars of the whole step for the log."""
         found = {
@@ -370,11 +320,7 @@ class Objective:
             found["corr_h_weight"] = _correlation(h, weights)
         if margin is not None:
             total = margin + self._gamma0 if self._center else margin
-            found |= {
-                "gamma_min": total.min(),
-                "gamma_max": total.max(),
-                "margin_mean": total.mean(),
-            }
+            found |= {"gamma_min": total.min(), "gamma_max": total.max(), "margin_mean": total.mean()}
         return {name: value.detach() for name, value in found.items()}
 
     def _implicit(self, scores: Scores) -> Tensor:
@@ -393,15 +339,7 @@ class Objective:
     def _check_arguments(self) -> None:
         """Run one toy step, so that a bad argument is refused when the objective is built and not an epoch later."""
         logps = torch.tensor([[-2.0, -3.0]], dtype=torch.float64)
-        toy = Scores(
-            logps,
-            logps - 0.5,
-            torch.tensor([[2, 3]]),
-            logps,
-            None,
-            logps[:, 0],
-            logps[:, 0],
-        )
+        toy = Scores(logps, logps - 0.5, torch.tensor([[2, 3]]), logps, None, logps[:, 0], logps[:, 0])
         self.step_loss(toy, torch.ones(1, dtype=torch.float64), training=False)
 
 
@@ -435,13 +373,7 @@ def build(spec: str) -> Objective:
         )
     keywords = _assign(layers, spec)
     aggregator = aggregators[0] if aggregators else "erm"
-    return Objective(
-        names[-1],
-        keywords[names[-1]],
-        aggregator,
-        keywords.get(aggregator),
-        keywords.get("gamma"),
-    )
+    return Objective(names[-1], keywords[names[-1]], aggregator, keywords.get(aggregator), keywords.get("gamma"))
 
 
 def _parse(spec: str) -> ast.expr:
@@ -508,10 +440,7 @@ def _assign(layers: list[tuple[str, dict[str, Any], bool]], spec: str) -> dict[s
                 accepted = ", ".join(sorted({key for keys in owned[level:] for key in keys}))
                 raise SpecError(f"{spec}: unknown argument '{keyword}'; accepted here: {accepted or 'none'}")
             if len(homes) > 1 and not (homes[0] == level and all(layers[inner][2] for inner in homes[1:])):
-                both, inside = (
-                    " and ".join(names[home] for home in homes),
-                    names[homes[-1]],
-                )
+                both, inside = (" and ".join(names[home] for home in homes), names[homes[-1]])
                 raise SpecError(f"{spec}: '{keyword}' is an argument of {both}; write {inside}({keyword}=...) inside")
             if keyword in result[names[homes[0]]]:
                 raise SpecError(f"{spec}: '{keyword}' of {names[homes[0]]} is given twice")

@@ -80,9 +80,7 @@ def effective_sample_size(sample_weights: Tensor) -> Tensor:
     """(sum w)^2 / sum w^2 of non-negative weights [B], between 1 and B: how many samples drive the step; 0 if all are 0."""
     squares = sample_weights.square().sum()
     return torch.where(
-        squares > 0,
-        sample_weights.sum().square() / squares.clamp(min=torch.finfo(squares.dtype).tiny),
-        0.0,
+        squares > 0, sample_weights.sum().square() / squares.clamp(min=torch.finfo(squares.dtype).tiny), 0.0
     )
 
 
@@ -138,12 +136,7 @@ def _modulated(per_sample: Tensor, h: Tensor | None) -> tuple[Tensor, int]:
 
 
 def _prepare(
-    per_sample: Tensor,
-    h: Tensor | None,
-    kind: str,
-    lam: float,
-    loss_shift: float,
-    normalise_h: str,
+    per_sample: Tensor, h: Tensor | None, kind: str, lam: float, loss_shift: float, normalise_h: str
 ) -> tuple[Tensor, Tensor | None]:
     """Checked losses, shifted, and checked h, normalised; h is None for kinds that do not take it."""
     if kind not in KINDS:
