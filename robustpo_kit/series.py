@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,7 +250,7 @@ def _schedule(plan: Plan, chosen: dict[str, Path], results: dict[str, Result], r
             waiting.remove(number)
             bad = [need for need in needs if results[need].status != "ok"]
             if bad:
-                reason = f"needs {bad[0]}, which is {results[bad[0]].status}"
+                reason = f"needs {bad[0]} ({results[bad[0]].status})"
                 results[number] = _tell(plan, Result(chosen[number].stem, "skipped", reason))
             elif kept := _kept(plan, chosen[number], key := _key(plan, chosen[number])):
                 results[number] = _tell(plan, kept)
@@ -321,7 +322,8 @@ def _watch(plan: Plan, child: Child) -> Result | None:
     if not done.exists():
         return Result(path.stem, "incomplete", "ended without finish()", seconds=seconds, key=child.key)
     said = records.read_json(done)
-    return Result(path.stem, "ok", seconds=seconds, tables=said["tables"], figures=said["figures"], key=child.key)
+    tables, figures = (list(dict.fromkeys(said[kind])) for kind in ("tables", "figures"))  # one may be saved twice
+    return Result(path.stem, "ok", seconds=seconds, tables=tables, figures=figures, key=child.key)
 
 
 def _log(plan: Plan, path: Path) -> Path:
@@ -424,3 +426,29 @@ def index(plan: Plan, results: list[Result]) -> str:
         if r.tables or r.figures:
             lines += ["", f"## {r.name}", "", *(f"- `{name}`" for name in r.tables + r.figures)]
     return "\n".join(lines) + "\n"
+
+
+def publish(profile: str) -> list[str]:
+    """Copy the tables and figures of a finished series, provenance included, to where they are committed.
+
+    Tables of profile gpu already lie in their committed folder. Raises KitError unless every notebook was ok.
+    """
+    manifest = records.read_json(paths.work(profile) / "manifest.json")
+    bad = [entry["name"] for entry in manifest["notebooks"] if entry["status"] != "ok"]
+    missing = set(sources()) - {entry["name"][:2] for entry in manifest["notebooks"]}
+    if bad or missing:
+        raise KitError(f"publish: not every notebook was ok under {profile} ({', '.join(bad or sorted(missing))})")
+    if profile == "smoke":
+        raise KitError("publish: smoke results come from random models; publish those of profile cpu or gpu")
+    copied = []
+    for kind, folder in (("tables", paths.RESULTS / "reference"), ("figures", paths.FIGURES / "reference")):
+        if kind == "tables" and profile == "gpu":
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in dict.fromkeys(name for entry in manifest["notebooks"] for name in entry[kind]):
+            source = paths.ROOT / name
+            for file in sorted(source.parent.glob(f"{source.stem}.*")):
+                with records.atomic_write(folder / file.name) as temporary:
+                    shutil.copyfile(file, temporary)
+                copied.append(paths.show(folder / file.name))
+    return copied

@@ -1,0 +1,71 @@
+# How everything is run. Needs make and a Python >= 3.11; `make series` and `make test` build the rest in .venv first.
+#
+#   make series PROFILE=gpu SEED=1 ONLY=04,05      another scale, another seed, some notebooks
+#   make env PYTHON=python3.12                     another interpreter
+
+PYTHON  ?= python3
+PROFILE ?= cpu
+SEED    ?= 0
+ONLY    ?=
+WORKERS ?= 2
+VENV    := .venv
+BIN     := $(VENV)/bin
+READY   := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help env series test lab notebooks figures report reference lint lock bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+env: $(READY)  ## the environment in .venv, and the models and texts in the cache
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "robustpo-kit needs Python 3.11 or newer, and $(PYTHON) is not: install one, or name it: make env PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make environments: install its venv package (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@echo "making the environment in $(VENV) (once; about 2 GB)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/robustpo doctor --fetch
+	@touch $@
+
+series: env  ## run the notebooks headless: PROFILE=cpu SEED=0 ONLY=04,05; what is finished is kept
+	$(BIN)/robustpo series --resume --profile $(PROFILE) --seed $(SEED) $(if $(ONLY),--only $(ONLY))
+
+test: env  ## unit tests, and nbval over every notebook under profile smoke
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks tests
+
+lab: env  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=.
+
+notebooks: env  ## execute the text notebooks that changed into notebooks/*.ipynb (profile smoke)
+	$(BIN)/robustpo notebooks
+
+figures: series  ## the series, then the list of its figures
+	@ls figures/*.png
+
+report: series  ## the executed notebooks of the series as HTML pages in runs/PROFILE/html
+	$(BIN)/jupyter nbconvert --log-level WARN --to html --output-dir runs/$(PROFILE)/html runs/$(PROFILE)/notebooks/*.ipynb
+	@ls runs/$(PROFILE)/html/*.html
+
+reference: series  ## copy the tables and figures of a finished series to where they are committed
+	$(BIN)/robustpo series --profile $(PROFILE) --publish
+
+lint: env  ## ruff on the package, the tests and the notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check robustpo_kit tests conftest.py
+
+bench: env  ## throughput and memory against TRL on the same work
+	$(BIN)/robustpo bench
+
+lock:  ## write requirements.lock from what .venv holds: versions only
+	$(BIN)/python -m pip list --format=freeze --exclude pip --exclude setuptools --exclude robustpo-kit \
+	  | sed -E 's/\+[A-Za-z0-9.]+$$//; /^(nvidia-|cuda-|triton==)/d' > requirements.lock.tmp
+	mv requirements.lock.tmp requirements.lock
+	@touch $(READY)
+
+clean:  ## remove runs and caches; keeps .venv, data and committed results
+	rm -rf runs .ruff_cache .hypothesis
