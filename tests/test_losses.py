@@ -1,0 +1,458 @@
+"""Losses against the papers' formulas at 50 digits, their gradients, invariances, extremes and refusals."""
+
+import math
+
+import mpmath as mp
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustpo_kit import losses
+from robustpo_kit.losses import BetaState, Scores
+
+mp.mp.dps = 50
+PAIRS = ("dpo", "cdpo", "rdpo", "r_dpo_length", "ipo", "exo", "simpo", "cpo", "orpo", "kto", "kto_pair")
+LISTS = ("dpo_pl", "rrhf", "lire")
+
+
+def toy(batch=5, count=2, seed=0, scale=30.0, dtype=torch.float64):
+    """Random scores; every field a loss may ask for is there."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.rand(*shape, generator=g, dtype=torch.float64)
+
+    lengths = torch.randint(1, 40, (batch, count), generator=g)
+    logps = -(0.02 + draw(batch, count)) * scale
+    ref_logps = logps + 4 * (draw(batch, count) - 0.5)
+    rewards = 3 * (draw(batch, count) - 0.5)
+    kl_logps = -draw(batch) * scale
+    fields = (logps, ref_logps, rewards, kl_logps, kl_logps - draw(batch))
+    logps, ref_logps, rewards, kl_logps, kl_ref_logps = (x.to(dtype) for x in fields)
+    return Scores(logps, ref_logps, lengths, rewards, None, kl_logps, kl_ref_logps)
+
+
+def sigmoid(x):
+    return 1 / (1 + mp.exp(-x))
+
+
+def divergence(p, q):
+    return sum(a * mp.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def softmax(x):
+    total = sum(mp.exp(v) for v in x)
+    return [mp.exp(v) / total for v in x]
+
+
+def odds(a):
+    return mp.exp(a) / (1 - mp.exp(a))
+
+
+def exact_pl(row, beta):
+    """Probability that the ranking by reward is drawn one winner at a time."""
+    left = sorted(range(len(row.s)), key=lambda k: (-row.rewards[k], k))
+    probability = mp.mpf(1)
+    while left:
+        strengths = {k: mp.exp(beta * (row.s[k] - row.ref[k])) for k in left}
+        probability *= strengths[left[0]] / sum(strengths.values())
+        left = left[1:]
+    return -mp.log(probability)
+
+
+def exact_rrhf(row, alpha):
+    ranking = mp.mpf(0)
+    for i, low in enumerate(row.rewards):
+        for j, high in enumerate(row.rewards):
+            if low < high:
+                ranking += max(mp.mpf(0), row.s[i] / row.n[i] - row.s[j] / row.n[j])
+    best = row.rewards.index(max(row.rewards))
+    return ranking - alpha * row.s[best] / row.n[best]
+
+
+def exact_simpo(row, beta, gamma0):
+    return -mp.log(sigmoid(beta * row.s[0] / row.n[0] - beta * row.s[1] / row.n[1] - gamma0))
+
+
+def exact_kto(row, beta, z_chosen, z_rejected, weight=1):
+    win, lose = row.s[0] - row.ref[0], row.s[1] - row.ref[1]
+    return ((1 - sigmoid(beta * (win - z_chosen))) + weight * (1 - sigmoid(beta * (z_rejected - lose)))) / 2
+
+
+class Row:
+    """One sample in arbitrary precision, with what the batch adds for KTO."""
+
+    def __init__(self, scores, index):
+        def field(x):
+            return [mp.mpf(v) for v in x[index].tolist()]
+
+        self.s, self.ref, self.n, self.rewards = (field(x) for x in scores[:4])
+        self.d = (self.s[0] - self.ref[0]) - (self.s[1] - self.ref[1])
+
+        def mean(x):
+            return sum(mp.mpf(v) for v in x.tolist()) / len(x)
+
+        self.z = max(mp.mpf(0), mean(scores.kl_logps) - mean(scores.kl_ref_logps))
+        self.z_win, self.z_lose = (
+            max(mp.mpf(0), mean(scores.logps[:, k]) - mean(scores.ref_logps[:, k])) for k in (0, 1)
+        )
+
+
+EXACT = {  # name: (columns, keywords, the paper's formula)
+    "dpo": (2, {"beta": 0.1}, lambda r: -mp.log(sigmoid(0.1 * r.d))),
+    "cdpo": (
+        2,
+        {"beta": 0.3, "epsilon": 0.2},
+        lambda r: -0.8 * mp.log(sigmoid(0.3 * r.d)) - 0.2 * mp.log(sigmoid(-0.3 * r.d)),
+    ),
+    "rdpo": (
+        2,
+        {"beta": 0.3, "epsilon": 0.2},
+        lambda r: (-0.8 * mp.log(sigmoid(0.3 * r.d)) + 0.2 * mp.log(sigmoid(-0.3 * r.d))) / mp.mpf(0.6),
+    ),
+    "r_dpo_length": (
+        2,
+        {"beta": 0.1, "alpha": 0.01},
+        lambda r: -mp.log(sigmoid(0.1 * r.d + 0.01 * (r.n[1] - r.n[0]))),
+    ),
+    "ipo": (2, {"tau": 0.1}, lambda r: (r.d - 5) ** 2),
+    "ipo mean": (
+        2,
+        {"tau": 0.1, "reduction": "mean"},
+        lambda r: ((r.s[0] - r.ref[0]) / r.n[0] - (r.s[1] - r.ref[1]) / r.n[1] - 5) ** 2,
+    ),
+    "exo": (
+        2,
+        {"beta": 0.5, "epsilon": 0.125},
+        lambda r: divergence(softmax([0.5 * (r.s[k] - r.ref[k]) for k in (0, 1)]), [mp.mpf(0.875), mp.mpf(0.125)]),
+    ),
+    "simpo": (2, {"beta": 2.0, "gamma0": 0.8}, lambda r: exact_simpo(r, 2, 0.8)),
+    "simpo ratio": (2, {"beta": 10.0, "gamma_beta_ratio": 0.5}, lambda r: exact_simpo(r, 10, 5)),
+    "cpo": (2, {"beta": 0.1, "lam": 0.5}, lambda r: mp.log(1 + mp.exp(-0.1 * (r.s[0] - r.s[1]))) - r.s[0] / 2),
+    "cpo mean": (
+        2,
+        {"beta": 0.1, "reduction": "mean"},
+        lambda r: mp.log(1 + mp.exp(-0.1 * (r.s[0] - r.s[1]))) - r.s[0] / r.n[0],
+    ),
+    "orpo": (
+        2,
+        {"lam": 0.5},
+        lambda r: -r.s[0] / r.n[0] - 0.5 * mp.log(sigmoid(mp.log(odds(r.s[0] / r.n[0]) / odds(r.s[1] / r.n[1])))),
+    ),
+    "kto": (2, {"beta": 0.1, "weight_rejected": 0.5}, lambda r: exact_kto(r, 0.1, r.z, r.z, 0.5)),
+    "kto_pair": (2, {"beta": 0.1}, lambda r: exact_kto(r, 0.1, r.z_lose, r.z_win)),
+    "dpo_pl": (5, {"beta": 0.1}, lambda r: exact_pl(r, 0.1)),
+    "dpo_pl mean": (5, {"beta": 0.1, "reduction": "mean"}, lambda r: exact_pl(r, 0.1) / 5),
+    "rrhf": (5, {"alpha": 0.5}, lambda r: exact_rrhf(r, 0.5)),
+    "lire": (
+        5,
+        {"temperature": 2.0},
+        lambda r: -mp.fdot(softmax([v / 2 for v in r.s]), r.rewards),
+    ),
+    "lire softmax": (
+        5,
+        {"temperature": 2.0, "reward_transform": "softmax"},
+        lambda r: -mp.fdot(softmax([v / 2 for v in r.s]), softmax(r.rewards)),
+    ),
+    "sft": (3, {}, lambda r: -r.s[0] / r.n[0]),
+    "sft sum": (3, {"reduction": "sum"}, lambda r: -r.s[0]),
+}
+# mpmath turns the float 0.1 into the same binary number that torch uses, so both sides see one beta
+
+
+def call(name, scores):
+    return getattr(losses, name.split()[0])(scores, **EXACT[name][1])
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("scale", [2.0, 30.0, 1e4])
+def test_equals_the_formula(name, scale):
+    columns, _, formula = EXACT[name]
+    scores = toy(6, columns, seed=3, scale=scale)
+    found = call(name, scores)
+    assert found.shape == (6,)
+    expected = torch.tensor([float(formula(Row(scores, i))) for i in range(6)], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_gradients(name):
+    columns = EXACT[name][0]
+    scores = toy(3, columns, seed=5, scale=8.0)
+
+    def loss(logps):
+        return call(name, scores._replace(logps=logps))
+
+    assert torch.autograd.gradcheck(loss, scores.logps.requires_grad_())
+
+
+EXTREMES = {
+    "equal": ((-5.0, -5.0), (-5.0, -5.0)),
+    "chosen hopeless": ((-1e4, -1e-3), (-1e-3, -1e4)),
+    "chosen certain": ((-1e-6, -1e4), (-1e4, -1e-6)),
+    "both hopeless": ((-1e4, -1e4), (-1.0, -1.0)),
+    "both certain": ((0.0, 0.0), (-1e4, -1e4)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", EXTREMES)
+@pytest.mark.parametrize("name", [name for name in EXACT if " " not in name])
+def test_finite_at_extremes(name, case, dtype):
+    (logps, ref), columns = EXTREMES[case], EXACT[name][0]
+    repeat = (columns + 1) // 2
+    leaf = torch.tensor([list(logps) * repeat], dtype=dtype)[:, :columns].requires_grad_()
+    ref_logps = torch.tensor([list(ref) * repeat], dtype=dtype)[:, :columns]
+    rewards = torch.tensor([[1.0, 1.0, -1e3, 1e3, 0.0][:columns]], dtype=dtype)
+    kl = torch.tensor([-1e4], dtype=dtype)
+    scores = Scores(leaf, ref_logps, torch.ones(1, columns, dtype=torch.long), rewards, None, kl, -kl)
+    value = call(name, scores)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("count", range(2, 17))
+@pytest.mark.parametrize("name", LISTS)
+def test_padding_changes_nothing(name, count):
+    scores = toy(4, count, seed=count)
+    extra = torch.full((4, 3), math.nan, dtype=torch.float64)  # whatever lies in padding must not reach the loss
+    logps = torch.cat([scores.logps, extra], dim=1).requires_grad_()
+    padded = scores._replace(
+        logps=logps,
+        ref_logps=torch.cat([scores.ref_logps, extra], dim=1),
+        lengths=torch.cat([scores.lengths, torch.zeros(4, 3, dtype=torch.long)], dim=1),
+        rewards=torch.cat([scores.rewards, extra], dim=1),
+        mask=torch.arange(count + 3).expand(4, -1) < count,
+    )
+    value = call(name, padded)
+    torch.testing.assert_close(value, call(name, scores), rtol=1e-12, atol=1e-12)
+    (gradient,) = torch.autograd.grad(value.sum(), logps)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[:, count:] == 0).all()
+
+
+SCORES = st.builds(
+    toy,
+    batch=st.integers(1, 6),
+    count=st.integers(2, 6),
+    seed=st.integers(0, 10**6),
+    scale=st.sampled_from([1.0, 30.0, 1e3]),
+)
+PAIR_SCORES = st.builds(toy, batch=st.integers(1, 6), count=st.just(2), seed=st.integers(0, 10**6))
+quick = settings(max_examples=25, deadline=None)
+
+
+@quick
+@given(PAIR_SCORES, st.floats(0.01, 5.0))
+def test_plackett_luce_of_two_is_dpo(scores, beta):
+    best_first = scores._replace(rewards=torch.tensor([[1.0, 0.0]]).expand(len(scores.logps), 2))
+    torch.testing.assert_close(
+        losses.dpo_pl(best_first, beta=beta), losses.dpo(scores, beta=beta), rtol=1e-12, atol=1e-12
+    )
+
+
+@quick
+@given(PAIR_SCORES, st.floats(-50, 50))
+def test_a_shift_of_policy_and_reference_changes_nothing(scores, shift):
+    moved = scores._replace(logps=scores.logps + shift, ref_logps=scores.ref_logps + shift)
+    for name in ("dpo", "cdpo", "rdpo", "r_dpo_length", "ipo", "ipo mean", "exo"):
+        torch.testing.assert_close(call(name, moved), call(name, scores), rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(SCORES, st.floats(-50, 50))
+def test_lists_ignore_a_shift_of_all_responses(scores, shift):
+    moved = scores._replace(logps=scores.logps + shift)
+    for name in ("dpo_pl", "lire"):
+        torch.testing.assert_close(call(name, moved), call(name, scores), rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(SCORES, st.integers(0, 1000))
+def test_lists_ignore_the_order_of_columns_and_rows(scores, seed):
+    g = torch.Generator().manual_seed(seed)
+    columns = torch.randperm(scores.logps.shape[1], generator=g)
+    rows = torch.randperm(scores.logps.shape[0], generator=g)
+    moved = Scores(*(x[rows][:, columns] for x in scores[:4]))
+    for name in LISTS:
+        torch.testing.assert_close(call(name, moved), call(name, scores)[rows], rtol=1e-10, atol=1e-10)
+
+
+@quick
+@given(PAIR_SCORES, st.floats(0.01, 2.0))
+def test_smoothing_of_zero_is_dpo(scores, beta):
+    plain = losses.dpo(scores, beta=beta)
+    for name in (losses.cdpo, losses.rdpo):
+        torch.testing.assert_close(name(scores, beta=beta, epsilon=0.0), plain, rtol=0, atol=1e-14)
+    torch.testing.assert_close(losses.r_dpo_length(scores, beta=beta, alpha=0.0), plain, rtol=0, atol=1e-14)
+
+
+@quick
+@given(PAIR_SCORES, st.floats(0.05, 1.0), st.floats(0.01, 0.45))
+def test_rdpo_is_unbiased_under_flips(scores, beta, epsilon):
+    swapped = Scores(*(x.flip(1) for x in scores[:4]))
+    mean = (1 - epsilon) * losses.rdpo(scores, beta=beta, epsilon=epsilon)
+    mean = mean + epsilon * losses.rdpo(swapped, beta=beta, epsilon=epsilon)
+    torch.testing.assert_close(mean, losses.dpo(scores, beta=beta), rtol=1e-9, atol=1e-9)
+
+
+def test_dpo_starts_at_ln_2():
+    scores = toy()
+    start = scores._replace(ref_logps=scores.logps)
+    torch.testing.assert_close(losses.dpo(start, beta=0.1), torch.full((5,), math.log(2), dtype=torch.float64))
+
+
+def test_margin_is_a_constant_subtracted_from_the_gap():
+    scores = toy()
+    margin = torch.linspace(-1, 3, 5, dtype=torch.float64, requires_grad=True)
+    gap = losses.dpo_gap(scores, beta=0.1)
+    expected = torch.log1p(torch.exp(margin.detach() - gap))
+    torch.testing.assert_close(losses.dpo(scores, beta=0.1, margin=margin), expected)
+    assert not losses.dpo(scores, beta=0.1, margin=margin).requires_grad
+    same = torch.full((5,), 0.8, dtype=torch.float64)
+    torch.testing.assert_close(losses.simpo(scores, beta=2.0, margin=same), losses.simpo(scores, beta=2.0, gamma0=0.8))
+    # gamma-PO Eq. 13: the margin stands on the side of each label
+    cdpo = losses.cdpo(scores, beta=0.1, epsilon=0.25, margin=margin)
+    torch.testing.assert_close(cdpo, 0.75 * expected + 0.25 * torch.log1p(torch.exp(margin.detach() + gap)))
+
+
+def test_equal_rewards_keep_column_order():
+    scores = toy(2, 3)._replace(rewards=torch.zeros(2, 3, dtype=torch.float64))
+    falling = scores._replace(rewards=torch.tensor([[2.0, 1.0, 0.0]] * 2, dtype=torch.float64))
+    torch.testing.assert_close(losses.dpo_pl(scores, beta=0.1), losses.dpo_pl(falling, beta=0.1))
+    mean = losses.mean_logps(scores)[:, 0]
+    torch.testing.assert_close(losses.rrhf(scores, alpha=1.0), -mean)  # no pair differs; the first column is the best
+
+
+def test_kto_lets_no_gradient_through_its_kl():
+    scores = toy()
+    kl = scores.kl_logps.clone().requires_grad_()
+    leaf = scores.logps.clone().requires_grad_()
+    losses.kto(scores._replace(logps=leaf, kl_logps=kl), beta=0.1).sum().backward()
+    assert leaf.grad is not None
+    assert kl.grad is None
+    assert not torch.allclose(*(_gradient(losses.kto_pair, scores, detach_kl=flag) for flag in (True, False)))
+
+
+def _gradient(loss, scores, **keywords):
+    leaf = scores.logps.clone().requires_grad_()
+    return torch.autograd.grad(loss(scores._replace(logps=leaf), beta=0.1, **keywords).sum(), leaf)[0]
+
+
+# --- beta-DPO ---
+
+
+def test_beta_dpo_follows_its_recursion():
+    state, mean = BetaState(), 0.0
+    for step in range(4):
+        scores = toy(8, seed=step)
+        gaps = [float(0.1 * Row(scores, i).d) for i in range(8)]
+        mean = 0.9 * mean + 0.1 * sum(gaps) / 8
+        beta_t = max(1e-3, 0.1 * (1 + 0.5 * (sum(gaps) / 8 - mean)))
+        found = losses.beta_dpo(scores, beta=0.1, alpha=0.5, state=state)
+        torch.testing.assert_close(found, losses.dpo(scores, beta=beta_t), rtol=1e-9, atol=1e-9)
+        assert state.mean == pytest.approx(mean, rel=1e-12)
+
+
+def test_beta_dpo_clamps_beta_and_detaches_it():
+    scores = toy(4, seed=2)
+    scores = scores._replace(logps=scores.logps + torch.tensor([-1e3, 0.0]))  # mean M far below M0
+    found = losses.beta_dpo(scores, beta=0.1, alpha=5.0, state=BetaState())
+    torch.testing.assert_close(found, losses.dpo(scores, beta=1e-3), rtol=1e-9, atol=1e-9)
+    scores, state = toy(4, seed=2), BetaState()
+    leaf = scores.logps.clone().requires_grad_()
+    losses.beta_dpo(scores._replace(logps=leaf), beta=0.1, alpha=0.5, state=state).sum().backward()
+    beta_t = 0.1 * (1 + 0.5 * float(losses.dpo_gap(scores, beta=0.1).mean() - state.mean))
+    other = scores.logps.clone().requires_grad_()
+    losses.dpo(scores._replace(logps=other), beta=beta_t).sum().backward()
+    torch.testing.assert_close(leaf.grad, other.grad)
+
+
+def test_beta_dpo_evaluation_reads_only_and_state_returns():
+    state = BetaState()
+    losses.beta_dpo(toy(seed=1), beta=0.1, alpha=0.5, state=state)
+    before = state.state_dict()
+    losses.beta_dpo(toy(seed=2), beta=0.1, alpha=0.5, state=state, keep=0.5, training=False)
+    assert state.state_dict() == before
+    other = BetaState()
+    other.load_state_dict(before)
+    assert other.state_dict() == before
+    with pytest.raises(ValueError, match="'std' is missing"):
+        other.load_state_dict({"momentum": 0.9, "mean": 0.0})
+
+
+def test_beta_dpo_filter_keeps_its_share_and_prefers_typical_gaps():
+    scores = toy(10, seed=4)
+    outlier = scores.logps.clone()
+    outlier[0] += torch.tensor([4e3, -4e3])  # hundreds of deviations away: its weight underflows
+    scores = scores._replace(logps=outlier)
+    state = BetaState()
+    counts = torch.zeros(10)
+    g = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        state.load_state_dict({"momentum": 0.9, "mean": 0.0, "std": 1.0})
+        found = losses.beta_dpo(scores, beta=0.1, alpha=0.0, state=state, keep=0.8, generator=g)
+        kept = found != 0
+        torch.testing.assert_close(found[kept] * 0.8, losses.dpo(scores, beta=0.1)[kept])
+        counts += kept
+    assert counts.sum() == 50 * 8
+    assert counts[0] < counts[1:].min()
+
+
+# --- refusals ---
+
+NAN = toy()._replace(logps=torch.full((5, 2), math.nan, dtype=torch.float64))
+BAD = [
+    ("dpo", {"beta": -0.1}, toy(), "beta"),
+    ("dpo", {"beta": 0.0}, toy(), "beta"),
+    ("dpo", {"beta": math.nan}, toy(), "beta"),
+    ("dpo", {"beta": 0.1}, NAN, "logps"),
+    ("dpo", {"beta": 0.1}, toy()._replace(ref_logps=None), "ref_logps"),
+    ("dpo", {"beta": 0.1}, toy()._replace(ref_logps=torch.zeros(5, 3)), "ref_logps"),
+    ("dpo", {"beta": 0.1}, toy(5, 1), "logps"),
+    ("dpo", {"beta": 0.1}, toy(5, 4), "K = 4"),
+    ("dpo", {"beta": 0.1}, toy()._replace(lengths=torch.ones(4, 2)), "lengths"),
+    ("dpo", {"beta": 0.1}, toy()._replace(mask=torch.tensor([[True, False]] * 5)), "mask"),
+    ("dpo", {"beta": 0.1, "margin": torch.zeros(4)}, toy(), "margin"),
+    ("dpo", {"beta": 0.1, "margin": torch.full((5,), math.nan)}, toy(), "margin"),
+    ("cdpo", {"beta": 0.1, "epsilon": -0.1}, toy(), "epsilon"),
+    ("rdpo", {"beta": 0.1, "epsilon": 0.5}, toy(), "epsilon"),
+    ("r_dpo_length", {"beta": 0.1, "alpha": -1.0}, toy(), "alpha"),
+    ("ipo", {"tau": 0.0}, toy(), "tau"),
+    ("ipo", {"tau": 0.1, "reduction": "max"}, toy(), "reduction"),
+    ("exo", {"beta": 0.1, "epsilon": 0.0}, toy(), "epsilon"),
+    ("simpo", {"beta": 2.0}, toy(), "gamma0, gamma_beta_ratio"),
+    ("simpo", {"beta": 2.0, "gamma0": 1.0, "gamma_beta_ratio": 0.5}, toy(), "gamma0, gamma_beta_ratio"),
+    ("simpo", {"beta": 2.0, "gamma0": -1.0}, toy(), "gamma0"),
+    ("simpo", {"beta": 2.0, "gamma0": 1.0, "margin": torch.zeros(5)}, toy(), "margin"),
+    ("simpo", {"beta": 2.0, "gamma0": 1.0}, toy()._replace(lengths=torch.zeros(5, 2)), "lengths"),
+    ("cpo", {"beta": 0.1, "lam": -1.0}, toy(), "lam"),
+    ("orpo", {"lam": -1.0}, toy(), "lam"),
+    ("kto", {"beta": 0.1}, toy()._replace(kl_logps=None), "kl_logps"),
+    ("kto", {"beta": 0.1}, toy()._replace(kl_ref_logps=torch.zeros(3)), "kl_ref_logps"),
+    ("beta_dpo", {"beta": 0.1, "alpha": -0.5, "state": BetaState()}, toy(), "alpha"),
+    ("beta_dpo", {"beta": 0.1, "alpha": 0.5, "state": BetaState(), "keep": 0.0}, toy(), "keep"),
+    ("dpo_pl", {"beta": 0.1}, toy(5, 1), "logps"),
+    ("dpo_pl", {"beta": 0.1}, toy(5, 4)._replace(rewards=None), "rewards"),
+    ("dpo_pl", {"beta": 0.1}, toy(5, 4)._replace(rewards=torch.full((5, 4), math.inf)), "rewards"),
+    ("dpo_pl", {"beta": 0.1}, toy(5, 4)._replace(mask=torch.ones(5, 4)), "mask"),
+    ("rrhf", {"alpha": -1.0}, toy(5, 4), "alpha"),
+    ("lire", {"temperature": 0.0}, toy(5, 4), "temperature"),
+    ("lire", {"temperature": 1.0, "reward_transform": "log"}, toy(5, 4), "reward_transform"),
+    ("sft", {}, NAN, "logps"),
+]
+
+
+@pytest.mark.parametrize(("name", "keywords", "scores", "argument"), BAD)
+def test_bad_arguments_are_named(name, keywords, scores, argument):
+    with pytest.raises(ValueError, match=argument):
+        getattr(losses, name)(scores, **keywords)
+
+
+def test_every_loss_is_checked_against_a_formula():
+    public = {n for n, f in vars(losses).items() if callable(f) and getattr(f, "__module__", "") == losses.__name__}
+    helpers = {"Scores", "BetaState", "beta_dpo", "dpo_gap", "simpo_gap", "mean_logps", "target_gamma0"}
+    named = {name.split()[0] for name in EXACT}
+    assert {n for n in public if not n.startswith("_")} - helpers == named == {*PAIRS, *LISTS, "sft"}
