@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as hf_logging
 
 from robustpo_kit import assets, logprobs
 from robustpo_kit.data import Template
@@ -84,7 +86,8 @@ class Policy:
             target_modules=TARGETS[targets],
             bias="none",
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is going away
             torch.manual_seed(seed)
             self.model = get_peft_model(self.model, config)
         self.record = {**self.record, "lora": {"targets": targets, "rank": rank, "alpha": config.lora_alpha, "seed": seed}}
@@ -156,6 +159,7 @@ def load(
         return _load_adapter(folder, record, template, dtype, device)
     record = {**record, "source": str(source), "origin": record.get("origin", str(source))}
     record.pop("merged", None)
+    hf_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="sdpa")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if template is None:
