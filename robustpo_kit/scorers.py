@@ -1,0 +1,303 @@
+"""Scorers: what turns (prompt, response) pairs into one number, trained on an encoder, stored without pickle."""
+
+import copy
+import hashlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+from robustpo_kit import encoders, paths, records
+from robustpo_kit.encoders import Encoder, masked_mean
+from robustpo_kit.records import KitError, progress
+
+FEATURES = ("frozen", "fine_tuned")
+Pair = tuple[str, str]  # prompt, response
+
+
+# ---- frozen features and a linear head -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class LinearScorer:
+    """features [N, F] @ weight [F] + bias."""
+
+    weight: np.ndarray
+    bias: float = 0.0
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        return features @ self.weight + self.bias
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Weight and bias as float64 tensors."""
+        return {"weight": torch.tensor(self.weight), "bias": torch.tensor([self.bias], dtype=torch.float64)}
+
+
+def response_features(encoder: Encoder, pairs: Sequence[Pair]) -> np.ndarray:
+    """[N, D + 1] for telling sources: the response's embedding and its cosine to the prompt, scaled to about unit."""
+    prompt, response = _embedded(encoder, pairs)
+    cosine = (prompt * response).sum(1, keepdims=True)
+    return np.hstack([response * np.sqrt(encoder.width), 3 * cosine])
+
+
+def relevance_features(encoder: Encoder, pairs: Sequence[Pair]) -> np.ndarray:
+    """[N, D + 1] for relevance: cosine of prompt and response, and its D summands (prompt times response)."""
+    prompt, response = _embedded(encoder, pairs)
+    product = prompt * response
+    return np.hstack([10 * product.sum(1, keepdims=True), product * np.sqrt(encoder.width)])
+
+
+def _embedded(encoder: Encoder, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    prompts = encoder.embed([prompt for prompt, _ in pairs]).double().numpy()
+    return prompts, encoder.embed([response for _, response in pairs]).double().numpy()
+
+
+def fit_logistic(features: np.ndarray, labels: np.ndarray, penalty: float, *, intercept: bool = True) -> LinearScorer:
+    """Minimise sum log(1 + exp(-y (x.w + b))) + penalty/2 |w|^2, y = +-1; the intercept goes unpunished.
+
+    `labels` are 0 or 1. Without intercept and with differences of features as `features` it is Bradley-Terry.
+    """
+    if penalty <= 0:
+        raise ValueError(f"penalty = {penalty}: a positive number is expected")
+    signs = np.where(np.asarray(labels) == 1, 1.0, -1.0)
+    design = np.hstack([features, np.ones((len(features), 1))]) if intercept else features
+    ridge = np.full(design.shape[1], float(penalty))
+    if intercept:
+        ridge[-1] = 0.0
+
+    def objective(weight: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = signs * (design @ weight)
+        slope = -signs * 0.5 * (1 - np.tanh(margin / 2))
+        value = np.logaddexp(0, -margin).sum() + 0.5 * ridge @ weight**2
+        return value, design.T @ slope + ridge * weight
+
+    start = np.zeros(design.shape[1])
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-6})
+    return LinearScorer(found.x[:-1], float(found.x[-1])) if intercept else LinearScorer(found.x)
+
+
+# ---- fine-tuning -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """How a pair scorer is fine-tuned. The paper's BERT base: 2e-5, 3 epochs (DoRA, App. C.3)."""
+
+    learning_rate: float = 1e-4  # MiniLM is four times narrower than BERT base; 2e-5 leaves it untrained on 1,000 rows
+    head_learning_rate: float = 1e-3  # the head starts at zero
+    epochs: int = 2
+    batch_size: int = 16  # examples an optimizer step
+    warmup: float = 0.1  # share of the steps, then linear decay to zero
+    weight_decay: float = 0.01
+    frozen_layers: int = 3  # the embeddings and this many lower layers stay as they are; 0 trains everything
+    max_length: int = 128  # tokens of a pair
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.frozen_layers < 0:
+            raise ValueError("fine-tuning: epochs and batch_size must be at least 1, frozen_layers at least 0")
+
+
+class PairScorer(nn.Module):
+    """[CLS] prompt [SEP] response [SEP] -> one number: masked mean of the BERT, then a linear head from zero."""
+
+    def __init__(self, encoder: Encoder, frozen_layers: int, max_length: int):
+        super().__init__()
+        self.max_length = min(max_length, encoder.max_length)  # tokens of a pair
+        self.body = copy.deepcopy(encoder.model)
+        self.head = nn.Linear(encoder.width, 1).to(encoder.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        layers = self.body.encoder.layer
+        for part in (self.body.embeddings, *layers[:frozen_layers]) if frozen_layers else ():
+            part.requires_grad_(False)
+
+    def forward(self, tokens: dict[str, Tensor]) -> Tensor:
+        hidden = self.body(**tokens).last_hidden_state
+        return self.head(masked_mean(hidden.float(), tokens["attention_mask"])).squeeze(-1)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The tensors that training may have changed; the others are the encoder's own."""
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items() if name in names}
+
+
+def fine_tune(
+    encoder: Encoder,
+    examples: Sequence[Sequence[Pair]],
+    targets: Sequence[float],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    config: FineTune,
+    *,
+    seed: int,
+    desc: str = "fine-tune",
+) -> PairScorer:
+    """Train a scorer with `loss(scores [B, width], targets [B]) -> scalar`; an example holds `width` pairs.
+
+    The caller's global random state is left as it was. Raises ValueError on examples of unequal width.
+    """
+    widths = {len(example) for example in examples}
+    if len(widths) != 1 or len(examples) != len(targets):
+        raise ValueError(f"examples: equal width and one target each expected; widths {widths}, {len(targets)} targets")
+    lengths = [sum(len(prompt) + len(response) for prompt, response in example) for example in examples]
+    rng = np.random.default_rng(seed)
+    batches = [batch for _ in range(config.epochs) for batch in length_bucketed(lengths, config.batch_size, rng)]
+    devices = [encoder.device] if encoder.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        scorer = PairScorer(encoder, config.frozen_layers, config.max_length).train()
+        optimizer, schedule = _optimizer(scorer, config, len(batches))
+        for batch in progress(batches, desc):
+            pairs = [pair for i in batch for pair in examples[i]]
+            goal = torch.tensor([targets[i] for i in batch], dtype=torch.float32, device=encoder.device)
+            with torch.autocast(encoder.device.type, encoder.dtype, enabled=encoder.dtype != torch.float32):
+                scores = scorer(_tokens(encoder, pairs, scorer.max_length))
+            loss(scores.float().view(len(batch), -1), goal).backward()
+            nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    return scorer.eval()
+
+
+def _optimizer(scorer: PairScorer, config: FineTune, steps: int) -> tuple[Any, Any]:
+    body = [parameter for parameter in scorer.body.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": body, "lr": config.learning_rate},
+        {"params": list(scorer.head.parameters()), "lr": config.head_learning_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    warm = max(1, round(config.warmup * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm), 1.0)
+    )
+    return optimizer, schedule
+
+
+def length_bucketed(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[list[int]]:
+    """Shuffled batches of similar length: shuffle, sort within windows of eight batches, shuffle the batches."""
+    order = rng.permutation(len(lengths))
+    window = 8 * batch_size
+    batches = []
+    for start in range(0, len(order), window):
+        chunk = sorted(order[start : start + window].tolist(), key=lambda i: lengths[i])
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+@torch.inference_mode()
+def score_pairs(scorer: PairScorer, encoder: Encoder, pairs: Sequence[Pair], *, batch_size: int = 32) -> np.ndarray:
+    """[N] scores of (prompt, response) pairs, float64."""
+    scorer.eval()
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    scores = np.empty(len(pairs))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        with torch.autocast(encoder.device.type, encoder.dtype, enabled=encoder.dtype != torch.float32):
+            scores[batch] = scorer(_tokens(encoder, [pairs[i] for i in batch], scorer.max_length)).float().cpu().numpy()
+    return scores
+
+
+def _tokens(encoder: Encoder, pairs: Sequence[Pair], max_length: int) -> dict[str, Tensor]:
+    """Sequence pairs; the longer text of a pair gives way when both do not fit."""
+    prompts, responses = [prompt for prompt, _ in pairs], [response for _, response in pairs]
+    tokens = encoder.tokenizer(
+        prompts, responses, padding=True, truncation="longest_first", max_length=max_length, return_tensors="pt"
+    )
+    return {name: value.to(encoder.device) for name, value in tokens.items()}
+
+
+# ---- storage ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A stored scorer: what is known about it, its tensors, its tables, and the encoder it was trained on."""
+
+    about: dict[str, Any]
+    tensors: dict[str, Tensor]
+    tables: dict[str, pd.DataFrame]
+    encoder: Encoder
+
+    def scorer(self, prefix: str, fine_tune: Mapping[str, Any]) -> LinearScorer | PairScorer:
+        """The scorer whose tensors start with `prefix`; raises KitError when tensors are missing or do not fit."""
+        state = {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+        if set(state) == {"weight", "bias"}:
+            return LinearScorer(state["weight"].numpy(), float(state["bias"]))
+        scorer = PairScorer(self.encoder, fine_tune["frozen_layers"], fine_tune["max_length"])
+        own = scorer.trained_state()
+        for name, value in own.items():
+            if name not in state or state[name].shape != value.shape:
+                raise KitError(
+                    f"stored scorer '{prefix}': tensor {name} is missing or misshapen; train it again"
+                )
+        scorer.load_state_dict({name: state[name] for name in own}, strict=False)
+        return scorer.eval()
+
+
+def save_bundle(
+    folder: Path,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    encoder: Encoder,
+    tables: Mapping[str, pd.DataFrame],
+) -> None:
+    """Write NAME.safetensors, a CSV a table, and, last, NAME.json that holds their sha256."""
+    files = {f"{name}.safetensors": save_tensors({key: value.contiguous() for key, value in tensors.items()})}
+    files |= {f"{key}.csv": table.to_csv(index=False).encode() for key, table in tables.items()}
+    for file, content in files.items():
+        with records.atomic_write(folder / file) as temporary:
+            temporary.write_bytes(content)
+    value = {
+        "made_by": "robustpo_kit.scorers",
+        "encoder": encoder.about(),
+        "versions": records.versions(),
+        "files": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
+        "about": dict(about),
+    }
+    records.write_json(folder / f"{name}.json", value)
+
+
+def load_bundle(folder: Path, name: str, encoder: Encoder | None) -> Bundle:
+    """Read what `save_bundle` wrote; `encoder` None loads the recorded one. Raises KitError naming the file."""
+    path = folder / f"{name}.json"
+    value = records.read_json(path)
+    if value.get("made_by") != "robustpo_kit.scorers":
+        raise KitError(f"{paths.show(path)}, field made_by: not a stored scorer; give the folder that `save` wrote")
+    content = {file: _read_checked(folder / file, digest) for file, digest in value["files"].items()}
+    stored = value["encoder"]
+    if encoder is None:
+        encoder = encoders.load(
+            stored["name"], dtype=stored["dtype"], max_length=stored["max_length"], seed=stored["seed"]
+        )
+    if encoder.about()["fingerprint"] != stored["fingerprint"]:
+        raise KitError(
+            f"{paths.show(path)}, field encoder: trained on '{stored['name']}' with other weights than those of "
+            f"'{encoder.name}'; pass the encoder it was trained on"
+        )
+    tables = {file[:-4]: _read_csv(data) for file, data in content.items() if file.endswith(".csv")}
+    return Bundle(value["about"], load_tensors(content[f"{name}.safetensors"]), tables, encoder)
+
+
+def _read_checked(path: Path, digest: str) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise KitError(f"{paths.show(path)}: no such file; save the scorer again") from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise KitError(f"{paths.show(path)}: differs from its recorded sha256; save the scorer again")
+    return content
+
+
+def _read_csv(content: bytes) -> pd.DataFrame:
+    text = {"row_id": str, "group": str}
+    return pd.read_csv(io.BytesIO(content), dtype=text, keep_default_na=False, na_values=[""])
