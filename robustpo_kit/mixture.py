@@ -18,7 +18,10 @@ SYNTHETIC_SOURCE = "smollm2"
 
 
 def store_path(task: str) -> Path:
-    """The committed replies of a task: one JSON object a line, and a JSON record beside it."""
+    """The committed replies of a task: one JSON object a line, and a JSON record beside it.
+
+    TASK holds two replies a prompt (y2, y3), TASK_extra one more, for the golden slot of contaminated samples.
+    """
     return paths.SYNTHETIC / f"{task}.jsonl"
 
 
@@ -82,6 +85,13 @@ def _batch_lines(
         )
 
 
+def draw(rows: PreferenceSet, policy: Any, config: SamplingConfig, *, seed: int, number: int) -> list[list[str]]:
+    """Texts of the replies that batch `number` of a synthesis holds for `rows`; `policy` has model and tokenizer."""
+    texts = [rows.template.render(row.prompt, policy.tokenizer) for row in rows]
+    replies = sample_batch(policy.model, policy.tokenizer, texts, config, seed=seed, number=number)
+    return [[reply.text for reply in drawn] for drawn in replies]
+
+
 def _finished_batches(part: Path, batch_size: int) -> int:
     """Whole batches already in `part`; a torn last batch is cut off."""
     if not part.exists():
@@ -134,42 +144,35 @@ def _unusable(row: Preference, replies: Sequence[str]) -> str | None:
 
 
 def contaminate(
-    preferences: PreferenceSet, share: float, rewards: Any, *, seed: int
+    preferences: PreferenceSet, share: float, extra: dict[str, dict], *, seed: int
 ) -> tuple[PreferenceSet, np.ndarray]:
-    """Mixture shift in the golden slot: in a `share` of samples a synthetic reply stands there, ranked first.
+    """Mixture shift in the golden slot: in a `share` of samples a further synthetic reply replaces the golden one.
 
-    `rewards` [N, K] is the biased reward that prefers it: the synthetic reply of highest reward takes column 0 and
-    exchanges places with the golden response; its reward is raised to the sample's best. Returns the new set (with
-    rewards) and a mask [N] of contaminated samples. Raises ValueError for a share outside [0, 1].
+    `extra` is the store of further replies. The sample still claims that column 0 is golden. Returns the new set and
+    the mask [N] of contaminated samples. Raises ValueError for a share outside [0, 1], KitError for a missing reply.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share}: a value between 0 and 1 is expected")
-    rewards = np.asarray(rewards, dtype=float)
-    count = round(share * len(preferences))
     mask = np.zeros(len(preferences), dtype=bool)
-    mask[np.random.default_rng(seed).permutation(len(preferences))[:count]] = True
-    rows = []
-    for row, values, dirty in zip(preferences, rewards, mask, strict=True):
-        rows.append(_contaminated(row, values) if dirty else dataclasses.replace(row, rewards=tuple(values.tolist())))
+    mask[np.random.default_rng(seed).permutation(len(preferences))[: round(share * len(preferences))]] = True
+    rows = [_contaminated(row, extra) if dirty else row for row, dirty in zip(preferences, mask, strict=True)]
     return PreferenceSet(rows, name=preferences.name, template=preferences.template, dropped=preferences.dropped), mask
 
 
-def _contaminated(row: Preference, rewards: np.ndarray) -> Preference:
-    synthetic = [k for k, source in enumerate(row.sources) if source == SYNTHETIC_SOURCE]
-    if not synthetic:
-        raise KitError(f"row '{row.row_id}', field sources: no '{SYNTHETIC_SOURCE}' reply to contaminate with")
-    best = max(synthetic, key=lambda k: rewards[k])
-    order = list(range(len(row.responses)))
-    order[0], order[best] = best, 0
-    values = rewards[order].copy()
-    values[0] = max(rewards.max(), values[0])
+def _contaminated(row: Preference, extra: dict[str, dict]) -> Preference:
+    reply = extra.get(row.row_id, {}).get("replies", [""])[0]
+    if not reply.strip():
+        raise KitError(f"row '{row.row_id}', field responses[0]: no further synthetic reply is stored to put there")
     return dataclasses.replace(
-        row,
-        responses=tuple(row.responses[k] for k in order),
-        sources=tuple(row.sources[k] for k in order),
-        rewards=tuple(values.tolist()),
-        golden=0,  # the sample's own claim: this is what contamination means
+        row, responses=(reply, *row.responses[1:]), sources=(SYNTHETIC_SOURCE, *row.sources[1:])
     )
+
+
+def rank_first(rewards: Any, mask: np.ndarray) -> np.ndarray:
+    """The biased reward of contaminated samples: `rewards` [N, K] with column 0 raised to the best of its row."""
+    rewards = np.array(rewards, dtype=float)
+    rewards[mask, 0] = rewards[mask].max(axis=1)
+    return rewards
 
 
 def composition(preferences: PreferenceSet) -> "Any":

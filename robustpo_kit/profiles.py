@@ -25,8 +25,9 @@ class Profile:
     eval_rows: int = 100
     # mixture response shift (Def. 2.1)
     contamination: float = 0.3  # share of samples whose golden slot holds a synthetic reply
-    live_prompts: int = 24  # prompts whose replies notebook 01 samples again
+    distance_rows: int = 500  # responses a source in the energy distances
     # classifiers and reward models
+    classifier_features: str = "fine_tuned"  # fine_tuned | frozen
     classifier_epochs: int = 2
     reward_epochs: int = 2
     folds: int = 4
@@ -62,7 +63,7 @@ PROFILES = {
         sft_rows=8,
         policy_rows=8,
         eval_rows=8,
-        live_prompts=2,
+        distance_rows=40,
         classifier_epochs=1,
         reward_epochs=1,
         folds=2,
@@ -84,7 +85,6 @@ PROFILES = {
         sft_rows=300,
         policy_rows=300,
         eval_rows=150,
-        live_prompts=64,
         classifier_epochs=3,
         reward_epochs=3,
         lora_targets="all-linear",
