@@ -362,7 +362,7 @@ def fit_classifier(
     golden_sources: Sequence[str] | None = None,
     folds: int = 4,
     calibrator: str = "temperature",
-    penalty: float = 0.3,
+    penalty: float = 50.0,
     fine_tune: FineTune = FineTune(),
 ) -> SourceClassifier:
     """Fit K-fold classifiers (whole groups a fold), score each fold by the model that left it out, calibrate.

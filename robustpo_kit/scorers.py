@@ -50,10 +50,10 @@ def response_features(encoder: Encoder, pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def relevance_features(encoder: Encoder, pairs: Sequence[Pair]) -> np.ndarray:
-    """[N, D + 1] for relevance: cosine of prompt and response, and its D summands (prompt times response)."""
+    """[N, D + 1] for relevance: cosine of prompt and response, and its D summands (prompt times response), scaled to about unit."""
     prompt, response = _embedded(encoder, pairs)
     product = prompt * response
-    return np.hstack([10 * product.sum(1, keepdims=True), product * np.sqrt(encoder.width)])
+    return np.hstack([10 * product.sum(1, keepdims=True), product * encoder.width])
 
 
 def _embedded(encoder: Encoder, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
