@@ -211,7 +211,7 @@ def fit_reward_model(
     encoder: Encoder | str = "minilm-l6",
     direct: Sequence[tuple[str, str]] = DIRECT,
     held_out: float = 0.25,
-    penalty: float = 50.0,
+    penalty: float = 500.0,
     fine_tune: FineTune = FineTune(),
 ) -> RewardModel:
     """Fit a Bradley-Terry model on `training_pairs`; a share `held_out` of the groups is kept for accuracy and scale.
