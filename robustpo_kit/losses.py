@@ -35,7 +35,7 @@ def dpo(scores: Scores, *, beta: float, margin: Tensor | None = None) -> Tensor:
     `margin` [B] is an extra target margin in units of beta D (gamma-PO, Eq. 11). Returns [B].
     """
     gap = dpo_gap(scores, beta=beta)
-    return _softplus(_margin(margin, gap) - gap)  # [B]
+    return softplus(_margin(margin, gap) - gap)  # [B]
 
 
 def cdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None) -> Tensor:
@@ -63,7 +63,7 @@ def r_dpo_length(scores: Scores, *, beta: float, alpha: float, margin: Tensor | 
     _at_least("alpha", alpha, 0.0)
     gap = dpo_gap(scores, beta=beta)
     n = _lengths(scores)
-    return _softplus(_margin(margin, gap) + alpha * (n[:, 0] - n[:, 1]) - gap)
+    return softplus(_margin(margin, gap) + alpha * (n[:, 0] - n[:, 1]) - gap)
 
 
 def ipo(scores: Scores, *, tau: float, reduction: str = "sum") -> Tensor:
@@ -108,8 +108,8 @@ def simpo(
     if margin is not None:
         if gamma0 is not None or gamma_beta_ratio is not None:
             raise ValueError("margin: takes the place of gamma0 and gamma_beta_ratio; give only one of the three")
-        return _softplus(_margin(margin, gap) - gap)
-    return _softplus(target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio) - gap)
+        return softplus(_margin(margin, gap) - gap)
+    return softplus(target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio) - gap)
 
 
 def cpo(scores: Scores, *, beta: float, lam: float = 1.0, reduction: str = "sum") -> Tensor:
@@ -121,13 +121,13 @@ def cpo(scores: Scores, *, beta: float, lam: float = 1.0, reduction: str = "sum"
     _at_least("lam", lam, 0.0)
     _check_pair(scores)
     s = scores.logps
-    return _softplus(-beta * (s[:, 0] - s[:, 1])) + lam * _nll(scores, reduction)
+    return softplus(-beta * (s[:, 0] - s[:, 1])) + lam * _nll(scores, reduction)
 
 
 def orpo(scores: Scores, *, lam: float = 0.1) -> Tensor:
-    """ORPO: -a_w - lam log sigmoid(logodds(a_w) - logodds(a_l)), logodds(a) = a - log(1 - e^a) (Hong et al. 2024, Eq. 6).
+    """ORPO: -a_w - lam log sigmoid(logodds(a_w) - logodds(a_l)), logodds(a) = a - log(1 - e^a).
 
-    TRL calls `lam` beta. Returns [B].
+    Hong et al. 2024, Eq. 6; TRL calls `lam` beta. Returns [B].
     """
     _at_least("lam", lam, 0.0)
     _check_pair(scores)
@@ -135,7 +135,7 @@ def orpo(scores: Scores, *, lam: float = 0.1) -> Tensor:
     # a probability of exactly 1 has infinite odds: stay one rounding step below it
     below = a.clamp(max=-torch.finfo(a.dtype).eps)
     odds = below - _log1mexp(below)
-    return -a[:, 0] + lam * _softplus(odds[:, 1] - odds[:, 0])
+    return -a[:, 0] + lam * softplus(odds[:, 1] - odds[:, 0])
 
 
 def kto(scores: Scores, *, beta: float, weight_chosen: float = 1.0, weight_rejected: float = 1.0) -> Tensor:
@@ -178,7 +178,7 @@ class BetaState:
         self.momentum, self.mean, self.std = momentum, mean, std
 
     def update(self, gaps: Tensor) -> None:
-        """Move mean and deviation towards those of `gaps` [B]; one gap alone has no deviation and moves the mean only."""
+        """Move mean and deviation towards those of `gaps` [B]; a single gap moves only the mean."""
         keep = self.momentum
         self.mean = keep * self.mean + (1 - keep) * float(gaps.mean())
         if len(gaps) > 1:
@@ -223,17 +223,17 @@ def beta_dpo(
         kept = _gaussian_draw(gaps, state, keep, generator)
     mean = (kept * gaps).sum() / kept.sum()
     scale = (1 + alpha * (mean - state.mean)).clamp(min=1e-3 / beta)  # beta_t / beta
-    return kept * (len(kept) / kept.sum()) * _softplus(-scale * gap)
+    return kept * (len(kept) / kept.sum()) * softplus(-scale * gap)
 
 
 # --- listwise -------------------------------------------------------------------------------------------------------
 
 
 def dpo_pl(scores: Scores, *, beta: float, reduction: str = "sum") -> Tensor:
-    """Plackett-Luce DPO: sum_k [logsumexp_{j>=k} beta r_j - beta r_k], k in order of reward (Rafailov et al. 2023, App. A.3).
+    """Plackett-Luce DPO: sum_k [logsumexp_{j>=k} beta r_j - beta r_k], k in order of reward.
 
-    Equal rewards keep their column order; at K = 2 this is `dpo`. `reduction` "mean" divides by the K of the row, as
-    the DoRA code does. Returns [B].
+    Rafailov et al. 2023, App. A.3. Equal rewards keep their column order; at K = 2 this is `dpo`. `reduction` "mean"
+    divides by the K of the row, as the DoRA code does. Returns [B].
     """
     _positive("beta", beta)
     _check_list(scores, reference=True)
@@ -326,7 +326,7 @@ def target_gamma0(*, beta: float, gamma0: float | None = None, gamma_beta_ratio:
     return gamma0
 
 
-def _softplus(x: Tensor) -> Tensor:
+def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x); F.softplus turns linear above 20 and so is off by 2e-9 there."""
     return -F.logsigmoid(-x)
 
@@ -343,7 +343,7 @@ def _both_labels(scores: Scores, beta: float, margin: Tensor | None) -> tuple[Te
     """DPO loss of the pair as labelled and with its label flipped, each against the same target margin."""
     gap = dpo_gap(scores, beta=beta)
     margin = _margin(margin, gap)
-    return _softplus(margin - gap), _softplus(margin + gap)
+    return softplus(margin - gap), softplus(margin + gap)
 
 
 def _gaussian_draw(gaps: Tensor, state: BetaState, keep: float, generator: torch.Generator | None) -> Tensor:

@@ -1,6 +1,6 @@
 """gamma-PO's dynamic target margins: the convex problem of Eq. 9, its exact solution, and the queue of past gaps.
 
-For reward gaps m_i (n of them) the margins are gamma_i = gamma0 q_i with q_i = n p_i > 0 and mean q = 1, where p minimises
+For n reward gaps m_i the margins are gamma_i = gamma0 q_i with q_i = n p_i > 0 and mean q = 1, where p minimises
     mean_i softplus(gamma0 q_i - m_i) + tau KL(p || uniform)                                                    (Eq. 22)
 whose optimality (KKT) conditions are, for one multiplier nu,
     gamma0 sigmoid(gamma0 q_i - m_i) + tau (1 + log q_i) = nu  for all i                                        (Eq. 23)
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustpo_kit.losses import softplus
+
 OFFICIAL_START = 8  # normal draws the published code puts into its queue before training
 OFFICIAL_EPSILON = 1e-10  # what the published code adds to p inside the logarithm
 
@@ -24,9 +26,9 @@ def target_margins(
 ) -> Tensor:
     """Target margins gamma_i [n], mean gamma0, never falling with the gap, from reward gaps m [n]; detached.
 
-    `solver` "exact" solves the KKT conditions to rounding on the CPU in float64; "mirror_descent" runs `steps` updates of
-    Eq. 24 with rate min(0.5 / tau, 1) and warns where its iteration is unstable. `parity="official"` is mirror descent
-    as published: the margins of the last update are never read, so `steps=20` are 19 effective ones.
+    `solver` "exact" solves the KKT conditions to rounding, on the CPU in float64; "mirror_descent" runs `steps` updates
+    of Eq. 24 with rate min(0.5 / tau, 1) and warns where its iteration is unstable. `parity="official"` is mirror
+    descent as published: the margins of the last update are never read, so `steps=20` are 19 effective ones.
     Raises ValueError naming the argument.
     """
     _check(gaps, gamma0, tau, steps, parity)
@@ -44,7 +46,7 @@ def target_margins(
 
 
 def kkt_residual(margins: Tensor, gaps: Tensor, *, gamma0: float, tau: float) -> float:
-    """How far `margins` [n] are from optimal: the largest deviation of Eq. 23 from its mid value, or of mean q from 1."""
+    """How far `margins` [n] are from optimal: the deviation of Eq. 23 from its mid value, or of mean q from 1."""
     q = margins.double() / gamma0
     value = gamma0 * torch.sigmoid(margins.double() - gaps.double()) + tau * (1 + torch.log(q))
     return max(float(value.max() - value.min()) / 2, abs(float(q.mean()) - 1))
@@ -53,7 +55,18 @@ def kkt_residual(margins: Tensor, gaps: Tensor, *, gamma0: float, tau: float) ->
 def margin_objective(margins: Tensor, gaps: Tensor, *, gamma0: float, tau: float) -> Tensor:
     """The objective of Eq. 22 at `margins` [n], a scalar: mean softplus(gamma_i - m_i) + tau KL(p || uniform)."""
     q = margins / gamma0
-    return -torch.nn.functional.logsigmoid(gaps - margins).mean() + tau * torch.xlogy(q, q).mean()
+    return softplus(margins - gaps).mean() + tau * torch.xlogy(q, q).mean()
+
+
+def implied_smoothing(gaps: Tensor, deltas: Tensor, *, gamma0: float, exact: bool = False) -> Tensor:
+    """The label smoothing epsilon at which rDPO's loss (Eq. 13) equals gamma-PO's at margin gamma0 + delta (Thm 3.1).
+
+    Eq. 14 to first order in delta, or `exact`, without the expansion. Both [n]; epsilon has the sign of delta for
+    positive gaps, so a smaller margin there means a *negative* epsilon; at gap 0 none exists (infinite or NaN).
+    """
+    base = softplus(gamma0 - gaps)
+    change = softplus(gamma0 + deltas - gaps) - base if exact else deltas * torch.sigmoid(gamma0 - gaps)
+    return change / (softplus(gaps + gamma0) - base)
 
 
 class GapQueue:
@@ -105,7 +118,7 @@ class GapQueue:
         return {"gaps": self._gaps.clone(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over `state` (tensors or lists). Raises ValueError for a missing entry or more gaps than the capacity."""
+        """Take over `state` (tensors or lists). Raises ValueError for a missing entry or too many gaps."""
         if missing := [name for name in ("gaps", "generator") if name not in state]:
             raise ValueError(f"state: entry '{missing[0]}' is missing; not the state of a GapQueue")
         gaps = torch.as_tensor(state["gaps"], dtype=torch.float64).cpu().clone()
@@ -168,8 +181,9 @@ def _mirror_descent(gaps: Tensor, gamma0: float, tau: float, updates: int, epsil
 def _solve_log_q(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
     """log q [n] of the exact solution: a scalar root in s = (nu - tau) / tau, each q_i solved inside it.
 
-    At a given s, u_i = log q_i is the root of u + r sigmoid(gamma0 e^u - m_i) = s with r = gamma0 / tau, so s - r < u < s;
-    u rises with s, and mean q = 1 lies at some s in [0, r]. Newton steps, kept inside brackets, on both levels.
+    At a given s, u_i = log q_i is the root of u + r sigmoid(gamma0 e^u - m_i) = s with r = gamma0 / tau, so
+    s - r < u < s; u rises with s, and mean q = 1 lies at some s in [0, r]. Newton steps, kept inside brackets, on both
+    levels.
     """
     r = gamma0 / tau
     low, high = 0.0, r

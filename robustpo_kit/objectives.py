@@ -1,7 +1,7 @@
 """Objectives: one base loss, perhaps with dynamic target margins, under one aggregator, built from a spec.
 
     build("dpo(beta=0.1)")                                                     erm is the default aggregator
-    build("dora(dpo_pl, beta=0.1, lam=1.0)")                                   flat: each keyword goes to the layer that has it
+    build("dora(dpo_pl, beta=0.1, lam=1.0)")                                   flat: each keyword finds its layer
     build("dora(gamma(simpo(beta=10), gamma_beta_ratio=0.4, tau=10), lam=1)")  nested: the same, said in full
     build("hh/dora_dpo_pl")                                                    a preset with the papers' hyperparameters
 
@@ -39,7 +39,7 @@ class StepLoss(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What a base loss needs of its scores. `gap` is the reward gap a dynamic margin applies to; None = it takes none."""
+    """What a base loss needs of its scores; `gap` is the reward gap for a dynamic margin, None = it takes none."""
 
     loss: Callable[..., Tensor]
     responses: str  # "pair" | "list" | "one"
@@ -108,7 +108,7 @@ class Preset:
 
 _PAIR_RATES = {"mistral-7b-v0.1": 3e-7, "llama-3.1-8b": 6e-7}
 _LIST_RATES = {"mistral-7b-v0.1": 2e-5, "llama-3.1-8b": 4e-5}  # LoRA
-_DORA_TABLE_8 = {  # task: base loss, learning rates; UltraFeedback is trained in full, at a rate the paper does not state
+_DORA_TABLE_8 = {  # task: base loss, learning rates; UltraFeedback: full fine-tuning, rate not stated
     "hh": (
         ("dpo(beta=0.1)", _PAIR_RATES),
         ("r_dpo_length(alpha=0.01, beta=0.1)", _PAIR_RATES),
@@ -131,8 +131,8 @@ _GAMMA_PO_TABLE_7 = {  # setting: beta, gamma/beta ratio, tau, learning rate; th
     "gemma-2-9b-it": (10.0, 0.5, 20.0, 8e-7),
     "qwen2.5-7b-instruct": (10.0, 0.3, 3.0, 1e-6),
 }
-# Hyperparameters gamma-PO searched for its baselines (Table 6). Its "rDPO" row is our cdpo in Eq. 5 and our rdpo, up to a
-# constant, by the sign printed in the table.
+# Hyperparameters gamma-PO searched for its baselines (Table 6). Its "rDPO" is our cdpo by Eq. 5 and, up to a constant,
+# our rdpo by the sign printed in the table.
 SEARCH_RANGES: dict[str, dict[str, tuple[float, ...]]] = {
     "dpo": {"beta": (0.01, 0.05, 0.1)},
     "ipo": {"tau": (0.01, 0.1, 0.5, 1.0)},
@@ -269,7 +269,7 @@ class Objective:
             self._beta_state.load_state_dict(section)
 
     def _prepare_margin(self) -> None:
-        """The queue and the solver's arguments of a gamma layer; gamma-DPO is centred by default, gamma-SimPO is not."""
+        """The queue and the solver's arguments of a gamma layer; centred by default, except over SimPO."""
         layer, parity = self.margin, self.margin.get("parity")
         self._gamma0 = losses.target_gamma0(beta=self.options["beta"], **_pick(layer, *TARGETS))
         sizes = _pick(layer, "capacity", "solve_size")
@@ -474,8 +474,8 @@ def _refuse_nonsense(objective: Objective) -> None:
         _check_takes_margin(base)
     if base == "beta_dpo" and objective.options.get("keep", 1.0) < 1 and aggregator != "erm":
         raise SpecError(
-            f"{aggregator}(beta_dpo(keep=...)): the filter sets dropped samples to a loss of 0, which {aggregator} would "
-            "weigh as if they were good; use keep=1.0 or erm"
+            f"{aggregator}(beta_dpo(keep=...)): the filter sets dropped samples to a loss of 0, which {aggregator} "
+            "would weigh as if they were good; use keep=1.0 or erm"
         )
     if base in ("kto", "kto_pair") and aggregator == "dr_dpo":
         raise SpecError(

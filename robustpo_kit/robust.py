@@ -3,14 +3,14 @@
 l_i is the loss and h_i the calibration factor h~ of sample i, B the samples of the *whole* step, and
 lme(x) = logsumexp(x) - log B. The log-mean-exp of a part of the step is another objective.
 
-| kind           | value                             | weight d value / d l_i            | source                        |
-|----------------|-----------------------------------|-----------------------------------|-------------------------------|
-| erm            | mean l                            | 1 / B                             |                               |
-| reweight       | mean h l                          | h_i / B                           | DoRA Table 4                  |
-| dro            | lam lme(l / lam)                  | softmax(l / lam)_i                | DoRA Table 4, B.2             |
-| dora           | lam lme(h l / lam)                | h_i softmax(h l / lam)_i          | DoRA Eq. 9                    |
-| dora_outside   | mean(h) lam lme(l / lam)          | mean(h) softmax(l / lam)_i        | DoRA Table 4, Sec. B.3        |
-| dr_dpo         | -lam lme(-l / lam)                | softmax(-l / lam)_i, a soft *min* | Wu et al. 2024, lam = beta'   |
+| kind         | value                    | weight d value / d l_i            | source                      |
+|--------------|--------------------------|-----------------------------------|-----------------------------|
+| erm          | mean l                   | 1 / B                             |                             |
+| reweight     | mean h l                 | h_i / B                           | DoRA Table 4                |
+| dro          | lam lme(l / lam)         | softmax(l / lam)_i                | DoRA Table 4, B.2           |
+| dora         | lam lme(h l / lam)       | h_i softmax(h l / lam)_i          | DoRA Eq. 9                  |
+| dora_outside | mean(h) lam lme(l / lam) | mean(h) softmax(l / lam)_i        | DoRA Table 4, Sec. B.3      |
+| dr_dpo       | -lam lme(-l / lam)       | softmax(-l / lam)_i, a soft *min* | Wu et al. 2024, lam = beta' |
 """
 
 import math
@@ -61,7 +61,10 @@ def weights(
     loss_shift: float = 0.0,
     normalise_h: str = "none",
 ) -> Tensor:
-    """The gradient weight of each sample, d aggregate / d per_sample [B], in closed form; detached. Arguments as `aggregate`."""
+    """d aggregate / d per_sample [B], the gradient weight of each sample, in closed form; detached.
+
+    Arguments and errors as `aggregate`.
+    """
     losses, h = _prepare(per_sample.detach(), h, kind, lam, loss_shift, normalise_h)
     if kind == "erm":
         return torch.full_like(losses, 1 / len(losses))
@@ -77,7 +80,7 @@ def weights(
 
 
 def effective_sample_size(sample_weights: Tensor) -> Tensor:
-    """(sum w)^2 / sum w^2 of non-negative weights [B], between 1 and B: how many samples drive the step; 0 if all are 0."""
+    """(sum w)^2 / sum w^2 of weights [B] >= 0: how many samples drive the step, from 1 to B; 0 if all are 0."""
     squares = sample_weights.square().sum()
     return torch.where(
         squares > 0, sample_weights.sum().square() / squares.clamp(min=torch.finfo(squares.dtype).tiny), 0.0
@@ -92,7 +95,7 @@ def kl_from_uniform(probabilities: Tensor) -> Tensor:
 def lambda_from_radius(per_sample: Tensor, rho: float, h: Tensor | None = None) -> float:
     """The lambda > 0 at which the worst case in a KL ball of radius `rho` nats is reached (DoRA Prop. 3.2, Eq. 8).
 
-    The infimum over lambda of `lam lme(h l / lam) + lam rho` lies where KL(softmax(h l / lam) || uniform) = rho; that KL
+    The infimum over lambda of `lam lme(h l / lam) + lam rho` lies where KL(softmax(h l / lam) || uniform) = rho; that
     falls in lambda, so bisection finds it. Raises ValueError when `rho` is not positive (lambda would be infinite) or
     reaches log(B / ties of the largest loss), where the ball holds the point mass on the worst sample and lambda is 0.
     """
@@ -102,7 +105,7 @@ def lambda_from_radius(per_sample: Tensor, rho: float, h: Tensor | None = None) 
     limit = math.log(len(x) / int((x == x.max()).sum()))
     if rho >= limit:
         raise ValueError(
-            f"rho: {rho:g} nats reaches the largest loss of these {len(x)} samples (limit {limit:.4g}); lambda would be 0"
+            f"rho: {rho:g} nats reaches the largest of these {len(x)} losses (limit {limit:.4g}); lambda would be 0"
         )
     spread = float(x.max() - x.min())
     low, high = math.log(spread) - 40, math.log(spread) + 20 - math.log(min(rho, 1.0))
@@ -114,7 +117,7 @@ def lambda_from_radius(per_sample: Tensor, rho: float, h: Tensor | None = None) 
 
 
 def worst_case_risk(per_sample: Tensor, rho: float, h: Tensor | None = None) -> float:
-    """sup of E_Q[h l] over KL(Q || uniform) <= rho, by its dual (DoRA Eq. 8); the largest h l where the ball reaches it."""
+    """sup of E_Q[h l] over KL(Q || uniform) <= rho, by its dual (DoRA Eq. 8), or the largest h l."""
     x, size = _modulated(per_sample, h)
     if rho >= math.log(size / int((x == x.max()).sum())):
         return float(x.max())

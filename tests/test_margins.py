@@ -11,7 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustpo_kit.margins import GapQueue, dynamic_margins, kkt_residual, margin_objective, target_margins
+from robustpo_kit import losses
+from robustpo_kit.losses import Scores
+from robustpo_kit.margins import (
+    GapQueue,
+    dynamic_margins,
+    implied_smoothing,
+    kkt_residual,
+    margin_objective,
+    target_margins,
+)
 
 quick = settings(max_examples=40, deadline=None)
 GAPS = st.lists(st.floats(-30, 30), min_size=2, max_size=60)
@@ -239,6 +248,27 @@ def test_official_queue_starts_with_eight_normals():
     )
     assert abs(float(values.mean())) < 0.06  # 4 standard errors of 4000 normals
     assert float(values.std()) == pytest.approx(1.0, abs=0.05)
+
+
+# --- Theorem 3.1 ---
+
+
+def test_smoothing_makes_both_losses_equal_and_eq_14_is_its_first_order():
+    gaps = torch.tensor([-3.0, -0.5, 0.7, 2.0, 6.0], dtype=torch.float64)
+    scores = Scores(torch.stack([gaps, 0 * gaps], dim=1), torch.zeros(5, 2).double(), torch.ones(5, 2))
+    gamma0, delta = 0.8, torch.tensor([0.3, -0.2, 0.1, -0.3, 0.4], dtype=torch.float64)
+    epsilon = implied_smoothing(gaps, delta, gamma0=gamma0, exact=True)
+    constant = torch.full_like(gaps, gamma0)
+    kept = losses.dpo(scores, beta=1.0, margin=constant)
+    flipped = losses.dpo(scores._replace(logps=scores.logps.flip(1)), beta=1.0, margin=constant)
+    ours = losses.dpo(scores, beta=1.0, margin=constant + delta)  # Eq. 11
+    torch.testing.assert_close((1 - epsilon) * kept + epsilon * flipped, ours)  # Eq. 13
+    for shrink in (1e-2, 1e-4):
+        small = shrink * delta
+        exact = implied_smoothing(gaps, small, gamma0=gamma0, exact=True)
+        first = implied_smoothing(gaps, small, gamma0=gamma0)
+        assert (exact / first - 1).abs().max() < 2 * shrink
+    assert torch.equal(epsilon.sign(), delta.sign() * gaps.sign())  # where the theorem's reading holds and fails
 
 
 BAD = [

@@ -272,7 +272,7 @@ def test_cpo_nll_of_trl_is_one_mean_over_the_batchs_tokens(trainers):
 
 
 def test_orpo_of_trl_trains_on_the_prompt_too_and_in_single_precision(trainers):
-    """TRL's NLL runs over prompt and response, its odds are rounded to float32; ours is the response's, as published."""
+    """TRL's NLL runs over prompt and response, its odds are rounded to float32; ours is the paper's, response only."""
     logits, batch, scores, full_nll = logit_batch()
     theirs = trl_reference_free(trainers.orpo, logits, batch, beta=0.5)
     ratio = losses.orpo(scores, lam=0.5) - losses.sft(scores)  # the odds-ratio term alone
