@@ -21,7 +21,7 @@ from torch import Tensor
 from robustpo_kit import encoders, intervals, scorers
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.encoders import Encoder
-from robustpo_kit.scorers import FEATURES, FineTune, LinearScorer, Pair, PairScorer
+from robustpo_kit.scorers import DEFAULT_FINE_TUNE, FEATURES, FineTune, LinearScorer, Pair, PairScorer
 
 KINDS = ("relative", "stabilised", "raw")
 REST = "rest"  # the head of a shared classifier: golden against everything else
@@ -363,7 +363,7 @@ def fit_classifier(
     folds: int = 4,
     calibrator: str = "temperature",
     penalty: float = 50.0,
-    fine_tune: FineTune = FineTune(),
+    fine_tune: FineTune = DEFAULT_FINE_TUNE,
 ) -> SourceClassifier:
     """Fit K-fold classifiers (whole groups a fold), score each fold by the model that left it out, calibrate.
 

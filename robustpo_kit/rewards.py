@@ -19,7 +19,7 @@ from robustpo_kit import encoders, intervals, scorers
 from robustpo_kit.calibration import fit_temperature
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import Encoder
-from robustpo_kit.scorers import FineTune, LinearScorer, Pair, PairScorer
+from robustpo_kit.scorers import DEFAULT_FINE_TUNE, FineTune, LinearScorer, Pair, PairScorer
 
 FEATURES = ("cosine", "frozen", "fine_tuned")
 # Pairs that the data sets themselves rank, both sides from one kind of writer.
@@ -212,7 +212,7 @@ def fit_reward_model(
     direct: Sequence[tuple[str, str]] = DIRECT,
     held_out: float = 0.25,
     penalty: float = 500.0,
-    fine_tune: FineTune = FineTune(),
+    fine_tune: FineTune = DEFAULT_FINE_TUNE,
 ) -> RewardModel:
     """Fit a Bradley-Terry model on `training_pairs`; a share `held_out` of the groups is kept for accuracy and scale.
 

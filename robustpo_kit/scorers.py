@@ -50,7 +50,7 @@ def response_features(encoder: Encoder, pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def relevance_features(encoder: Encoder, pairs: Sequence[Pair]) -> np.ndarray:
-    """[N, D + 1] for relevance: cosine of prompt and response, and its D summands (prompt times response), scaled to about unit."""
+    """[N, D + 1] for relevance: cosine of prompt and response, and its D summands, scaled to about unit."""
     prompt, response = _embedded(encoder, pairs)
     product = prompt * response
     return np.hstack([10 * product.sum(1, keepdims=True), product * encoder.width])
@@ -104,6 +104,9 @@ class FineTune:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.frozen_layers < 0:
             raise ValueError("fine-tuning: epochs and batch_size must be at least 1, frozen_layers at least 0")
+
+
+DEFAULT_FINE_TUNE = FineTune()
 
 
 class PairScorer(nn.Module):
@@ -236,9 +239,7 @@ class Bundle:
         own = scorer.trained_state()
         for name, value in own.items():
             if name not in state or state[name].shape != value.shape:
-                raise KitError(
-                    f"stored scorer '{prefix}': tensor {name} is missing or misshapen; train it again"
-                )
+                raise KitError(f"stored scorer '{prefix}': tensor {name} is missing or misshapen; train it again")
         scorer.load_state_dict({name: state[name] for name in own}, strict=False)
         return scorer.eval()
 
