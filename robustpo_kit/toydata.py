@@ -58,9 +58,7 @@ def _draw_sources(world: toyworld.World, config: DataConfig, generator: torch.Ge
     if config.mixture is None:
         sources = torch.arange(config.responses).remainder(world.n).expand(shape).clone()
     else:
-        shares = torch.tensor(config.mixture, dtype=torch.float64)
-        if shares.shape != (world.n,) or (shares < 0).any() or abs(float(shares.sum()) - 1) > 1e-6:
-            raise ValueError(f"mixture: {world.n} shares >= 0 that sum to 1, got {config.mixture}")
+        shares = world.shares(config.mixture)
         sources = torch.multinomial(shares.expand(config.rows, -1), config.responses, True, generator=generator)
         sources = sources.gather(1, (sources != GOLDEN).long().argsort(dim=1, stable=True))  # golden to the front
     spoiled = torch.rand(config.rows, generator=generator) < config.contamination

@@ -83,10 +83,19 @@ class World:
         """[P, R]: what a reward model sees that pays `bias` standard deviations of reward for one of style."""
         return self.reward + bias * self.style
 
-    def h_constants(self, mixture: tuple[float, ...] | None = None) -> tuple[float, Tensor]:
-        """alpha and beta [n-1] of a mixture over sources (None: 1/n each, the papers' choice)."""
-        shares = torch.full((self.n,), 1 / self.n) if mixture is None else torch.tensor(mixture, dtype=torch.float64)
-        return float(shares[0]), shares[1:].double()
+    def shares(self, mixture: tuple[float, ...] | None = None) -> Tensor:
+        """[n] alpha, beta_1.. of a mixture over the sources; None: 1/n each, the papers' choice."""
+        if mixture is None:
+            return torch.full((self.n,), 1 / self.n, dtype=torch.float64)
+        shares = torch.tensor(mixture, dtype=torch.float64)
+        if (
+            shares.shape != (self.n,)
+            or (shares < 0).any()
+            or abs(float(shares.sum()) - 1) > 1e-9
+            or shares[GOLDEN] == 0
+        ):
+            raise ValueError(f"mixture: {self.n} shares that sum to 1, the golden one above 0; got {mixture}")
+        return shares
 
 
 def _standardise(values: Tensor) -> Tensor:
@@ -139,35 +148,40 @@ def build(config: WorldConfig = WorldConfig()) -> World:
 # --- exact quantities -------------------------------------------------------------------------------------------
 
 
-def mixture_log_density(world: World, shares: tuple[float, ...] | Tensor) -> Tensor:
-    """[P, R] log of sum_i shares_i Q_i(y|x), shares normalised (Def. 2.1, Eq. 1)."""
-    shares = torch.as_tensor(shares, dtype=torch.float64)
-    if shares.shape != (world.n,) or (shares < 0).any() or shares.sum() <= 0:
-        raise ValueError(f"shares: {world.n} numbers >= 0 with a positive sum, got {shares.tolist()}")
-    return torch.logsumexp(world.log_density + (shares / shares.sum()).log()[:, None, None], 0)
+def mixture_log_density(world: World, shares: Tensor) -> Tensor:
+    """[P, R] log of P = sum_i shares_i Q_i (Def. 2.1, Eq. 1); shares [n] as `World.shares` gives them."""
+    return torch.logsumexp(world.log_density + shares.log()[:, None, None], 0)
 
 
-def log_density_ratio(world: World, source: int | None = None) -> Tensor:
-    """[P, R] log Q0 / Q_source, the log of Eq. 5; None = against the pool of all synthetic sources, equal shares."""
-    if source is None:
-        other = mixture_log_density(world, [0.0] + [1.0] * (world.n - 1))
-    else:
-        other = world.log_density[source]
-    return world.log_density[GOLDEN] - other
+def log_density_ratio(world: World, source: int) -> Tensor:
+    """[P, R] log Q0 / Q_source, nats: the log of the importance weight of Eq. 5."""
+    return world.log_density[GOLDEN] - world.log_density[source]
 
 
-def bayes_probs(world: World, prompt_ids: Tensor, response_ids: Tensor, source_ids: Tensor | None = None) -> Tensor:
-    """[N, K] probability that a response is golden, by the best balanced classifier there can be.
+def bayes_probs(
+    world: World,
+    prompt_ids: Tensor,
+    response_ids: Tensor,
+    source_ids: Tensor | None = None,
+    *,
+    mixture: tuple[float, ...] | None = None,
+) -> Tensor:
+    """[N, K] probability that a response is golden, by the best classifier there can be of a pool drawn from `mixture`.
 
-    prompt_ids [N], response_ids [N, K]. `source_ids` None: one shared classifier, golden against the pooled synthetic
-    sources. `source_ids` [N, K]: per source, golden against Q_i; the golden column (0) uses the shared one, as there
-    is nothing to tell golden from golden.
+    prompt_ids [N], response_ids [N, K]; `mixture` alpha, beta_1.. (None: 1/n each). `source_ids` None: one shared
+    classifier, golden against everything else; `source_ids` [N, K]: the one of golden against Q_i alone, and for golden
+    columns (0), where there is nothing to tell apart, the shared one.
     """
-    rows = prompt_ids[:, None].expand_as(response_ids)
-    if source_ids is None:
-        return torch.sigmoid(log_density_ratio(world)[rows, response_ids])
-    tables = torch.stack([log_density_ratio(world, i or None) for i in range(world.n)])
-    return torch.sigmoid(tables[source_ids, rows, response_ids])
+    tables = _other_over_golden(world, mixture)
+    source_ids = torch.zeros_like(response_ids) if source_ids is None else source_ids
+    return 1 / (1 + tables[source_ids, prompt_ids[:, None], response_ids])
+
+
+def _other_over_golden(world: World, mixture: tuple[float, ...] | None) -> Tensor:
+    """[n, P, R] odds against golden: entry 0 of everything else, entry i of source i alone."""
+    shares = world.shares(mixture)
+    weighed = (shares[:, None, None] * world.log_density.exp())[1:]
+    return torch.cat([weighed.sum(0, keepdim=True), weighed]) / (shares[GOLDEN] * world.log_density[GOLDEN].exp())
 
 
 def true_h(
@@ -178,23 +192,18 @@ def true_h(
     *,
     mixture: tuple[float, ...] | None = None,
 ) -> Tensor:
-    """[N] h~(z) of Eq. 6 with bounded denominators, from the true densities: mean_k Q0 / (alpha Q0 + beta_k Q_k).
+    """[N] h~(z) from the true densities: the closed form that the factor `relative` estimates (Eq. 6, bounded).
 
-    `source_ids` None: Q_k is the pool of the synthetic sources for every column, and beta their mean share;
-    `source_ids` [N, K]: Q_k is the source the column is labelled with (column 0 as in `bayes_probs`). `mixture`:
-    alpha and betas over the sources, None = 1/n each. The closed form that the factor `relative` estimates.
+    `source_ids` None: mean_k Q0 / P, with P the whole mixture (Def. 2.1). `source_ids` [N, K]: mean_k Q0 / (alpha Q0 +
+    beta_i Q_i) with the source i that column k is labelled with, golden columns as above; `mixture` as there.
     """
-    rows = prompt_ids[:, None].expand_as(response_ids)
-    alpha, betas = world.h_constants(mixture)
-    golden = world.log_density[GOLDEN].exp()[rows, response_ids]
-    pool = mixture_log_density(world, [0.0] + [1.0] * (world.n - 1)).exp()
-    if source_ids is None:
-        other, beta = pool[rows, response_ids], betas.mean()
-    else:
-        others = torch.cat([pool[None], world.log_density[1:].exp()])
-        other = others[source_ids, rows, response_ids]
-        beta = torch.cat([betas.mean()[None], betas])[source_ids]
-    return (golden / (alpha * golden + beta * other)).mean(-1)
+    shares = world.shares(mixture)
+    densities = world.log_density.exp()
+    parts = shares[GOLDEN] * densities[GOLDEN] + shares[1:, None, None] * densities[1:]  # [n - 1, P, R]
+    whole = mixture_log_density(world, shares).exp()[None]
+    source_ids = torch.zeros_like(response_ids) if source_ids is None else source_ids
+    rows = prompt_ids[:, None]
+    return (densities[GOLDEN][rows, response_ids] / torch.cat([whole, parts])[source_ids, rows, response_ids]).mean(-1)
 
 
 class Outcome(NamedTuple):
@@ -241,7 +250,7 @@ def tilted(logps: Tensor, reward: Tensor, beta: float) -> Tensor:
 
 
 def evaluate(world: World, logps: Tensor, prompts: Tensor, reference: Tensor | None = None) -> dict[str, float]:
-    """Exact measures of a policy, means over `prompts`: win rate against golden, rewards, style, confidence, KLs (nats)."""
+    """Exact measures of a policy, means over `prompts`: win rate against golden, reward, style, Bayes' c, KLs."""
     result = outcome(world, logps)
     measures = {
         "win_rate": result.rate,
@@ -250,7 +259,7 @@ def evaluate(world: World, logps: Tensor, prompts: Tensor, reference: Tensor | N
         "lose": result.lose,
         "reward": expected(logps, world.reward),
         "style": expected(logps, world.style),
-        "confidence": expected(logps, torch.sigmoid(log_density_ratio(world))),
+        "confidence": expected(logps, 1 / (1 + _other_over_golden(world, None)[0])),
         "kl_golden": kl(logps, world.log_density[GOLDEN]),
     }
     if reference is not None:

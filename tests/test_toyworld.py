@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from robustpo_kit import logprobs, policies, toydata, toyworld
+from robustpo_kit import calibration, logprobs, policies, toydata, toyworld
 
 SMALL = toyworld.WorldConfig(topics=3, tones=2, symbols=4, length=3, seed=3)
 
@@ -39,7 +39,7 @@ def test_world_has_the_size_of_the_design(world):
 
 def test_densities_sum_to_one(world):
     assert torch.allclose(world.log_density.exp().sum(-1), torch.ones(world.n, 48).double(), atol=1e-12, rtol=0)
-    mixture = toyworld.mixture_log_density(world, (0.4, 0.3, 0.2, 0.1)).exp()
+    mixture = toyworld.mixture_log_density(world, world.shares((0.4, 0.3, 0.2, 0.1))).exp()
     by_hand = sum(a * q for a, q in zip((0.4, 0.3, 0.2, 0.1), world.log_density.exp(), strict=True))
     assert torch.allclose(mixture, by_hand, atol=1e-15)
 
@@ -66,7 +66,10 @@ def test_same_seed_same_world_other_seed_another(small):
 def test_no_shift_and_equal_quality_is_no_mixture_shift():
     config = dataclasses.replace(SMALL, shift=0.0, quality=(1.5, 1.5), style=(1.0, 1.0))
     world = toyworld.build(config)
-    assert torch.allclose(toyworld.log_density_ratio(world), torch.zeros(()).double(), atol=1e-12)
+    assert all(toyworld.log_density_ratio(world, i).abs().max() < 1e-12 for i in (1, 2))
+    data = drawn(world, rows=20)
+    h = toyworld.true_h(world, data.prompt_ids, data.response_ids)
+    assert torch.allclose(h, torch.ones(20).double(), atol=1e-12)  # every response is golden: density ratio 1
 
 
 @pytest.mark.parametrize(
@@ -82,16 +85,35 @@ def test_bad_world_names_the_argument(change, name):
 
 
 def test_true_h_by_hand(small):
-    """One row, every term of Eq. 6 with bounded denominators written out."""
-    prompt, row = torch.tensor([2]), torch.tensor([[5, 9, 40, 63]])
+    """One row, every term written out."""
+    prompt, row, shares = torch.tensor([2]), torch.tensor([[5, 9, 40, 63]]), (0.4, 0.3, 0.2, 0.1)
     q = small.log_density[:, 2].exp()
-    pool = q[1:].mean(0)
-    shared = sum(float(q[0, r] / (0.25 * q[0, r] + 0.25 * pool[r])) for r in row[0]) / 4
-    assert float(toyworld.true_h(small, prompt, row)) == pytest.approx(shared, abs=1e-12)
-    sources = torch.tensor([[0, 1, 2, 3]])
-    others = (pool, q[1], q[2], q[3])
-    own = sum(float(q[0, r] / (0.25 * q[0, r] + 0.25 * o[r])) for r, o in zip(row[0], others, strict=True)) / 4
-    assert float(toyworld.true_h(small, prompt, row, sources)) == pytest.approx(own, abs=1e-12)
+    whole = sum(a * q[i] for i, a in enumerate(shares))
+    shared = sum(float(q[0, r] / whole[r]) for r in row[0]) / 4
+    assert float(toyworld.true_h(small, prompt, row, mixture=shares)) == pytest.approx(shared, abs=1e-12)
+    own = [whole] + [0.4 * q[0] + shares[i] * q[i] for i in (1, 2, 3)]
+    each = sum(float(q[0, r] / other[r]) for r, other in zip(row[0], own, strict=True)) / 4
+    found = toyworld.true_h(small, prompt, row, torch.tensor([[0, 1, 2, 3]]), mixture=shares)
+    assert float(found) == pytest.approx(each, abs=1e-12)
+
+
+@pytest.mark.parametrize("mixture", [None, (0.4, 0.3, 0.2, 0.1), (0.1, 0.2, 0.3, 0.4)])
+def test_relative_factor_of_the_best_classifier_is_the_closed_form(world, mixture):
+    """calibration_factor, given Bayes' probabilities, is h~ from the densities: to 1e-12, shared and per source."""
+    data = drawn(world, rows=300, contamination=0.3)
+    shares = world.shares(mixture)
+    alpha, betas = float(shares[0]), shares[1:]
+    probs = toyworld.bayes_probs(world, data.prompt_ids, data.response_ids, mixture=mixture)
+    h = toyworld.true_h(world, data.prompt_ids, data.response_ids, mixture=mixture)
+    factor = calibration.calibration_factor(probs, alpha=alpha, beta=1 - alpha, imbalance=(1 - alpha) / alpha)
+    assert torch.allclose(factor, h, atol=1e-12, rtol=0)
+    ids = data.claimed_sources
+    probs = toyworld.bayes_probs(world, data.prompt_ids, data.response_ids, ids, mixture=mixture)[:, 1:]
+    h = toyworld.true_h(world, data.prompt_ids, data.response_ids[:, 1:], ids[:, 1:], mixture=mixture)
+    # drop the contaminated rows, where columns no longer follow the order of the sources
+    clean = (ids == torch.arange(4)).all(1)
+    factor = calibration.calibration_factor(probs[clean], alpha=alpha, beta=betas, imbalance=betas / alpha)
+    assert clean.sum() > 100 and torch.allclose(factor, h[clean], atol=1e-12, rtol=0)
 
 
 def test_h_of_uniform_mixture_is_the_sum_of_the_probabilities(world):
@@ -109,17 +131,16 @@ def test_true_h_tells_contaminated_rows(world):
 
 
 def test_bayes_probs_are_calibrated(world):
-    """Among responses of probability about c from a balanced pool, a share c is golden."""
-    rows = 20000
-    prompts = torch.arange(48).repeat(rows // 48 + 1)[:rows]
-    golden = torch.rand(rows, generator=generator(1)) < 0.5
-    sources = torch.where(golden, 0, torch.randint(1, 4, (rows,), generator=generator(2)))
+    """Among responses of probability about c from the mixture, a share c is golden."""
+    rows, mixture = 20000, (0.5, 0.2, 0.2, 0.1)
+    prompts = torch.randint(48, (rows,), generator=generator(1))
+    sources = torch.multinomial(world.shares(mixture), rows, True, generator=generator(2))
     responses = toydata.draw_responses(world, prompts, sources[:, None], generator(3))
-    probs = toyworld.bayes_probs(world, prompts, responses).squeeze(1)
+    probs = toyworld.bayes_probs(world, prompts, responses, mixture=mixture).squeeze(1)
     for low in (0.0, 0.2, 0.4, 0.6, 0.8):
         inside = (probs >= low) & (probs < low + 0.2)
-        error = golden[inside].double().mean() - probs[inside].mean()
-        assert abs(error) < 4 * 0.5 / inside.sum() ** 0.5
+        error = (sources == 0)[inside].double().mean() - probs[inside].mean()
+        assert inside.sum() > 100 and abs(error) < 4 * 0.5 / inside.sum() ** 0.5
 
 
 # --- exact measures of a policy ----------------------------------------------------------------------------------
