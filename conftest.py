@@ -1,6 +1,10 @@
-"""What every test process and every nbval kernel sees: profile smoke, one thread, no GPU, a fixed hash seed and clock."""
+"""What every test process and every nbval kernel sees: profile smoke, one thread, no GPU, a fixed hash seed."""
 
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +25,7 @@ def pytest_configure():
 
 
 def pytest_collectstart(collector):
-    """Compared: text, numbers and streams. Not: pandas' HTML (its text form is), pictures, and warnings of libraries."""
+    """Compared: text, numbers and standard output. Not: pandas' HTML (its text form is), pictures, warnings."""
     if type(collector).__name__ == "IPyNbFile":
         collector.skip_compare += ("text/html", "image/svg+xml", "stderr")
 
@@ -33,3 +37,75 @@ def pytest_collection_modifyitems(items):
     for item in items:
         group = "notebooks" if item.path.suffix == ".ipynb" else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+PARAMETERS = 'profile = "auto"  # auto | smoke | cpu | gpu | paper\nseed = 0\noverrides = {}'
+# A notebook's done file without the kit's imports, which take seconds.
+DONE = (
+    "import json, os\nfrom pathlib import Path\n"
+    '_ = Path(os.environ["ROBUSTPO_DONE"]).write_text(json.dumps({"tables": [], "figures": []}))'
+)
+
+
+class DemoProject:
+    """A project of small notebooks in a temporary folder: what the runner, refresh and nbval are tried on."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.notebooks = root / "notebooks"
+        (self.notebooks / "text").mkdir(parents=True)
+
+    def text(self, name: str, *cells: str) -> Path:
+        """Write notebooks/text/NAME.py: a title, the parameters, `cells`."""
+        parts = [f"# %% [markdown]\n# # {name}", f'# %% tags=["parameters"]\n{PARAMETERS}']
+        parts += [f"# %%\n{cell}" for cell in cells]
+        path = self.notebooks / "text" / f"{name}.py"
+        path.write_text("\n\n".join(parts) + "\n")
+        return path
+
+    def notebook(self, name: str, *cells: str) -> Path:
+        """Write the same as notebooks/NAME.ipynb, not executed."""
+        import jupytext
+
+        node = jupytext.read(self.text(name, *cells))
+        node.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        path = self.notebooks / f"{name}.ipynb"
+        jupytext.write(node, path)
+        return path
+
+    def environment(self) -> dict[str, str]:
+        """Variables of a process that takes this folder for the project."""
+        return os.environ | {"ROBUSTPO_ROOT": str(self.root)}
+
+    def robustpo(self, *arguments: str, **options) -> subprocess.CompletedProcess:
+        """Run the command line on this project."""
+        command = [sys.executable, "-m", "robustpo_kit", *arguments]
+        return subprocess.run(
+            command, cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=300, **options
+        )
+
+    def pytest(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Run nbval here with the configuration of the real project."""
+        shutil.copy(Path(__file__), self.root / "conftest.py")
+        command = [sys.executable, "-m", "pytest", "-q", "--rootdir", ".", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        nbval = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "60"]
+        return subprocess.run(
+            [*command, *nbval, *arguments],
+            cwd=self.root,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch) -> DemoProject:
+    """An empty demo project; the kit's paths point into it, here and in child processes."""
+    from robustpo_kit import paths
+
+    monkeypatch.setenv("ROBUSTPO_ROOT", str(tmp_path))
+    for name in ("NOTEBOOKS", "DATA", "SYNTHETIC", "RESULTS", "FIGURES", "RUNS"):
+        monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).relative_to(paths.ROOT))
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    return DemoProject(tmp_path)

@@ -40,7 +40,7 @@ def execute(task_file: Path) -> int:
                 config=Config(kernel_transport(private)),
             )
         except papermill.PapermillExecutionError as error:
-            said, failure = str(error), f"code cell {error.exec_count}: {error.ename}: {_first_line(error.evalue)}"
+            said, failure = str(error), f"In [{error.exec_count}]: {error.ename}: {_first_line(error.evalue)}"
         except (PapermillException, CellTimeoutError, DeadKernelError, RuntimeError, ValueError) as error:
             said, failure = str(error), f"{type(error).__name__}: {_first_line(str(error))}"
         else:

@@ -22,13 +22,14 @@ CELL_SECONDS = 300  # nbval gives a cell as long
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def refresh(*, only: list[str] | None = None, everything: bool = False, folder: Path = paths.NOTEBOOKS) -> list[str]:
+def refresh(*, only: list[str] | None = None, everything: bool = False, folder: Path | None = None) -> list[str]:
     """Execute the text notebooks that changed and write their .ipynb; returns the names of those executed.
 
     A notebook has changed when its cells, the modules it imports, the committed data it may read or a notebook before
     it did. `everything` executes all; `only` restricts to numbers such as "04". Raises KitError when a cell fails; the
     notebook on disk then stays as it was.
     """
+    folder = folder or paths.NOTEBOOKS
     sources = sorted((folder / "text").glob("[0-9][0-9]_*.py"))
     unknown = sorted(set(only or []) - {source.name[:2] for source in sources})
     if unknown:

@@ -52,7 +52,7 @@ class Plan:
     resume: bool = False  # keep notebooks that are ok and whose inputs have not changed
     time_limit: float = 3600.0  # seconds a notebook
     slots: tuple[str | None, ...] = (None,)  # one notebook at a time a slot; a slot names its CUDA_VISIBLE_DEVICES
-    notebooks: Path = paths.NOTEBOOKS
+    notebooks: Path = dataclasses.field(default_factory=lambda: paths.NOTEBOOKS)
 
     @property
     def work(self) -> Path:
@@ -95,7 +95,7 @@ class Child:
 # ---------------------------------------------------------------- what there is to run
 
 
-def sources(folder: Path = paths.NOTEBOOKS) -> dict[str, Path]:
+def sources(folder: Path) -> dict[str, Path]:
     """Number -> notebook file; raises KitError where there is none, or one whose needs are not declared."""
     found = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     if not found:
@@ -168,10 +168,10 @@ def parameters(plan: Plan) -> dict[str, Any]:
 
 
 def _key(plan: Plan, path: Path) -> str:
-    """`source_key` and the done files of the notebooks before: when one of those ran again, this one must too."""
-    before = [done_file(plan.profile, need) for need in NEEDS[path.name[:2]]]
+    """`source_key` and the states of the notebooks before: when one of those ran again, this one must too."""
+    before = [_state_file(plan, need) for need in NEEDS[path.name[:2]]]
     parts = [source_key(path, parameters(plan), plan.profile)]
-    parts += [file_hash(done) if done.exists() else "" for done in before]
+    parts += [file_hash(state) if state.exists() else "" for state in before]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -435,7 +435,7 @@ def publish(profile: str) -> list[str]:
     """
     manifest = records.read_json(paths.work(profile) / "manifest.json")
     bad = [entry["name"] for entry in manifest["notebooks"] if entry["status"] != "ok"]
-    missing = set(sources()) - {entry["name"][:2] for entry in manifest["notebooks"]}
+    missing = set(sources(paths.NOTEBOOKS)) - {entry["name"][:2] for entry in manifest["notebooks"]}
     if bad or missing:
         raise KitError(f"publish: not every notebook was ok under {profile} ({', '.join(bad or sorted(missing))})")
     if profile == "smoke":

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "robustpo_kit"
 CONDA_NAMES = {"matplotlib-base": "matplotlib", "pytorch": "torch"}
 ROOT_NAMES = {
     "README.md", "LICENSE", "CITATION.cff", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml",
-    "requirements.lock", "environment.yml", "jupytext.toml", "conftest.py", ".ci", ".gitignore", ".pre-commit-config.yaml",
-    "notebooks", "robustpo_kit", "data", "figures", "tests",
+    "requirements.lock", "environment.yml", "jupytext.toml", "conftest.py", ".ci", ".gitignore",
+    ".pre-commit-config.yaml", "notebooks", "robustpo_kit", "data", "figures", "tests",
 }  # fmt: skip
 # Downloaded with torch where there is a GPU; their versions follow torch's.
 GPU_NAMES = re.compile(r"^(nvidia-|cuda-|triton$)")
@@ -27,7 +27,10 @@ GPU_NAMES = re.compile(r"^(nvidia-|cuda-|triton$)")
 def tracked(*folders: str) -> list[str]:
     """Files of the checkout, ignored ones left out: those that git lists, or all where there is no git."""
     done = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders], cwd=ROOT, capture_output=True, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     if done.returncode != 0:
         pytest.skip("not a git checkout")
@@ -92,7 +95,14 @@ def test_lock_satisfies_every_dependency_and_holds_no_stray():
 
 
 def test_no_index_is_named():
-    for name in ("requirements.lock", "environment.yml", "pyproject.toml", "Makefile", ".ci/run", ".pre-commit-config.yaml"):
+    for name in (
+        "requirements.lock",
+        "environment.yml",
+        "pyproject.toml",
+        "Makefile",
+        ".ci/run",
+        ".pre-commit-config.yaml",
+    ):
         text = (ROOT / name).read_text()
         assert not re.search(r"https?://|index-url|find-links|file:", text), name
 
@@ -151,7 +161,11 @@ def imports(path: Path) -> set[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative import"
-            names += [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "robustpo_kit" else [node.module]
+            names += (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "robustpo_kit"
+                else [node.module]
+            )
     inside = {name.split(".")[1] for name in names if name.startswith("robustpo_kit.")}
     return {name for name in inside if (PACKAGE / f"{name}.py").exists()}
 
@@ -191,7 +205,7 @@ def test_version_is_the_same_everywhere():
 
 def test_make_help_lists_the_targets():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in "env series test lab notebooks figures lint lock bench report help".split():
+    for target in ("env", "series", "test", "lab", "notebooks", "figures", "lint", "lock", "bench", "report"):
         assert re.search(rf"^  make {target} ", done.stdout, re.M), target
 
 
