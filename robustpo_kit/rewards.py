@@ -89,7 +89,7 @@ def _direct_pairs(row: Any, direct: Sequence[tuple[str, str]]) -> list[RankedPai
 def replies_elsewhere(preferences: PreferenceSet, *, seed: int, among: int = 8) -> list[list[str | None]]:
     """[N][K] for every reply one of the same source to another group, drawn from the `among` nearest in word count.
 
-    None where the source has no reply in another group.
+    None where the source has no other text in another group.
     """
     rng = np.random.default_rng(seed)
     places: dict[str, list[tuple[int, int]]] = {}
@@ -100,14 +100,15 @@ def replies_elsewhere(preferences: PreferenceSet, *, seed: int, among: int = 8) 
     for members in places.values():
         words = np.array([len(preferences[i].responses[k].split()) for i, k in members])
         groups = np.array([preferences[i].group for i, _ in members])
+        texts = np.array([preferences[i].responses[k] for i, k in members], dtype=object)
         jitter = rng.random(len(members))  # equal lengths in random order
         for place, (i, k) in enumerate(members):
-            distance = np.where(groups == groups[place], np.inf, np.abs(words - words[place]) + jitter)
+            unfit = (groups == groups[place]) | (texts == texts[place])
+            distance = np.where(unfit, np.inf, np.abs(words - words[place]) + jitter)
             nearest = np.argsort(distance)[:among]
             nearest = nearest[np.isfinite(distance[nearest])]
             if len(nearest):
-                other, column = members[rng.choice(nearest)]
-                found[i][k] = preferences[other].responses[column]
+                found[i][k] = texts[rng.choice(nearest)]
     return found
 
 

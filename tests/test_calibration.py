@@ -1,0 +1,356 @@
+"""h~ against its closed forms, calibrators against simulated truth, classifiers on text whose source can be read."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import brier_score_loss, log_loss
+
+from robustpo_kit import calibration, encoders
+from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.records import KitError
+from robustpo_kit.scorers import FineTune
+
+SHARES = st.floats(0, 1, allow_nan=False)
+GOOD = torch.tensor([[0.2, 0.7, 0.9]], dtype=torch.float64)
+
+
+# ---- h~ --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 6).flatmap(lambda k: st.lists(st.lists(SHARES, min_size=k, max_size=k), min_size=1, max_size=4)))
+def test_relative_factor_at_equal_shares_is_the_sum_of_probabilities(values):
+    probs = torch.tensor(values, dtype=torch.float64)
+    share = 1 / probs.shape[1]
+    h = calibration.calibration_factor(probs, alpha=share, beta=share)
+    torch.testing.assert_close(h, probs.sum(1), rtol=1e-12, atol=1e-12)
+
+
+@given(st.lists(SHARES, min_size=2, max_size=6), st.sampled_from(["relative", "stabilised"]))
+def test_bounded_kinds_stay_between_zero_and_k(values, kind):
+    probs = torch.tensor([values], dtype=torch.float64)
+    share = 1 / len(values)
+    h = calibration.calibration_factor(probs, alpha=share, beta=share, kind=kind).item()
+    assert 0 <= h <= len(values) * (1 + 1e-12)
+
+
+def test_stabilised_at_equal_shares():
+    h = calibration.calibration_factor(GOOD, alpha=1 / 3, beta=1 / 3, kind="stabilised")
+    expected = (3 * GOOD / (2 - GOOD)).mean(1)
+    torch.testing.assert_close(h, expected, rtol=1e-12, atol=0)
+
+
+def test_raw_is_equation_6_as_printed_and_unbounded():
+    beta, imbalance = torch.tensor([0.5, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0])
+    h = calibration.calibration_factor(GOOD, alpha=0.5, beta=beta, imbalance=imbalance, kind="raw")
+    by_hand = (1 * 0.2 / (0.5 * 0.8) + 2 * 0.7 / (0.2 * 0.3) + 3 * 0.9 / (0.3 * 0.1)) / 3
+    assert h.item() == pytest.approx(by_hand, rel=1e-6)
+    assert calibration.calibration_factor(torch.ones(1, 2), alpha=0.5, beta=0.5, kind="raw").isinf().all()
+
+
+def test_relative_is_the_density_ratio_to_the_mixture():
+    """Two Gaussians: with the Bayes classifier of prior 1 : m the factor is P / (alpha P + beta Q) exactly."""
+    x = torch.linspace(-3, 3, 40, dtype=torch.float64).reshape(20, 2)
+    golden, other = torch.exp(-((x - 1) ** 2) / 2), torch.exp(-((x + 1) ** 2) / 2)
+    m, alpha, beta = 3.0, 0.4, 0.6
+    c = golden / (golden + m * other)
+    h = calibration.calibration_factor(c, alpha=alpha, beta=beta, imbalance=m)
+    torch.testing.assert_close(h, (golden / (alpha * golden + beta * other)).mean(1), rtol=1e-12, atol=0)
+
+
+def test_factor_grows_with_every_probability():
+    raised = GOOD.clone()
+    raised[0, 1] += 0.1
+    for kind in calibration.KINDS:
+        low, high = (calibration.calibration_factor(p, alpha=0.3, beta=0.2, kind=kind) for p in (GOOD, raised))
+        assert (high > low).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("probs", {"probs": GOOD[:, :1]}),
+        ("probs", {"probs": GOOD[0]}),
+        ("probs", {"probs": GOOD + 0.2}),
+        ("probs", {"probs": GOOD - 0.3}),
+        ("probs", {"probs": GOOD * float("nan")}),
+        ("probs", {"probs": torch.ones(2, 2, dtype=torch.long)}),
+        ("alpha", {"alpha": 0.0}),
+        ("alpha", {"alpha": 1.5}),
+        ("alpha", {"alpha": float("nan")}),
+        ("beta", {"beta": 0.0}),
+        ("beta", {"beta": -0.1}),
+        ("beta", {"beta": [0.5, 0.5]}),
+        ("beta", {"beta": [0.5, 0.5, float("nan")]}),
+        ("beta", {"beta": 2.0}),
+        ("imbalance", {"imbalance": 0.0}),
+        ("kind", {"kind": "bounded"}),
+    ],
+)
+def test_bad_arguments_are_named(name, change):
+    arguments = {"probs": GOOD, "alpha": 0.5, "beta": 0.5} | change
+    with pytest.raises(ValueError, match=f"^{name}"):
+        calibration.calibration_factor(**arguments)
+
+
+# ---- measures and calibrators ----------------------------------------------------------------------------------
+
+
+def simulated(count, *, distortion, seed=0):
+    """Labels drawn from sigmoid(z), and the logits distortion * z that a misjudging classifier reports."""
+    rng = np.random.default_rng(seed)
+    z = 2 * rng.standard_normal(count)
+    return distortion * z, (rng.random(count) < 1 / (1 + np.exp(-z))).astype(float)
+
+
+def test_known_temperature_is_recovered():
+    for distortion in (0.5, 1.0, 3.0):
+        logits, labels = simulated(40_000, distortion=distortion)
+        assert calibration.fit_temperature(logits, labels).temperature == pytest.approx(distortion, rel=0.04)
+
+
+def test_calibration_repairs_overconfidence_on_new_rows():
+    logits, labels = simulated(20_000, distortion=3.0)
+    new_logits, new_labels = simulated(20_000, distortion=3.0, seed=1)
+    before = calibration.quality(new_labels, calibration.Temperature()(new_logits))
+    assert before["ece"] > 0.08
+    for fit in (calibration.fit_temperature, calibration.fit_isotonic):
+        after = calibration.quality(new_labels, fit(logits, labels)(new_logits))
+        assert after["ece"] < 0.015
+        assert after["nll"] < before["nll"] and after["brier"] < before["brier"]
+        assert after["auc"] == pytest.approx(before["auc"], abs=2e-3)
+
+
+def test_isotonic_is_monotone_and_never_certain():
+    logits, labels = simulated(300, distortion=1.0)
+    probs = calibration.fit_isotonic(logits, labels)(np.linspace(-50, 50, 1001))
+    assert (np.diff(probs) >= 0).all()
+    assert probs.min() >= 1 / 302 and probs.max() <= 1 - 1 / 302
+
+
+def test_ece_is_near_zero_when_calibrated_and_known_when_not():
+    rng = np.random.default_rng(0)
+    probs = rng.random(50_000)
+    labels = (rng.random(50_000) < probs).astype(float)
+    assert calibration.ece(labels, probs) < 0.01
+    assert calibration.ece(labels, probs, scheme="mass") < 0.01
+    assert calibration.ece([1, 0, 1, 0], [0.9] * 4) == pytest.approx(0.4)
+
+
+def test_quality_agrees_with_scikit_learn_and_counts_pairs():
+    labels, probs = np.array([1, 0, 1, 0, 1.0]), np.array([0.9, 0.2, 0.4, 0.6, 0.6])
+    found = calibration.quality(labels, probs)
+    assert found["nll"] == pytest.approx(log_loss(labels, probs))
+    assert found["brier"] == pytest.approx(brier_score_loss(labels, probs))
+    assert found["auc"] == pytest.approx((2 + 1 + 1.5) / 6)  # golden above other: 0.9 twice, 0.4 once, 0.6 once, tie
+    assert found["golden_share"] == 0.6 and found["n"] == 5
+
+
+def test_reliability_counts_every_response_once():
+    labels, probs = np.array([1, 0, 1, 0, 1.0]), np.array([0.0, 0.1, 0.55, 0.95, 1.0])
+    table = calibration.reliability(labels, probs)
+    assert table["count"].tolist() == [1, 1, 1, 2]
+    assert table["golden_share"].tolist() == [1, 0, 1, 0.5]
+    assert calibration.reliability(labels, probs, bins=5, scheme="mass")["count"].tolist() == [1] * 5
+
+
+def test_measures_refuse_nonsense():
+    for labels, probs in (([1, 2], [0.5, 0.5]), ([1, 0], [0.5, 1.5]), ([1, 0], [0.5, np.nan]), ([1], [0.5, 0.5])):
+        with pytest.raises(ValueError):
+            calibration.ece(labels, probs)
+
+
+# ---- classifiers -----------------------------------------------------------------------------------------------
+
+
+def made_up(count, *, readable=True, seed=0):
+    """Golden replies of the letters a-h, two synthetic sources of i-p and q-x; or all of the same letters."""
+    rng = np.random.default_rng(seed)
+    letters = ("abcdefgh", "ijklmnop", "qrstuvwx") if readable else ("abcdefgh",) * 3
+
+    def text(alphabet):
+        return " ".join("".join(rng.choice(list(alphabet), 4)) for _ in range(rng.integers(2, 6)))
+
+    rows = [
+        Preference(
+            f"r{seed}-{i}",
+            f"g{seed}-{i // 2}",
+            text("aeiou"),
+            tuple(text(a) for a in letters),
+            ("human", "model1", "model2"),
+        )
+        for i in range(count)
+    ]
+    return PreferenceSet(rows, name="made up")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return encoders.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny):
+    rows = made_up(60)
+    return rows, calibration.fit_classifier(rows, seed=0, encoder=tiny, penalty=1.0)
+
+
+@pytest.mark.parametrize("kind", ["shared", "per_source"])
+def test_frozen_classifier_tells_sources_apart_on_new_rows(tiny, kind):
+    fitted = calibration.fit_classifier(made_up(60), seed=0, kind=kind, encoder=tiny, penalty=1.0)
+    c = fitted.score_set(made_up(40, seed=1))
+    assert calibration.quality([1, 0, 0] * 40, c.reshape(-1))["auc"] > 0.9
+    assert fitted.heads == (("rest",) if kind == "shared" else ("model1", "model2"))
+    assert fitted.imbalance == ({"rest": 2.0} if kind == "shared" else {"model1": 1.0, "model2": 1.0})
+
+
+def test_fine_tuned_classifier_learns_and_leaves_the_encoder_and_the_global_seed_alone(tiny):
+    before, state = tiny.about(), torch.get_rng_state()
+    config = FineTune(epochs=4, learning_rate=3e-3, frozen_layers=0)
+    fitted = calibration.fit_classifier(
+        made_up(40), seed=0, encoder=tiny, features="fine_tuned", folds=2, fine_tune=config
+    )
+    assert calibration.quality([1, 0, 0] * 40, fitted.score_set(made_up(40, seed=1)).reshape(-1))["auc"] > 0.9
+    assert torch.equal(torch.get_rng_state(), state)
+    assert dataclasses.replace(tiny).about() == before  # a fresh object: its fingerprint is computed anew
+
+
+def test_out_of_fold_scores_come_from_models_that_never_saw_the_group(tiny):
+    """Replies that carry no trace of their source: a leak would show as an AUC far above one half."""
+    rows = made_up(60, readable=False)
+    fitted = calibration.fit_classifier(rows, seed=0, encoder=tiny, penalty=1e-3)
+    table = fitted.out_of_fold
+    assert (table.groupby("group")["fold"].nunique() == 1).all()
+    assert sorted(table["fold"].unique()) == [0, 1, 2, 3]
+    pairs = [(row.prompt, reply) for row in rows for reply in row.responses]
+    own = calibration._logits(fitted.models["rest"][0], tiny, pairs)
+    labels = table["label"].to_numpy()
+    inside = (table["fold"] != 0).to_numpy()
+    assert calibration._auc(labels[inside], own[inside]) > 0.75  # the model does overfit its training rows
+    assert abs(calibration._auc(labels, table["logit"].to_numpy()) - 0.5) < 0.12
+
+
+def test_training_rows_are_refused(trained):
+    rows, fitted = trained
+    with pytest.raises(ValueError, match="row_ids: 'r0-3'.*trained on"):
+        fitted.score_set(rows.select([3]))
+    with pytest.raises(ValueError, match="trained on"):
+        fitted.score(["p"], ["y"], row_ids=["r0-5"])
+    with pytest.raises(ValueError, match="was not trained on"):
+        fitted.out_of_fold_matrix(made_up(2, seed=1))
+    assert fitted.score(["p"], ["y"]).shape == (1,)
+
+
+def test_out_of_fold_matrix_holds_the_table(trained):
+    rows, fitted = trained
+    c = fitted.out_of_fold_matrix(rows)
+    table = fitted.out_of_fold
+    some = table[(table["row_id"] == "r0-7") & (table["column"] == 2)]
+    assert c.shape == (60, 3)
+    assert c[7, 2] == pytest.approx(some["c"].item())
+
+
+def test_per_source_heads_combine_as_densities_do():
+    """P, Q1, Q2 in any unit, 1 golden to 2 of Q1 and 1 of Q2: golden against all is P / (P + 2 Q1 + Q2)."""
+    p, q1, q2 = np.array([0.5, 0.1]), np.array([0.2, 0.3]), np.array([0.1, 0.9])
+    heads = {"one": p / (p + 2 * q1), "two": p / (p + q2)}
+    np.testing.assert_allclose(calibration._combine(heads, None), p / (p + 2 * q1 + q2))
+    by_own = calibration._combine(heads, ["two", "human"])
+    np.testing.assert_allclose(by_own, [heads["two"][0], p[1] / (p[1] + 2 * q1[1] + q2[1])])
+
+
+def test_golden_sources_decide_wherever_a_reply_stands(tiny):
+    rows = made_up(24)
+    swapped = rows.map(
+        lambda row: Preference(row.row_id, row.group, row.prompt, row.responses[::-1], row.sources[::-1], golden=0)
+    )
+    fitted = calibration.fit_classifier(swapped, seed=0, encoder=tiny, golden_sources=("human",), folds=2)
+    assert fitted.out_of_fold.groupby("column")["label"].mean().tolist() == [0, 0, 1]
+    claimed = calibration.fit_classifier(swapped, seed=0, encoder=tiny, folds=2)
+    assert claimed.out_of_fold.groupby("column")["label"].mean().tolist() == [1, 0, 0]
+
+
+def test_same_seed_same_classifier(tiny):
+    rows, new = made_up(24), made_up(6, seed=1)
+    config = FineTune(epochs=1, frozen_layers=0)
+    for features in ("frozen", "fine_tuned"):
+        first, second = (
+            calibration.fit_classifier(rows, seed=3, encoder=tiny, features=features, folds=2, fine_tune=config)
+            for _ in range(2)
+        )
+        np.testing.assert_array_equal(first.score_set(new), second.score_set(new))
+
+
+@pytest.mark.parametrize(("features", "calibrator"), [("frozen", "temperature"), ("fine_tuned", "isotonic")])
+def test_stored_classifier_scores_alike_and_holds_no_pickle(tiny, tmp_path, features, calibrator):
+    fitted = calibration.fit_classifier(
+        made_up(24),
+        seed=0,
+        kind="per_source",
+        encoder=tiny,
+        features=features,
+        calibrator=calibrator,
+        folds=2,
+        fine_tune=FineTune(epochs=1, frozen_layers=1),
+    )
+    fitted.save(tmp_path)
+    loaded = calibration.SourceClassifier.load(tmp_path)
+    np.testing.assert_allclose(loaded.score_set(made_up(6, seed=1)), fitted.score_set(made_up(6, seed=1)), rtol=1e-6)
+    np.testing.assert_allclose(loaded.out_of_fold_matrix(made_up(24)), fitted.out_of_fold_matrix(made_up(24)))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".csv"}
+
+
+def test_damaged_or_foreign_classifiers_are_refused(trained, tmp_path):
+    _, fitted = trained
+    fitted.save(tmp_path)
+    with pytest.raises(KitError, match="field encoder"):
+        calibration.SourceClassifier.load(tmp_path, encoders.load("tiny", seed=1))
+    path = tmp_path / "classifier.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(KitError, match=r"classifier\.safetensors: differs"):
+        calibration.SourceClassifier.load(tmp_path)
+    with pytest.raises(KitError, match="no such file"):
+        calibration.SourceClassifier.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("kind", {"kind": "pooled"}),
+        ("features", {"features": "tfidf"}),
+        ("calibrator", {"calibrator": "platt"}),
+        ("folds", {"folds": 1}),
+        ("folds", {"folds": 100}),
+        ("penalty", {"penalty": 0.0}),
+        ("preferences", {"golden_sources": ("nobody",)}),
+    ],
+)
+def test_fit_names_the_bad_argument(tiny, name, change):
+    with pytest.raises(ValueError, match=f"^{name}"):
+        calibration.fit_classifier(made_up(8), **({"seed": 0, "encoder": tiny} | change))
+
+
+def test_metrics_and_reliability_tables_have_every_stage(trained):
+    _, fitted = trained
+    table = fitted.metrics(draws=20)
+    assert table["stage"].tolist() == ["before", "temperature", "isotonic"]
+    assert ((table["auc_low"] <= table["auc"].iloc[0]) & (table["auc"].iloc[0] <= table["auc_high"])).all()
+    assert (table["n"] == 180).all()
+    counts = fitted.reliability().groupby("stage")["count"].sum()
+    assert counts.tolist() == [180, 180, 180]
+
+
+def test_h_table_sums_probabilities_and_tells_who_stands_first(trained):
+    rows, fitted = trained
+    c = fitted.out_of_fold_matrix(rows)
+    table = calibration.h_table(rows, c)
+    np.testing.assert_allclose(table["h"], c.sum(1))
+    assert set(table["first_source"]) == {"human"}
+    by = calibration.by_source(calibration.response_table(rows, c), "c", draws=100).set_index("source")
+    assert by.loc["human", "mean"] > by.loc["model1", "mean"]
+    assert by.loc["human", "low"] < by.loc["human", "mean"] < by.loc["human", "high"]
+    with pytest.raises(ValueError, match="probs"):
+        calibration.h_table(rows, c[:3])

@@ -1,0 +1,67 @@
+"""Cluster bootstrap against hand-made cases."""
+
+import numpy as np
+import pytest
+
+from robustpo_kit import intervals
+
+
+def test_equal_rows_give_a_point():
+    assert intervals.bootstrap_mean([2.0, 2.0, 2.0], list("aab"), draws=50) == (2.0, 2.0, 2.0, 2)
+
+
+def test_half_width_is_that_of_the_normal_for_many_rows():
+    values = np.random.default_rng(0).standard_normal(2000)
+    found = intervals.bootstrap_mean(values, draws=4000)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(2000), rel=0.06)
+
+
+def test_repeating_every_row_changes_nothing_when_the_row_is_the_cluster():
+    values = np.random.default_rng(0).standard_normal(50)
+    once = intervals.bootstrap_mean(values, np.arange(50), draws=300, seed=1)
+    thrice = intervals.bootstrap_mean(np.repeat(values, 3), np.repeat(np.arange(50), 3), draws=300, seed=1)
+    np.testing.assert_allclose(once, thrice)
+
+
+def test_intervals_over_clusters_cover_the_truth_and_intervals_over_rows_do_not():
+    """Win probability differs by prompt, 4 replies each: variance 2.5 times that of independent rows, so 78 %."""
+    rng = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(60), 4)
+    covered = {"clusters": 0, "rows": 0}
+    for trial in range(800):
+        wins = (rng.random((60, 4)) < rng.beta(0.5, 0.5, size=(60, 1))).astype(float).reshape(-1)
+        for name, clusters in (("clusters", prompts), ("rows", None)):
+            found = intervals.bootstrap_mean(wins, clusters, draws=200, seed=trial)
+            covered[name] += found.low <= 0.5 <= found.high
+    assert 0.91 <= covered["clusters"] / 800 <= 0.97
+    assert covered["rows"] / 800 < 0.84
+
+
+def test_missing_values_are_left_out():
+    found = intervals.bootstrap_mean([1.0, np.nan, 3.0], draws=50)
+    assert found.value == 2.0 and found.clusters == 2
+    assert np.isnan(intervals.bootstrap_mean([np.nan], draws=50).value)
+    assert np.isnan(intervals.bootstrap_mean([1.0, 2.0], ["a", "a"], draws=50).low)
+
+
+def test_statistic_of_rows_agrees_with_the_mean():
+    values = np.random.default_rng(0).standard_normal(400)
+    clusters = np.repeat(np.arange(100), 4)
+    mean = intervals.bootstrap_mean(values, clusters, draws=2000)
+    statistic = intervals.bootstrap_statistic(lambda rows: values[rows].mean(), clusters, draws=2000)
+    assert statistic.value == pytest.approx(mean.value)
+    assert statistic.high - statistic.low == pytest.approx(mean.high - mean.low, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("values", lambda: intervals.bootstrap_mean([[1.0]])),
+        ("draws", lambda: intervals.bootstrap_mean([1.0], draws=0)),
+        ("draws", lambda: intervals.bootstrap_mean([1.0], level=1.0)),
+        ("clusters", lambda: intervals.bootstrap_mean([1.0], ["a", "b"])),
+    ],
+)
+def test_bad_arguments_are_named(name, call):
+    with pytest.raises(ValueError, match=f"^{name}"):
+        call()

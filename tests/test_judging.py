@@ -1,0 +1,152 @@
+"""Verdicts by hand, intervals by simulation, distances against known distributions."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robustpo_kit import judging
+
+
+class ByLength:
+    """A judge whose truth is known: the longer reply is better, equal lengths tie."""
+
+    name = "by length"
+
+    def verdicts(self, prompts, first, second):
+        return [
+            "C" if len(a) == len(b) else "A" if len(a) > len(b) else "B" for a, b in zip(first, second, strict=True)
+        ]
+
+
+class AlwaysFirst:
+    """A judge with nothing but position bias."""
+
+    name = "always first"
+
+    def verdicts(self, prompts, first, second):
+        return ["A"] * len(prompts)
+
+
+class Scores:
+    """Stands in for a reward model: the score is the number in the text."""
+
+    def score(self, prompts, responses):
+        return np.array([float(text) for text in responses])
+
+
+def verdicts(**policies):
+    """A verdict table from strings like "wwtl"."""
+    names = {"w": "win", "t": "tie", "l": "lose"}
+    rows = [(p, f"p{i}", names[v]) for p, text in policies.items() for i, v in enumerate(text)]
+    return pd.DataFrame(rows, columns=["policy", "prompt_id", "verdict"])
+
+
+def test_compare_undoes_the_swap():
+    prompts = [f"p{i}" for i in range(40)]
+    replies = {"long": ["xxx"] * 40, "same": ["xx"] * 40, "short": ["x"] * 40}
+    table = judging.compare(ByLength(), prompts, replies, ["xx"] * 40, seed=0)
+    assert table.groupby("policy")["verdict"].unique().map(list).to_dict() == {
+        "long": ["win"],
+        "same": ["tie"],
+        "short": ["lose"],
+    }
+    assert 5 < table["swapped"].sum() / 3 < 35
+
+
+def test_position_bias_cancels():
+    prompts = [str(i) for i in range(4000)]
+    table = judging.compare(AlwaysFirst(), prompts, {"a": prompts}, prompts, seed=0)
+    assert (table["verdict"] == "win").mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_reward_judge_ties_within_its_band():
+    judge = judging.RewardJudge(Scores(), tie_band=0.1)
+    # sigmoid(0.4) = 0.599 is within 0.1 of one half, sigmoid(0.42) = 0.603 is not
+    assert judge.verdicts(["p"] * 4, ["0.4", "0.42", "0", "1"], ["0", "0", "0.42", "1"]) == ["C", "A", "B", "C"]
+    assert judge.preference(["p"], ["1000"], ["0"])[0] == 1.0
+    with pytest.raises(ValueError, match="^tie_band"):
+        judging.RewardJudge(Scores(), tie_band=0.5)
+
+
+def test_compare_refuses_bad_lengths_and_bad_answers():
+    with pytest.raises(ValueError, match="^against"):
+        judging.compare(ByLength(), ["p"], {"a": ["x"]}, ["x", "y"], seed=0)
+    with pytest.raises(ValueError, match="^policy_a"):
+        judging.compare(ByLength(), ["p"], {"policy_a": []}, ["x"], seed=0)
+
+    class Chatty:
+        name = "chatty"
+
+        def verdicts(self, prompts, first, second):
+            return ["A is better"] * len(prompts)
+
+    with pytest.raises(ValueError, match="judge 'chatty'"):
+        judging.compare(Chatty(), ["p"], {"a": ["x"]}, ["y"], seed=0)
+
+
+def test_win_table_by_hand():
+    table = judging.win_table(verdicts(a="wwtl", b="llll"), draws=100).set_index("policy")
+    row = table.loc["a"]
+    assert (row["win"], row["tie"], row["lose"], row["score"]) == (0.5, 0.25, 0.25, 0.625)
+    assert row["win_low"] < 0.5 < row["win_high"]
+    assert (table.loc["b", ["lose", "lose_low", "lose_high"]] == 1).all()
+    assert row["prompts"] == 4 and row["replies"] == 4
+
+
+def test_same_seed_same_interval():
+    table = verdicts(a="wwtlwltw" * 5)
+    first, again = (judging.win_table(table, draws=200, seed=3) for _ in range(2))
+    pd.testing.assert_frame_equal(first, again)
+    assert not first.equals(judging.win_table(table, draws=200, seed=4))
+
+
+def test_paired_difference_is_sharper_than_two_intervals():
+    """Two policies that win on the same prompts but for one in ten: pairing sees it, separate intervals do not."""
+    rng = np.random.default_rng(0)
+    base = rng.choice(list("wl"), 400)
+    better = np.where((base == "l") & (rng.random(400) < 0.1), "w", base)
+    table = verdicts(base="".join(base), better="".join(better))
+    row = judging.difference_table(table, "base", draws=500).iloc[0]
+    wins = judging.win_table(table, draws=500).set_index("policy")
+    assert row["win"] == pytest.approx((better == "w").mean() - (base == "w").mean())
+    assert row["win_low"] > 0
+    assert wins.loc["better", "win_low"] < wins.loc["base", "win_high"]
+    with pytest.raises(ValueError, match="^baseline"):
+        judging.difference_table(table, "sft")
+
+
+def test_win_intervals_are_over_prompts_not_replies():
+    """Repeating every reply four times adds no prompt, so it may not narrow the interval."""
+    once = verdicts(a="wwltlwlwtl" * 4)
+    often = pd.concat([once] * 4, ignore_index=True)
+    narrow, wide = (judging.win_table(table, draws=400).iloc[0] for table in (often, once))
+    assert narrow["win_low"] == pytest.approx(wide["win_low"]) and narrow["win_high"] == pytest.approx(wide["win_high"])
+    assert narrow["replies"] == 160 and narrow["prompts"] == 40
+
+
+def test_mean_table_takes_prompts_as_the_unit():
+    table = pd.DataFrame({"policy": "a", "prompt_id": [0, 0, 1, 1], "reward": [1.0, 1.0, 3.0, 3.0]})
+    row = judging.mean_table(table, ["reward"], draws=500).iloc[0]
+    assert (row["reward"], row["reward_low"], row["reward_high"], row["prompts"]) == (2.0, 1.0, 3.0, 2)
+
+
+def test_text_table_by_hand():
+    row = judging.text_table({"a": ["the cat", "The cat sat on"]}).iloc[0]
+    assert row["mean_words"] == 3 and row["duplicates"] == 0
+    assert row["distinct_1"] == pytest.approx(4 / 6)
+    assert row["distinct_2"] == pytest.approx(3 / 4)
+    assert np.isnan(judging.distinct_n(["one"], 2))
+
+
+def test_kl_estimators_agree_with_a_known_divergence():
+    p, q = np.array([0.7, 0.2, 0.1]), np.array([0.4, 0.4, 0.2])
+    truth = (p * np.log(p / q)).sum()
+    drawn = np.random.default_rng(0).choice(3, size=20_000, p=p)
+    table = judging.kl_to_reference(np.log(p)[drawn], np.log(q)[drawn], draws=200).set_index("estimator")
+    for name in ("k1", "k3"):
+        assert table.loc[name, "low"] < truth < table.loc[name, "high"]
+    assert table.loc["k3", "high"] - table.loc["k3", "low"] < table.loc["k1", "high"] - table.loc["k1", "low"]
+    same = judging.kl_to_reference([-1.0, -2.0], [-1.0, -2.0], draws=10)
+    assert (same["kl"] == 0).all()
+    with pytest.raises(ValueError, match="logps"):
+        judging.kl_to_reference([1.0, np.nan], [1.0, 2.0])
