@@ -25,18 +25,18 @@ def normalise(rewards: Sequence[float], how: str = "minmax") -> np.ndarray:
 
 
 def reward_confidence(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
-    """Slope of classifier confidence on normalised reward, one row a method (DoRA Fig. 4).
+    """Slope of classifier confidence on normalised reward, one row a policy (DoRA Fig. 4).
 
-    `table` has columns method, group (prompt), reward (normalised), confidence. OLS with errors clustered by prompt.
-    Columns out: method, intercept, slope, se, low, high, r_squared, replies, prompts.
+    `table` has columns policy, prompt_id, reward (normalised), confidence. OLS with errors clustered by prompt.
+    Columns out: policy, intercept, slope, se, low, high, r_squared, replies, prompts.
     """
     rows = []
-    for method, part in table.groupby("method", sort=False):
+    for policy, part in table.groupby("policy", sort=False):
         fit = _clustered_ols("confidence ~ reward", part)
         low, high = fit.conf_int(1 - level).loc["reward"]
         rows.append(
             {
-                "method": method,
+                "policy": policy,
                 "intercept": fit.params["Intercept"],
                 "slope": fit.params["reward"],
                 "se": fit.bse["reward"],
@@ -44,36 +44,36 @@ def reward_confidence(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFra
                 "high": high,
                 "r_squared": fit.rsquared,
                 "replies": len(part),
-                "prompts": part["group"].nunique(),
+                "prompts": part["prompt_id"].nunique(),
             }
         )
     return pd.DataFrame(rows)
 
 
-def slope_difference(table: pd.DataFrame, baseline: str, method: str, *, level: float = 0.95) -> pd.DataFrame:
-    """Slope of `method` minus slope of `baseline` as the interaction term of one OLS, clustered by prompt.
+def slope_difference(table: pd.DataFrame, baseline: str, policy: str, *, level: float = 0.95) -> pd.DataFrame:
+    """Slope of `policy` minus slope of `baseline` as the interaction term of one OLS, clustered by prompt.
 
-    Both methods answer the same prompts, so two separate fits would not give this interval. One row: difference, se,
-    low, high, p_value. Raises ValueError when a method is not in the table.
+    Both policies answer the same prompts, so two separate fits would not give this interval. One row: difference, se,
+    low, high, p_value. Raises ValueError when a policy is not in the table.
     """
-    for name in (baseline, method):
-        if name not in set(table["method"]):
-            raise ValueError(f"method '{name}' is not in the table; it has {sorted(set(table['method']))}")
-    part = table[table["method"].isin([baseline, method])].assign(is_method=lambda t: (t["method"] == method) * 1.0)
-    fit = _clustered_ols("confidence ~ reward * is_method", part)
-    low, high = fit.conf_int(1 - level).loc["reward:is_method"]
+    for name in (baseline, policy):
+        if name not in set(table["policy"]):
+            raise ValueError(f"policy '{name}' is not in the table; it has {sorted(set(table['policy']))}")
+    part = table[table["policy"].isin([baseline, policy])].assign(is_policy=lambda t: (t["policy"] == policy) * 1.0)
+    fit = _clustered_ols("confidence ~ reward * is_policy", part)
+    low, high = fit.conf_int(1 - level).loc["reward:is_policy"]
     return pd.DataFrame(
         [
             {
                 "baseline": baseline,
-                "method": method,
-                "difference": fit.params["reward:is_method"],
-                "se": fit.bse["reward:is_method"],
+                "policy": policy,
+                "difference": fit.params["reward:is_policy"],
+                "se": fit.bse["reward:is_policy"],
                 "low": low,
                 "high": high,
-                "p_value": fit.pvalues["reward:is_method"],
+                "p_value": fit.pvalues["reward:is_policy"],
                 "replies": len(part),
-                "prompts": part["group"].nunique(),
+                "prompts": part["prompt_id"].nunique(),
             }
         ]
     )
@@ -82,21 +82,21 @@ def slope_difference(table: pd.DataFrame, baseline: str, method: str, *, level: 
 def _clustered_ols(formula: str, table: pd.DataFrame) -> Any:
     import statsmodels.formula.api as smf
 
-    codes = pd.factorize(table["group"])[0]
+    codes = pd.factorize(table["prompt_id"])[0]
     return smf.ols(formula, table).fit(cov_type="cluster", cov_kwds={"groups": codes})
 
 
 def training_curves(records: Mapping[str, RunRecord]) -> pd.DataFrame:
-    """History of several runs as one tidy table: method, step, and every logged quantity."""
-    parts = [pd.DataFrame(record.history).assign(method=name) for name, record in records.items()]
+    """History of several runs as one tidy table: policy, step, and every logged quantity."""
+    parts = [pd.DataFrame(record.history).assign(policy=name) for name, record in records.items()]
     table = pd.concat(parts, ignore_index=True)
-    return table[["method", "step", *[c for c in table.columns if c not in ("method", "step")]]]
+    return table[["policy", "step", *[c for c in table.columns if c not in ("policy", "step")]]]
 
 
 def gap_quantiles(gaps: Sequence[float], quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> pd.DataFrame:
     """Quantiles of reward margins and the share within 0.1 of zero (gamma-PO Fig. 2), one row."""
     values = np.asarray(gaps, dtype=float)
-    row = {f"q{int(round(100 * q)):02d}": np.quantile(values, q) for q in quantiles}
+    row = {f"q{round(100 * q):02d}": np.quantile(values, q) for q in quantiles}
     near = float(np.mean(np.abs(values) < 0.1))
     return pd.DataFrame([row | {"near_zero": near, "positive": float(np.mean(values > 0)), "pairs": len(values)}])
 

@@ -18,12 +18,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import calibration, data, encoders, freshness, mixture, objectives, paths, policies, rewards, training
+from robustpo_kit import calibration, data, encoders, freshness, judging, mixture, objectives, paths, policies, rewards
+from robustpo_kit import training
 from robustpo_kit.data import PreferenceSet
-from robustpo_kit.generation import SamplingConfig, sample
+from robustpo_kit.generation import Reply, SamplingConfig, sample
 from robustpo_kit.policies import Policy
 from robustpo_kit.profiles import Profile
 from robustpo_kit.records import RunRecord, read_json, write_json
+from robustpo_kit.scorers import FineTune
 
 SPLITS = ("classifier", "reward", "judge", "sft", "policy", "eval")
 PROFILE_FREE = {"profiles", "notebook", "series", "plots"}  # modules that no kept artefact depends on
@@ -86,7 +88,9 @@ class Lab:
 
     def classifier(self) -> Any:
         """The source classifier that gives h~ its probabilities: pooled golden-against-rest, fine-tuned, calibrated."""
-        config = self.settings("task", "encoder", "classifier_rows", "classifier_epochs", "folds")
+        config = self.settings(
+            "task", "encoder", "classifier_rows", "classifier_features", "classifier_epochs", "folds"
+        )
 
         def make(folder: Path) -> None:
             fitted = calibration.fit_classifier(
@@ -95,7 +99,7 @@ class Lab:
                 features=self.cfg.classifier_features,
                 encoder=self.encoder,
                 folds=self.cfg.folds,
-                epochs=self.cfg.classifier_epochs,
+                fine_tune=FineTune(epochs=self.cfg.classifier_epochs),
                 seed=self.seed,
             )
             fitted.save(folder)
@@ -104,33 +108,28 @@ class Lab:
 
     def reward_model(self, split: str = "reward") -> Any:
         """The proxy reward model of a split: `reward` ranks the training set, `judge` judges replies."""
-        config = self.settings("task", "encoder", f"{split}_rows", "reward_epochs") | {"split": split}
+        config = self.settings("task", "encoder", f"{split}_rows", "reward_features", "reward_epochs")
 
         def make(folder: Path) -> None:
             fitted = rewards.fit_reward_model(
                 self.splits[split],
                 encoder=self.encoder,
-                epochs=self.cfg.reward_epochs,
+                features=self.cfg.reward_features,
+                fine_tune=FineTune(epochs=self.cfg.reward_epochs),
                 seed=self.seed + SPLITS.index(split),
             )
             fitted.save(folder)
 
         return rewards.RewardModel.load(kept(self.folder / f"{split}_model", config, make), encoder=self.encoder)
 
-    def score(self, model: Any, rows: PreferenceSet) -> np.ndarray:
-        """Scores [N, K] of a classifier or reward model for every response of every row."""
-        prompts = [row.prompt for row in rows for _ in row.responses]
-        responses = [response for row in rows for response in row.responses]
-        return np.asarray(model.score(prompts, responses)).reshape(len(rows), -1)
-
     # ---- the training set ---------------------------------------------------------------------------------------
 
     def training_set(self) -> tuple[PreferenceSet, np.ndarray]:
         """The policy split with standardised proxy rewards, contaminated samples and h~; and the contamination mask."""
         mixed, mask = self.mixed()
-        scores = self.score(self.reward_model("reward"), mixed)
+        scores = self.reward_model("reward").score_set(mixed)
         ranking = mixture.rank_first((scores - scores.mean()) / scores.std(), mask)
-        h = self.h(self.score(self.classifier(), mixed))
+        h = self.h(self.classifier().score_set(mixed))
         return mixed.with_rewards(ranking).with_h(h), mask
 
     def mixed(self) -> tuple[PreferenceSet, np.ndarray]:
@@ -166,10 +165,18 @@ class Lab:
 
         return policies.load(kept(self.folder / "sft", config, make) / "policy", dtype=self.cfg.dtype)
 
-    def trained(self, name: str, spec: str, dataset: PreferenceSet, *, seed: int | None = None) -> "Trained":
+    def reward_pairs(self) -> PreferenceSet:
+        """Pairs of gamma-PO (Sec. 4.1): the responses of highest and lowest proxy reward; no contamination."""
+        rows = self.splits["policy"]
+        return rows.with_rewards(self.reward_model("reward").score_set(rows)).pairs("best_worst")
+
+    def trained(
+        self, name: str, spec: str, dataset: PreferenceSet, *, seed: int | None = None, keep_scores: bool = False
+    ) -> "Trained":
         """Train one method from the SFT policy, sample and score its replies on the evaluation prompts; kept on disk.
 
-        `name` labels the method in tables, `spec` is its objective, `dataset` the preference data.
+        `name` labels the method in tables, `spec` is its objective, `dataset` the preference data. `keep_scores` also
+        keeps the log-probabilities and lengths of the training responses after training.
         """
         seed = self.seed if seed is None else seed
         config = dataclasses.asdict(self.cfg) | {
@@ -185,8 +192,12 @@ class Lab:
             record = training.train(policy, dataset, objectives.build(spec), run)
             record.to_json(folder / "record.json")
             self.replies(policy).to_json(folder / "replies.json", orient="records", force_ascii=False)
+            if keep_scores:
+                logps, lengths = training.score(policy, dataset)
+                write_json(folder / "scores.json", {"logps": logps.double(), "lengths": lengths})
 
-        return Trained.read(name, kept(self.folder / "methods" / f"{name}-{seed}", config, make))
+        slug = f"{name.replace(' ', '-')}-{seed}"
+        return Trained.read(name, kept(self.folder / "methods" / slug, config, make))
 
     def sft_replies(self) -> "Trained":
         """The SFT policy itself, as the row that every method is read against."""
@@ -199,41 +210,45 @@ class Lab:
         return Trained.read("sft", kept(self.folder / "methods" / "sft", dataclasses.asdict(self.cfg), make))
 
     def replies(self, policy: Policy) -> pd.DataFrame:
-        """Replies to the evaluation prompts: row_id, group, reply, tokens, finished, log-probabilities, scores.
+        """Replies to the evaluation prompts, a row a reply, scored by everything that did not train on them.
 
-        `reward` is the proxy's score, `judge` and `judge_human` the judge's of reply and human reply, `confidence` the
-        classifier's probability of golden; `log_ratio` is log pi(y|x) - log pi_ref(y|x) in nats, its mean over the
-        policy's own replies the usual estimate of KL(pi || pi_ref).
+        Columns: row_id, prompt_id, reply, words, finished; reward (proxy model), confidence (classifier's probability of
+        golden), verdict against the human reply (judge model: win | tie | lose), log_ratio = log pi(y|x) -
+        log pi_ref(y|x) in nats, whose mean over own replies estimates KL(pi || pi_ref).
         """
         rows = self.splits["eval"]
-        texts = [rows.template.render(row.prompt, policy.tokenizer) for row in rows]
+        drawn = self._sample(policy, [rows.template.render(row.prompt, policy.tokenizer) for row in rows])
+        flat = [(row, reply) for row, replies in zip(rows, drawn, strict=True) for reply in replies if reply.text]
+        prompts, texts = [row.prompt for row, _ in flat], [reply.text for _, reply in flat]
+        human = [row.responses[row.golden] for row, _ in flat]
+        ids = [row.group for row, _ in flat]
+        judge = judging.RewardJudge(self.reward_model("judge"))
+        verdicts = judging.compare(judge, prompts, {"policy": texts}, human, seed=self.seed, prompt_ids=ids)
+        return pd.DataFrame(
+            {
+                "row_id": [row.row_id for row, _ in flat],
+                "prompt_id": ids,
+                "reply": texts,
+                "words": [len(text.split()) for text in texts],
+                "finished": [reply.finished for _, reply in flat],
+                "reward": self.reward_model("reward").score(prompts, texts),
+                "confidence": self.classifier().score(prompts, texts),
+                "verdict": verdicts["verdict"],
+                "log_ratio": self._log_ratios(policy, [row for row, _ in flat], texts),
+            }
+        )
+
+    def _sample(self, policy: Policy, texts: Sequence[str]) -> list[list[Reply]]:
         config = SamplingConfig(
             max_new_tokens=self.cfg.max_new_tokens, batch_size=self.cfg.eval_batch, samples=self.cfg.eval_samples
         )
-        merged = policy.has_adapter
-        if merged:
-            policy.model.merge_adapter()  # plain matrices while sampling; taken apart again below
-        drawn = sample(policy.model, policy.tokenizer, texts, config, seed=self.seed, desc="replies")
-        if merged:
+        if not policy.has_adapter:
+            return sample(policy.model, policy.tokenizer, texts, config, seed=self.seed, desc="replies")
+        policy.model.merge_adapter()  # plain matrices while sampling
+        try:
+            return sample(policy.model, policy.tokenizer, texts, config, seed=self.seed, desc="replies")
+        finally:
             policy.model.unmerge_adapter()
-        flat = [(row, reply) for row, replies in zip(rows, drawn, strict=True) for reply in replies if reply.text]
-        table = pd.DataFrame(
-            {
-                "row_id": [row.row_id for row, _ in flat],
-                "group": [row.group for row, _ in flat],
-                "reply": [reply.text for _, reply in flat],
-                "tokens": [reply.tokens for _, reply in flat],
-                "finished": [reply.finished for _, reply in flat],
-            }
-        )
-        prompts = [row.prompt for row, _ in flat]
-        judge = self.reward_model("judge")
-        table["reward"] = self.reward_model("reward").score(prompts, table["reply"])
-        table["judge"] = judge.score(prompts, table["reply"])
-        table["judge_human"] = judge.score(prompts, [row.responses[row.golden] for row, _ in flat])
-        table["confidence"] = self.classifier().score(prompts, table["reply"])
-        table["log_ratio"] = self._log_ratios(policy, [row for row, _ in flat], list(table["reply"]))
-        return table
 
     def _log_ratios(self, policy: Policy, rows: Sequence[data.Preference], replies: Sequence[str]) -> np.ndarray:
         if not policy.has_adapter:
@@ -264,18 +279,56 @@ class Trained:
     name: str
     record: RunRecord
     replies: pd.DataFrame
+    scores: dict[str, np.ndarray] | None = None  # logps, lengths [N, K] of the training responses
 
     @classmethod
     def read(cls, name: str, folder: Path) -> "Trained":
         """Read what `Lab.trained` kept."""
         replies = pd.DataFrame(read_json(folder / "replies.json"))
-        return cls(name, RunRecord.from_json(folder / "record.json"), replies)
+        file = folder / "scores.json"
+        scores = {key: np.array(value) for key, value in read_json(file).items()} if file.exists() else None
+        return cls(name, RunRecord.from_json(folder / "record.json"), replies, scores)
 
 
 def all_replies(methods: Sequence[Trained]) -> pd.DataFrame:
-    """The replies of several methods as one tidy table with a `method` column, without the reply text."""
-    parts = [trained.replies.drop(columns="reply").assign(method=trained.name) for trained in methods]
+    """The replies of several methods as one tidy table with a `policy` column, without the reply text."""
+    parts = [trained.replies.drop(columns="reply").assign(policy=trained.name) for trained in methods]
     return pd.concat(parts, ignore_index=True)
+
+
+def reply_quality(methods: Sequence[Trained], *, draws: int, seed: int) -> pd.DataFrame:
+    """By method, over its replies: words, reward, confidence and KL to the reference with CIs, distinct-n."""
+    means = judging.mean_table(
+        all_replies(methods), ["words", "reward", "confidence", "log_ratio"], draws=draws, seed=seed
+    )
+    texts = judging.text_table({trained.name: list(trained.replies["reply"]) for trained in methods})
+    return means.merge(texts[["policy", "distinct_1", "distinct_2", "duplicates"]], on="policy")
+
+
+LISTWISE = {
+    "dpo_pl": "dpo_pl(beta=0.1)",
+    "rrhf": "rrhf(alpha=1.0)",
+    "lire": "lire(temperature=2.0)",
+}  # DoRA Table 8, HH
+# The strength gamma0 / tau = 0.4 of the paper's Llama-3 setting (Table 7); DPO takes the same gamma0 and tau.
+GAMMA_METHODS = {
+    "dpo": "dpo(beta=0.1)",
+    "gamma-dpo": "gamma(dpo(beta=0.1), gamma0=4.0, tau=10.0)",
+    "simpo": "simpo(beta=10.0, gamma_beta_ratio=0.4)",
+    "gamma-simpo": "gamma(simpo(beta=10.0), gamma_beta_ratio=0.4, tau=10.0)",
+}
+
+
+def listwise_spec(loss: str, aggregator: str, cfg: Profile) -> str:
+    """The objective `aggregator` over a listwise `loss` at the papers' hyperparameters and the profile's lambda."""
+    takes_lambda = aggregator in ("dro", "dora")
+    return f"{aggregator}({LISTWISE[loss]}" + (f", lam={cfg.lam})" if takes_lambda else ")")
+
+
+def simpo_gaps(trained: Trained, beta: float = 10.0) -> pd.DataFrame:
+    """SimPO's reward gaps beta (a_w - a_l) of the training pairs after training: columns policy, gap."""
+    means = trained.scores["logps"] / trained.scores["lengths"]
+    return pd.DataFrame({"policy": trained.name, "gap": beta * (means[:, 0] - means[:, 1])})
 
 
 def kept(folder: Path, config: dict[str, Any], make: Callable[[Path], None]) -> Path:

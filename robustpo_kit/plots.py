@@ -122,9 +122,13 @@ def violins(table: pd.DataFrame, ax: Any, *, value: str, by: str, ylabel: str) -
 def bars_with_ci(
     table: pd.DataFrame, ax: Any, *, name: str, value: str, xlabel: str, reference: float | None = None
 ) -> Any:
-    """Horizontal points with intervals: columns `name`, `value`, low, high; an optional vertical reference line."""
+    """Horizontal points with intervals and an optional vertical reference line.
+
+    Columns `name`, `value` and its bounds: VALUE_low, VALUE_high, or else low, high.
+    """
     places = np.arange(len(table))[::-1]
-    errors = [table[value] - table["low"], table["high"] - table[value]]
+    low, high = (f"{value}_{end}" if f"{value}_{end}" in table else end for end in ("low", "high"))
+    errors = [table[value] - table[low], table[high] - table[value]]
     ax.errorbar(table[value], places, xerr=errors, fmt="o", color=PALETTE[0], capsize=3)
     if reference is not None:
         ax.axvline(reference, color="#555555", lw=1, ls=":")
@@ -135,15 +139,15 @@ def bars_with_ci(
 
 def curves(table: pd.DataFrame, ax: Any, *, value: str, ylabel: str) -> Any:
     """One line a method over optimizer steps."""
-    for place, (method, part) in enumerate(table.groupby("method", sort=False)):
-        ax.plot(part["step"], part[value], color=colour(method, place), label=label(method), marker=".", ms=5)
+    for place, (policy, part) in enumerate(table.groupby("policy", sort=False)):
+        ax.plot(part["step"], part[value], color=colour(policy, place), label=label(policy), marker=".", ms=5)
     ax.set(xlabel="optimizer step", ylabel=ylabel)
     ax.legend()
     return ax
 
 
 def win_lose(table: pd.DataFrame, ax: Any) -> Any:
-    """Stacked win, tie, lose shares a method; columns method, win, tie, lose (shares) and win_low, win_high."""
+    """Stacked win, tie, lose shares a method; columns policy, win, tie, lose (shares) and win_low, win_high."""
     places = np.arange(len(table))[::-1]
     left = np.zeros(len(table))
     for outcome, shade in (("win", PALETTE[0]), ("tie", "#cccccc"), ("lose", PALETTE[1])):
@@ -151,7 +155,7 @@ def win_lose(table: pd.DataFrame, ax: Any) -> Any:
         left += table[outcome].to_numpy()
     errors = [table["win"] - table["win_low"], table["win_high"] - table["win"]]
     ax.errorbar(table["win"], places, xerr=errors, fmt="none", ecolor="#222222", capsize=3, lw=1.2)
-    ax.set_yticks(places, [label(text) for text in table["method"]])
+    ax.set_yticks(places, [label(text) for text in table["policy"]])
     ax.set(xlabel="share of prompts, against the human reply (bar: 95 % CI of win)", xlim=(0, 1))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     ax.grid(axis="y", visible=False)
@@ -160,12 +164,12 @@ def win_lose(table: pd.DataFrame, ax: Any) -> Any:
 
 def reward_confidence(points: pd.DataFrame, fits: pd.DataFrame, ax: Any) -> Any:
     """DoRA Fig. 4: replies as points (reward, confidence), a dashed least-squares line a method."""
-    for place, (method, part) in enumerate(points.groupby("method", sort=False)):
-        shade = colour(method, place)
+    for place, (policy, part) in enumerate(points.groupby("policy", sort=False)):
+        shade = colour(policy, place)
         ax.scatter(part["reward"], part["confidence"], s=12, alpha=0.45, color=shade, linewidths=0)
-        fit = fits.set_index("method").loc[method]
+        fit = fits.set_index("policy").loc[policy]
         ends = np.array([part["reward"].min(), part["reward"].max()])
-        text = f"{label(method)}: slope {fit.slope:.2f} [{fit.low:.2f}, {fit.high:.2f}]"
+        text = f"{label(policy)}: slope {fit.slope:.2f} [{fit.low:.2f}, {fit.high:.2f}]"
         ax.plot(ends, fit.intercept + fit.slope * ends, color=shade, ls="--", lw=2, label=text)
     ax.set(xlabel="normalised reward", ylabel="classifier confidence (golden)", ylim=(-0.02, 1.02))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22))
@@ -180,5 +184,50 @@ def gamma_versus_gap(table: pd.DataFrame, ax: Any, *, gamma0: float | Sequence[f
     for value in np.atleast_1d(gamma0) if gamma0 is not None else ():
         ax.axhline(value, color="#555555", lw=1, ls=":")
     ax.set(xlabel="reward gap $m = r_w - r_l$", ylabel=r"target margin $\gamma_i$")
+    ax.legend()
+    return ax
+
+
+def word_histogram(table: pd.DataFrame, ax: Any, *, longest: int = 60) -> Any:
+    """Share of responses by length, one line a source; columns source, words, responses (counts)."""
+    for place, (source, part) in enumerate(table.groupby("source", sort=False)):
+        part = part.sort_values("words")
+        share = part["responses"] / part["responses"].sum()
+        ax.plot(part["words"], share.rolling(3, min_periods=1).mean(), color=colour(source, place), label=label(source))
+    ax.set(xlabel="words (3-word running mean)", ylabel="share of the source's responses", xlim=(0, longest))
+    ax.legend()
+    return ax
+
+
+def points_with_band(table: pd.DataFrame, ax: Any, *, x: str, y: str, xlabel: str, ylabel: str) -> Any:
+    """A line through `y` over `x` with its interval (columns low, high) as a band."""
+    table = table.sort_values(x)
+    ax.fill_between(table[x], table["low"], table["high"], color=PALETTE[4], alpha=0.35, label="95 % CI")
+    ax.plot(table[x], table[y], color=PALETTE[0], marker="o")
+    ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+    ax.legend()
+    return ax
+
+
+def margin_range(table: pd.DataFrame, ax: Any) -> Any:
+    """Smallest to largest target margin of each step as a band, one a method; columns step, gamma_min, gamma_max."""
+    for place, (policy, part) in enumerate(table.groupby("policy", sort=False)):
+        shade = PALETTE[place % 8]
+        ax.fill_between(part["step"], part["gamma_min"], part["gamma_max"], color=shade, alpha=0.3, label=policy)
+        ax.plot(part["step"], part["margin_mean"], color=shade, lw=1.2)
+    ax.set(xlabel="optimizer step", ylabel=r"target margin $\gamma_i$: min, mean, max")
+    ax.legend()
+    return ax
+
+
+def smoothing(table: pd.DataFrame, ax: Any, *, delta: float) -> Any:
+    """Theorem 3.1: the smoothing weight that equals a margin change `delta`, approximate and exact, against m."""
+    for sign in (-1, 1):
+        part = table[np.sign(table["m"]) == sign]
+        shown = sign < 0
+        ax.plot(part["m"], part["exact"], color=PALETTE[0], lw=2.5, label="exact" if shown else None)
+        ax.plot(part["m"], part["approximate"], color=PALETTE[1], ls="--", label="Eq. 14" if shown else None)
+    ax.axhline(0, color="#555555", lw=1, ls=":")
+    ax.set(xlabel="reward margin $m$", ylabel=r"smoothing $\varepsilon$", title=rf"$\delta$ = {delta}")
     ax.legend()
     return ax

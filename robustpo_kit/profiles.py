@@ -29,8 +29,9 @@ class Profile:
     # classifiers and reward models
     classifier_features: str = "fine_tuned"  # fine_tuned | frozen
     classifier_epochs: int = 2
+    reward_features: str = "frozen"  # cosine | frozen | fine_tuned
     reward_epochs: int = 2
-    folds: int = 4
+    folds: int = 3
     # policies
     lora_targets: str = "attention"  # attention | all-linear
     lora_rank: int = 16
@@ -42,6 +43,7 @@ class Profile:
     micro_batch_size: int = 16
     lam: float = 1.0  # lambda of KL-DRO
     listwise: tuple[str, ...] = ("dpo_pl", "rrhf", "lire")
+    aggregators: tuple[str, ...] = ("erm", "dro", "reweight", "dora")
     seeds: int = 1  # training seeds a method
     # generation and judging
     max_new_tokens: int = 48

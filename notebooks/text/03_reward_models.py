@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from robustpo_kit import experiments, plots, rewards
+from robustpo_kit import calibration, experiments, plots, rewards
 from robustpo_kit.notebook import start
 
 # %% tags=["parameters"]
@@ -44,14 +44,12 @@ print("fitted on", len(lab.splits["reward"]), "and", len(lab.splits["judge"]), "
 # %% [markdown]
 # ## 2. Held-out preference accuracy, by kind of pair
 #
-# Scored on the policy split, which neither model has seen.
+# A quarter of each split's prompts was kept back for this.
 
 # %%
-held_out = lab.splits["policy"]
-accuracy = pd.concat(
-    [model.pair_accuracy(held_out, seed=nb.seed).assign(model=name) for name, model in (("proxy", proxy), ("judge", judge))]
-)
-nb.save_table("reward_accuracy", accuracy)
+models = {"proxy": proxy, "judge": judge}
+accuracy = [model.accuracy(draws=nb.cfg.bootstrap, seed=nb.seed).assign(model=name) for name, model in models.items()]
+nb.save_table("reward_accuracy", pd.concat(accuracy))
 
 # %% [markdown]
 # ## 3. Does it only relearn the source classifier?
@@ -60,14 +58,13 @@ nb.save_table("reward_accuracy", accuracy)
 # over all responses and inside each source.
 
 # %%
-scores = {"proxy": lab.score(proxy, held_out), "judge": lab.score(judge, held_out)}
-confidence = lab.score(lab.classifier(), held_out)
-correlation = pd.concat(
-    [rewards.correlation_table(held_out, values, confidence).assign(model=name) for name, values in scores.items()]
-)
-nb.save_table("reward_correlation", correlation)
+held_out = lab.splits["policy"]
+scores = {name: model.score_set(held_out) for name, model in models.items()}
+table = calibration.response_table(held_out, lab.classifier().score_set(held_out), "c")
+both = [table.assign(reward=values.ravel(), model=name) for name, values in scores.items()]
+nb.save_table("reward_correlation", pd.concat([rewards.correlation_table(t).assign(model=t["model"].iloc[0]) for t in both]))
 agreement = np.corrcoef(scores["proxy"].ravel(), scores["judge"].ravel())[0, 1]
-nb.save_table("reward_agreement", pd.DataFrame([{"pearson_proxy_judge": agreement, "responses": confidence.size}]))
+nb.save_table("reward_agreement", pd.DataFrame([{"pearson_proxy_judge": agreement, "responses": len(table)}]))
 
 # %% [markdown]
 # ## 4. What was measured
@@ -76,7 +73,7 @@ nb.save_table("reward_agreement", pd.DataFrame([{"pearson_proxy_judge": agreemen
 table = nb.read_table("reward_accuracy")
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
 for ax, (name, part) in zip(axes, table.groupby("model", sort=False), strict=True):
-    plots.bars_with_ci(part, ax, name="pair", value="accuracy", xlabel="preference accuracy (95 % CI)", reference=0.5)
+    plots.bars_with_ci(part, ax, name="kind", value="accuracy", xlabel="preference accuracy (95 % CI)", reference=0.5)
     ax.set_title(name)
 nb.save_figure("reward_accuracy", figure, table)
 plt.show()
@@ -91,8 +88,9 @@ table.round(3)
 # UltraFeedback 74.6 %, Eurus-RM on HH 65.0 %.
 
 # %%
-nb.read_table("reward_agreement")
-nb.read_table("reward_correlation").round(2)
+agreement = nb.read_table("reward_agreement").iloc[0, 0]
+print(f"correlation of proxy and judge over all responses: {agreement:.2f}")
+nb.read_table("reward_correlation")[["model", "scope", "n", "pearson", "spearman"]].round(2)
 
 # %% [markdown]
 # Where the correlation inside a source is small, reward and confidence carry different news, and the product
@@ -100,7 +98,7 @@ nb.read_table("reward_correlation").round(2)
 
 # %%
 table = nb.read_table("reward_accuracy")
-matched = table[(table["model"] == "proxy") & table["pair"].str.contains("other prompt|mismatched")]
+matched = table[(table["model"] == "proxy") & table["trained_kind"]]
 assert (matched["accuracy"] > 0.5).all()
 print("CHECK the proxy prefers matching replies: pass")
 
