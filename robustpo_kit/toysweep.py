@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,18 +13,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy import stats
+from scipy.special import stdtrit
 
-from robustpo_kit import paths
+from robustpo_kit import __version__, paths
 from robustpo_kit.records import KitError, progress, write_text
 
 POLL_S = 0.2  # how often the parent looks for finished runs
 
 
 def key(config: Any) -> str:
-    """Short hash of a frozen dataclass: what a finished run is found by."""
-    text = json.dumps([type(config).__name__, dataclasses.asdict(config)], sort_keys=True)
+    """Short hash of the kit's version and a frozen dataclass: what a finished run is found by."""
+    text = json.dumps([__version__, type(config).__name__, dataclasses.asdict(config)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -144,7 +144,9 @@ def _in_workers(function: Callable[[Any], dict], groups: list[list[Any]], path: 
 
 
 def _worker(function: Callable[[Any], dict], groups: list[list[Any]], path: Path, position: Any) -> None:
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that `function` imports later
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     while True:
         with position.get_lock():
             number = position.value
@@ -194,5 +196,5 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, f
     mean = float(values.mean())
     if len(values) < 2:
         return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values)))
     return mean, mean - half, mean + half
