@@ -38,6 +38,7 @@ class Setting:
     sft_epochs: int = 8  # on the golden slot
     sft_learning_rate: float = 1e-2
     classifier_rows: int = 384  # another draw of the same kind: the classifier never scores what it was trained on
+    trusted: bool = True  # the classifier's golden responses are golden for sure; False: contaminated like the data
     classifier_epochs: int = 5
     classifier_folds: int = 2
 
@@ -126,11 +127,13 @@ def fresh_encoder(world: World, setting: Setting) -> encoders.Encoder:
 
 
 def drawn(setting: Setting) -> tuple[World, ToyData, ToyData]:
-    """The world, the policy's data and the classifier's: two draws of one kind."""
+    """The world, the policy's data and the classifier's: two draws of one kind, except for what `trusted` says."""
     world = toyworld.build(dataclasses.replace(setting.world, seed=setting.seed))
     generator = torch.Generator().manual_seed(setting.seed)
     data = toydata.draw(world, setting.data, generator)
     config = dataclasses.replace(setting.data, rows=setting.classifier_rows)
+    if setting.trusted:
+        config = dataclasses.replace(config, contamination=0.0)
     other = toydata.draw(world, config, generator)
     prefs = other.prefs.map(lambda row: dataclasses.replace(row, row_id=f"classifier-{row.row_id}"))
     return world, data, other._replace(prefs=prefs)
@@ -249,7 +252,7 @@ def run(config: Run) -> dict[str, object]:
 def settings_row(setting: Setting) -> dict[str, object]:
     """The knobs of a setting, as columns of a table."""
     first = {"seed": setting.seed, "shift": setting.world.shift}
-    return first | data_row(setting.data) | {"classifier_rows": setting.classifier_rows}
+    return first | data_row(setting.data) | {"classifier_rows": setting.classifier_rows, "trusted": setting.trusted}
 
 
 def data_row(config: DataConfig) -> dict[str, object]:

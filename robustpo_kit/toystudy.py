@@ -26,6 +26,7 @@ CONDITIONS = {  # one thing wrong at a time
     "label noise 0.3": DataConfig(label_noise=0.3),
     "reward bias 1.5": DataConfig(reward_bias=1.5),
 }
+STANDARD = Setting()
 
 
 class Quickstart(NamedTuple):
@@ -37,9 +38,10 @@ class Quickstart(NamedTuple):
     results: pd.DataFrame  # a row a method
 
 
-def quickstart(seed: int = 0, *, contamination: float = 0.4) -> Quickstart:
+def quickstart(seed: int = 0, *, contamination: float = 0.4, setting: Setting = STANDARD) -> Quickstart:
     """The whole idea on one seed, in seconds: a mixture, h~ true and estimated, four objectives, exact win rates."""
-    setting = Setting(seed=seed, data=DataConfig(contamination=contamination))
+    data = dataclasses.replace(setting.data, contamination=contamination)
+    setting = dataclasses.replace(setting, seed=seed, data=data)
     first, found = toyruns.start(setting), toyruns.estimate(setting)
     world, data = first.world, first.data
     every = torch.arange(len(world.prompts))
@@ -69,12 +71,13 @@ def methods_study(seeds: Sequence[int], conditions: dict[str, DataConfig] = COND
 def h_study(
     seeds: Sequence[int],
     rows: Sequence[int] = (32, 64, 128, 256, 512, 1024, 2048),
-    contaminations: Sequence[float] = (0.0, 0.4),
+    contamination: float = 0.4,
 ) -> list[Setting]:
-    """Settings whose classifiers see more and more rows; for `toyruns.h_quality`."""
+    """Settings whose classifiers see more and more rows, trusted and contaminated ones; for `toyruns.h_quality`."""
+    data = DataConfig(contamination=contamination)
     return [
-        Setting(seed=seed, data=DataConfig(contamination=share), classifier_rows=count)
-        for share in contaminations
+        Setting(seed=seed, data=data, classifier_rows=count, trusted=trusted)
+        for trusted in (True, False)
         for count in rows
         for seed in seeds
     ]

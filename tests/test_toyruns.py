@@ -1,0 +1,136 @@
+"""Runs in the toy world: reproducible, exact, within their budget, and the classifier learns what h~ is."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from robustpo_kit import toyruns, toystudy, toyworld
+from robustpo_kit.toydata import DataConfig
+from robustpo_kit.toyruns import Run, Setting
+
+SMALL = Setting(
+    world=toyworld.WorldConfig(topics=3, tones=2, symbols=4, length=3),
+    data=DataConfig(rows=48, contamination=0.25),
+    sft_epochs=4,
+    classifier_rows=48,
+    classifier_epochs=2,
+)
+DORA = "dora(dpo_pl, beta=0.1, lam=1.0)"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_seeds_reproduce_a_run_and_tell_runs_apart():
+    config = Run(DORA, setting=SMALL, epochs=2)
+    first = toyruns.run(config)
+    toyruns.start.cache_clear()
+    toyruns.estimate.cache_clear()
+    torch.manual_seed(99)  # the global generator has no say
+    assert toyruns.run(config) == first
+    other = toyruns.run(dataclasses.replace(config, setting=dataclasses.replace(SMALL, seed=1)))
+    assert other["win_rate"] != first["win_rate"]
+
+
+def test_a_run_leaves_its_start_as_it_was():
+    first = toyruns.start(SMALL)
+    toyruns.run(Run("dpo_pl(beta=0.1)", setting=SMALL))
+    assert torch.equal(toyworld.policy_logps(first.policy, first.world).logps, first.logps)
+
+
+@pytest.mark.parametrize(
+    ("spec", "h", "method"),
+    [
+        ("dpo_pl(beta=0.1)", "oracle", "erm"),
+        ("reweight(dpo_pl, beta=0.1)", "estimated", "reweight"),
+        (DORA, "oracle", "dora+oracle"),
+        ("gamma(simpo, beta=2, gamma_beta_ratio=0.4, tau=10)", "estimated", "erm_gamma"),
+        ("dro(dpo, beta=0.1, lam=1)", "estimated", "dro"),
+    ],
+)
+def test_every_kind_of_objective_runs(spec, h, method):
+    row = toyruns.run(Run(spec, h=h, setting=SMALL, epochs=1))
+    assert row["method"] == method and 0 < row["win_rate"] < 1 and 0 < row["mass"] <= 1
+    assert row["win"] + row["tie"] + row["lose"] == pytest.approx(1, abs=1e-9)
+    assert row["kl_reference"] > 0 and row["kl_golden"] > 0
+    if method == "dora+oracle":
+        assert row["h_rank"] == pytest.approx(1)
+
+
+def test_h_of_a_run_is_refused_unless_known():
+    with pytest.raises(ValueError, match="h = 'guessed'"):
+        Run(h="guessed")
+
+
+def test_training_does_what_it_should():
+    """SFT moves a policy towards golden, preference training on true rewards above it; and a run costs seconds."""
+    setting = Setting(seed=1)
+    world = toyworld.build(dataclasses.replace(setting.world, seed=1))
+    untrained = toyworld.policy_logps(toyruns.fresh_policy(world, setting), world)
+    prompts = world.held_out_prompts
+    started = time.process_time()
+    row = toyruns.run(Run(DORA, setting=setting))
+    spent = time.process_time() - started
+    first = toyruns.start(setting)
+    before = toyworld.evaluate(world, untrained.logps, prompts)
+    after = toyworld.evaluate(world, first.logps, prompts)
+    assert after["kl_golden"] < before["kl_golden"] / 2 and after["win_rate"] > before["win_rate"] + 0.1
+    assert first.mass > 0.95 > float(untrained.mass.mean())
+    assert row["win_rate"] > row["sft_win_rate"] + 0.1
+    assert spent < 12  # the aim is 5 s of a core of 2024; a slow one gets some room
+
+
+def test_rank_correlation_of_h_grows_with_the_classifiers_data():
+    def mean_rank(rows):
+        settings = [Setting(seed=seed, data=DataConfig(rows=150), classifier_rows=rows) for seed in range(3)]
+        return np.mean([toyruns.h_quality(setting)["h_rank"] for setting in settings])
+
+    few, many = mean_rank(24), mean_rank(512)
+    assert many > few + 0.1 and many > 0.5
+
+
+def test_untrusted_golden_labels_hurt_the_classifier():
+    data = DataConfig(contamination=0.5)
+    trusted, other = (toyruns.h_quality(Setting(data=data, trusted=flag)) for flag in (True, False))
+    assert trusted["auc"] > other["auc"] + 0.05
+    assert trusted["bayes_auc"] == other["bayes_auc"] > trusted["auc"]
+
+
+def test_classifier_rows_are_another_draw():
+    _, data, other = toyruns.drawn(SMALL)
+    assert not {row.row_id for row in data.prefs} & {row.row_id for row in other.prefs}
+    assert [row.responses for row in data.prefs] != [row.responses for row in other.prefs]
+    assert data.contaminated.any() and not other.contaminated.any()
+
+
+# --- studies -----------------------------------------------------------------------------------------------------
+
+
+def test_quickstart_shows_the_whole_idea():
+    found = toystudy.quickstart(0, setting=SMALL)
+    assert found.sources["source"].tolist() == ["golden", "synthetic1", "synthetic2", "synthetic3"]
+    assert found.results["method"].tolist() == ["erm", "reweight", "reweight+oracle", "dro", "dora", "dora+oracle"]
+    assert len(found.samples) == 48 and found.samples["contaminated"].any()
+    assert found.samples.groupby("contaminated")["true_h"].mean().is_monotonic_decreasing
+
+
+def test_methods_study_has_its_200_runs_and_names_them():
+    configs = toystudy.methods_study(range(10))
+    assert len(configs) >= 200 and len(set(configs)) == len(configs)
+    table = pd.DataFrame([toyruns.settings_row(config.setting) for config in configs])
+    named = toystudy.name_conditions(table)
+    assert named["condition"].value_counts().to_dict() == dict.fromkeys(toystudy.CONDITIONS, 60)
+
+
+def test_h_study_grows_the_classifiers_data():
+    settings = toystudy.h_study([0, 1], rows=(32, 64))
+    assert [(s.trusted, s.classifier_rows) for s in settings[::2]] == [(True, 32), (True, 64), (False, 32), (False, 64)]
