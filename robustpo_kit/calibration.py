@@ -252,13 +252,16 @@ class SourceClassifier:
         return _combine(probs, sources)
 
     def score_set(self, preferences: PreferenceSet) -> np.ndarray:
-        """c [N, K] of a set that shares no row with the training set; raises ValueError where it does."""
+        """c [N, K] of a set that shares no row with the training set; raises ValueError where it does.
+
+        `per_source`: column k by the head of its source; the golden column, whoever wrote it, by all heads together.
+        """
         count = _equal_k(preferences)
         self._refuse_trained([row.row_id for row in preferences])
         prompts = [row.prompt for row in preferences for _ in row.responses]
         responses = [response for row in preferences for response in row.responses]
-        sources = [source for row in preferences for source in row.sources]
-        return self.score(prompts, responses, sources=sources).reshape(len(preferences), count)
+        claimed = [REST if k == row.golden else source for row in preferences for k, source in enumerate(row.sources)]
+        return self.score(prompts, responses, sources=claimed).reshape(len(preferences), count)
 
     def out_of_fold_matrix(self, preferences: PreferenceSet) -> np.ndarray:
         """c [N, K] of the training rows themselves, each scored by the model of the fold that left it out."""

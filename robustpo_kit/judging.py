@@ -30,10 +30,14 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class RewardJudge:
-    """A reward model as judge: a tie when the preference probability lies within `tie_band` of one half."""
+    """A reward model as judge: a tie when the preference probability lies within `tie_band` of one half.
+
+    `bias` is that of `RewardModel.score`; `bias=-model.length_slope` takes out the model's own liking of length.
+    """
 
     model: RewardModel
     tie_band: float = 0.05  # |sigmoid(score difference) - 1/2| <= tie_band is a tie
+    bias: float = 0.0
     name: str = "reward judge"
 
     def __post_init__(self) -> None:
@@ -42,7 +46,9 @@ class RewardJudge:
 
     def preference(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         """[N] probability that the first reply is preferred (Bradley-Terry)."""
-        difference = self.model.score(prompts, first) - self.model.score(prompts, second)
+        difference = self.model.score(prompts, first, bias=self.bias) - self.model.score(
+            prompts, second, bias=self.bias
+        )
         return 0.5 * (1 + np.tanh(difference / 2))
 
     def verdicts(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[str]:

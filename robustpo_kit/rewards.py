@@ -125,6 +125,9 @@ class RewardModel:
     temperature: float  # scores are divided by it; fitted on the held-out training-kind pairs
     scale: float  # sd of the scores of replies to their own prompts, held out
     log_words: tuple[float, float]  # mean and sd of log(1 + words) of the same replies
+    length_slope: (
+        float  # sds of score for one sd of log length among replies of one source: the model's own length bias
+    )
     trained_rows: frozenset[str]
     held_out: pd.DataFrame  # row_id, group, kind, trained_kind, difference (score units), gap_words
     config: dict[str, Any]
@@ -180,6 +183,7 @@ class RewardModel:
             "temperature": self.temperature,
             "scale": self.scale,
             "log_words": self.log_words,
+            "length_slope": self.length_slope,
             "trained_rows": sorted(self.trained_rows),
             "config": self.config,
         }
@@ -198,6 +202,7 @@ class RewardModel:
             about["temperature"],
             about["scale"],
             tuple(about["log_words"]),
+            about["length_slope"],
             frozenset(about["trained_rows"]),
             bundle.tables["held_out"],
             about["config"],
@@ -238,7 +243,7 @@ def fit_reward_model(
         "pairs": len(pairs),
     }
     trained = frozenset(row.row_id for row in train) if features != "cosine" else frozenset()
-    raw = RewardModel(features, encoder, model, 1.0, 1.0, (0.0, 1.0), trained, pd.DataFrame(), config)
+    raw = RewardModel(features, encoder, model, 1.0, 1.0, (0.0, 1.0), 0.0, trained, pd.DataFrame(), config)
     return _with_held_out(raw, test, direct, seed)
 
 
@@ -285,13 +290,24 @@ def _with_held_out(raw: RewardModel, test: PreferenceSet, direct: Sequence[tuple
     replies = [(row.prompt, reply) for row in test for reply in row.responses]
     scores = _raw_scores(raw.model, raw.encoder, replies) / temperature
     log_words = np.log1p([len(reply.split()) for _, reply in replies])
+    scale, spread = float(scores.std()) or 1.0, float(log_words.std()) or 1.0
+    slope = _slope_within(log_words / spread, scores / scale, [source for row in test for source in row.sources])
     return dataclasses.replace(
         raw,
         temperature=temperature,
-        scale=float(scores.std()) or 1.0,
-        log_words=(float(log_words.mean()), float(log_words.std()) or 1.0),
+        scale=scale,
+        log_words=(float(log_words.mean()), spread),
+        length_slope=slope,
         held_out=table,
     )
+
+
+def _slope_within(x: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> float:
+    """Least-squares slope of y on x with the means of groups taken out; 0 where x does not vary."""
+    table = pd.DataFrame({"x": x, "y": y, "group": groups})
+    centred = table[["x", "y"]] - table.groupby("group")[["x", "y"]].transform("mean")
+    power = float(centred["x"] @ centred["x"])
+    return float(centred["x"] @ centred["y"]) / power if power > 0 else 0.0
 
 
 def _raw_scores(model: LinearScorer | PairScorer, encoder: Encoder, pairs: Sequence[Pair]) -> np.ndarray:

@@ -262,6 +262,19 @@ def test_per_source_heads_combine_as_densities_do():
     np.testing.assert_allclose(by_own, [heads["two"][0], p[1] / (p[1] + 2 * q1[1] + q2[1])])
 
 
+def test_the_golden_column_is_judged_by_all_heads_whoever_wrote_it(tiny):
+    """A contaminated sample claims that its synthetic reply is golden: the true source may not help to unmask it."""
+    fitted = calibration.fit_classifier(made_up(60), seed=0, kind="per_source", encoder=tiny, penalty=1.0)
+    row = made_up(1, seed=1)[0]
+    dirty = dataclasses.replace(
+        row, responses=(row.responses[1], *row.responses[1:]), sources=("model1", *row.sources[1:])
+    )
+    c = fitted.score_set(PreferenceSet([dirty]))[0]
+    assert c[0] == pytest.approx(fitted.score([row.prompt], [row.responses[1]])[0])
+    assert c[1] == pytest.approx(fitted.score([row.prompt], [row.responses[1]], sources=["model1"])[0])
+    assert c[0] < c[1]  # further from golden than any one source alone says
+
+
 def test_golden_sources_decide_wherever_a_reply_stands(tiny):
     rows = made_up(24)
     swapped = rows.map(

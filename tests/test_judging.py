@@ -30,8 +30,8 @@ class AlwaysFirst:
 class Scores:
     """Stands in for a reward model: the score is the number in the text."""
 
-    def score(self, prompts, responses):
-        return np.array([float(text) for text in responses])
+    def score(self, prompts, responses, *, bias=0.0):
+        return np.array([float(text) + bias * len(text) for text in responses])
 
 
 def verdicts(**policies):
@@ -64,6 +64,7 @@ def test_reward_judge_ties_within_its_band():
     # sigmoid(0.4) = 0.599 is within 0.1 of one half, sigmoid(0.42) = 0.603 is not
     assert judge.verdicts(["p"] * 4, ["0.4", "0.42", "0", "1"], ["0", "0", "0.42", "1"]) == ["C", "A", "B", "C"]
     assert judge.preference(["p"], ["1000"], ["0"])[0] == 1.0
+    assert judging.RewardJudge(Scores(), bias=-2.0).verdicts(["p"], ["1.00"], ["0"]) == ["B"]  # longer by three
     with pytest.raises(ValueError, match="^tie_band"):
         judging.RewardJudge(Scores(), tie_band=0.5)
 

@@ -171,6 +171,25 @@ def test_bias_pays_for_length_alone(model):
     np.testing.assert_array_equal(model.score(prompts, replies, bias=0.0), model.score(prompts, replies))
 
 
+def test_length_slope_is_taken_within_sources():
+    """Sources differ in length and score; within each the slope is 0.5."""
+    x = np.array([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])
+    y = np.array([5.0, 5.5, 6.0, -5.0, -4.5, -4.0])
+    assert rewards._slope_within(x, y, list("aaabbb")) == pytest.approx(0.5)
+    assert rewards._slope_within(np.ones(3), y[:3], list("aaa")) == 0.0
+
+
+def test_bias_against_the_slope_takes_length_out(model):
+    new = made_up(200, seed=5)
+    words = np.log1p([len(reply.split()) for row in new for reply in row.responses])
+    sources = [source for row in new for source in row.sources]
+    slopes = [
+        abs(rewards._slope_within(words, model.score_set(new, bias=bias).reshape(-1), sources))
+        for bias in (0.0, -model.length_slope)
+    ]
+    assert slopes[1] < 0.5 * slopes[0]
+
+
 def test_temperature_makes_differences_probabilities(model):
     """Held out, the mean preference probability of the better reply equals its share of wins within noise."""
     trained = model.held_out[model.held_out["trained_kind"]]
