@@ -336,6 +336,19 @@ def test_kto_lets_no_gradient_through_its_kl():
     assert not torch.allclose(*(_gradient(losses.kto_pair, scores, detach_kl=flag) for flag in (True, False)))
 
 
+def test_kto_clamps_a_negative_kl_at_zero():
+    scores = toy()
+    below = scores._replace(kl_logps=scores.kl_ref_logps, kl_ref_logps=scores.kl_logps)
+    zero = scores._replace(kl_logps=scores.kl_logps, kl_ref_logps=scores.kl_logps)
+    assert torch.equal(losses.kto(below, beta=0.1), losses.kto(zero, beta=0.1))
+    assert not torch.allclose(losses.kto(scores, beta=0.1), losses.kto(zero, beta=0.1))
+
+
+def test_softplus_does_not_turn_linear():
+    x = torch.tensor([19.0, 20.5, 25.0], dtype=torch.float64)
+    torch.testing.assert_close(losses.softplus(x) - x, torch.log1p(torch.exp(-x)), rtol=1e-5, atol=0)
+
+
 def _gradient(loss, scores, **keywords):
     leaf = scores.logps.clone().requires_grad_()
     return torch.autograd.grad(loss(scores._replace(logps=leaf), beta=0.1, **keywords).sum(), leaf)[0]
