@@ -198,15 +198,16 @@ def length_bucketed(lengths: Sequence[int], batch_size: int, rng: np.random.Gene
 
 @torch.inference_mode()
 def score_pairs(scorer: PairScorer, encoder: Encoder, pairs: Sequence[Pair], *, batch_size: int = 32) -> np.ndarray:
-    """[N] scores of (prompt, response) pairs, float64."""
+    """[N] scores of (prompt, response) pairs, float64; a pair that comes twice is computed once."""
     scorer.eval()
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    scores = np.empty(len(pairs))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    distinct = sorted(set(pairs), key=lambda pair: (len(pair[0]) + len(pair[1]), pair))
+    scores: dict[Pair, float] = {}
+    for start in range(0, len(distinct), batch_size):
+        batch = distinct[start : start + batch_size]
         with torch.autocast(encoder.device.type, encoder.dtype, enabled=encoder.dtype != torch.float32):
-            scores[batch] = scorer(_tokens(encoder, [pairs[i] for i in batch], scorer.max_length)).float().cpu().numpy()
-    return scores
+            values = scorer(_tokens(encoder, batch, scorer.max_length))
+        scores.update(zip(batch, values.double().tolist(), strict=True))
+    return np.array([scores[pair] for pair in pairs], dtype=float)
 
 
 def _tokens(encoder: Encoder, pairs: Sequence[Pair], max_length: int) -> dict[str, Tensor]:
