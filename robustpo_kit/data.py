@@ -387,7 +387,7 @@ def load_dialogue(*, turns: int = 3, max_words: int = 40, seed: int = 0) -> Pref
     return keep.finish("dialogue")
 
 
-def load_summaries(*, max_words: int = 60, max_prompt_words: int = 350, seed: int = 0) -> PreferenceSet:
+def load_summaries(*, max_words: int = 60, max_prompt_words: int = 300, seed: int = 0) -> PreferenceSet:
     """XSum articles (Narayan et al., 2018): y0 the human summary, y1 the summary of another article."""
     keep = _Sieve(max_words=max_words, max_prompt_words=max_prompt_words)
     values = [value for _, _, value in _json_lines(assets.resolve("xsum"))]

@@ -221,7 +221,7 @@ class Lab:
         flat = [(row, reply) for row, replies in zip(rows, drawn, strict=True) for reply in replies if reply.text]
         prompts, texts = [row.prompt for row, _ in flat], [reply.text for _, reply in flat]
         human = [row.responses[row.golden] for row, _ in flat]
-        ids = [row.group for row, _ in flat]
+        ids = [mixture.digest(row.group) for row, _ in flat]  # tables hold no human text
         judge = judging.RewardJudge(self.reward_model("judge"))
         verdicts = judging.compare(judge, prompts, {"policy": texts}, human, seed=self.seed, prompt_ids=ids)
         return pd.DataFrame(

@@ -84,7 +84,8 @@ nb.save_table("classifier_reliability", pd.concat([f.reliability().assign(classi
 # %%
 mixed, mask = lab.mixed()
 probabilities = {name: fitted.score_set(mixed) for name, fitted in fits.items()}
-nb.save_table("confidence_by_source", calibration.response_table(mixed, probabilities["fine-tuned, shared"], "c"))
+by_response = calibration.response_table(mixed, probabilities["fine-tuned, shared"], "c")
+nb.save_table("confidence_by_source", by_response[["source", "column", "c"]])
 samples = pd.DataFrame({"sample": np.where(mask, "contaminated", "clean")})
 samples = samples.assign(**{name: lab.h(values) for name, values in probabilities.items()})
 nb.save_table("h_by_sample", samples.melt(id_vars="sample", var_name="classifier", value_name="h"))

@@ -1,0 +1,130 @@
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from robustpo_kit import analysis, plots
+from robustpo_kit.records import RunRecord
+
+
+def made_up(rng, prompts=120, difference=0.3, prompt_noise=0.1):
+    """Two policies on the same prompts, slopes 0.4 and 0.4 + difference, errors shared within a prompt."""
+    ids = np.tile(np.arange(prompts), 2)
+    reward, policy = rng.random(2 * prompts), np.repeat([0, 1], prompts)
+    noise = rng.normal(0, prompt_noise, prompts)[ids] + rng.normal(0, 0.05, 2 * prompts)
+    confidence = 0.2 + 0.4 * reward + difference * reward * policy + noise
+    names = np.where(policy == 1, "dora", "erm")
+    return pd.DataFrame({"policy": names, "prompt_id": ids, "reward": reward, "confidence": confidence})
+
+
+def test_slopes_agree_with_least_squares_by_hand():
+    table = made_up(np.random.default_rng(0))
+    fits = analysis.reward_confidence(table).set_index("policy")
+    for name, part in table.groupby("policy"):
+        slope, intercept = np.polyfit(part["reward"], part["confidence"], 1)
+        assert fits.loc[name, "slope"] == pytest.approx(slope, abs=1e-9)
+        assert fits.loc[name, "intercept"] == pytest.approx(intercept, abs=1e-9)
+    difference = analysis.slope_difference(table, "erm", "dora").iloc[0]
+    assert difference["difference"] == pytest.approx(fits.loc["dora", "slope"] - fits.loc["erm", "slope"], abs=1e-9)
+
+
+def test_the_interval_of_the_slope_difference_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(120):
+        row = analysis.slope_difference(made_up(rng), "erm", "dora").iloc[0]
+        hits += row["low"] < 0.3 < row["high"]
+    # binomial(120, 0.95) lies below 104 or reaches 120 with probability under one in 400
+    assert 104 <= hits <= 119
+
+
+def test_normalised_rewards_span_the_unit_interval_and_refuse_a_constant():
+    assert analysis.normalise([3.0, 1.0, 2.0]).tolist() == [1.0, 0.0, 0.5]
+    assert analysis.normalise([1.0, 2.0, 3.0], "zscore").mean() == pytest.approx(0.0)
+    with pytest.raises(ValueError, match="all equal"):
+        analysis.normalise([2.0, 2.0])
+    with pytest.raises(ValueError, match="how = 'rank'"):
+        analysis.normalise([1.0, 2.0], "rank")
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(ValueError, match="policy 'lora' is not in the table"):
+        analysis.slope_difference(made_up(np.random.default_rng(0)), "erm", "lora")
+
+
+def test_energy_distance_is_about_zero_for_one_source_and_grows_with_the_shift():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(400, 3)), rng.normal(size=(400, 3))
+    distances = [analysis.energy_distance(first, second + shift) for shift in (0.0, 0.5, 1.0, 2.0)]
+    assert abs(distances[0]) < 0.03 and distances == sorted(distances)
+    with pytest.raises(ValueError, match="at least two rows"):
+        analysis.energy_distance(first[:1], second)
+
+
+def test_quantiles_of_gaps():
+    row = analysis.gap_quantiles([-1.0, 0.0, 0.05, 2.0]).iloc[0]
+    assert (row["near_zero"], row["positive"], row["pairs"]) == (0.5, 0.5, 4)
+
+
+def test_histories_become_one_tidy_table():
+    record = RunRecord("dpo(beta=0.1)", {}, 0, {}, "cpu", 1.0, {}, [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}])
+    table = analysis.training_curves({"erm": record, "dora": record})
+    assert list(table.columns) == ["policy", "step", "loss"] and len(table) == 4
+
+
+def test_the_bootstrap_interval_of_a_mean_covers_it():
+    mean, low, high = analysis.mean_ci(np.arange(100.0), seed=0)
+    assert low < mean < high and mean == 49.5
+
+
+# ---- figures: each draws its table on the axis it is given, labelled ------------------------------------------------
+
+
+@pytest.fixture
+def ax():
+    figure, ax = plt.subplots()
+    yield ax
+    plt.close(figure)
+
+
+def labelled(ax):
+    return bool(ax.get_xlabel() or ax.get_xticklabels()) and bool(ax.get_ylabel() or ax.get_yticklabels())
+
+
+def test_regressions_draw_a_line_and_a_cloud_a_policy(ax):
+    table = made_up(np.random.default_rng(0))
+    plots.reward_confidence(table, analysis.reward_confidence(table), ax)
+    assert len(ax.lines) == 2 and len(ax.collections) == 2 and labelled(ax)
+
+
+def test_win_lose_bars_fill_the_whole_width(ax):
+    table = pd.DataFrame(
+        [{"policy": p, "win": 0.5, "tie": 0.2, "lose": 0.3, "win_low": 0.4, "win_high": 0.6} for p in ("erm", "dora")]
+    )
+    plots.win_lose(table, ax)
+    assert sum(patch.get_width() for patch in ax.patches) == pytest.approx(2.0) and labelled(ax)
+
+
+def test_intervals_are_found_under_either_name(ax):
+    table = pd.DataFrame([{"policy": "dora", "score": 0.1, "score_low": 0.0, "score_high": 0.3, "low": 9, "high": 9}])
+    plots.bars_with_ci(table, ax, name="policy", value="score", xlabel="x", reference=0.0)
+    segment = ax.collections[0].get_segments()[0]
+    assert segment[:, 0].tolist() == pytest.approx([0.0, 0.3])
+
+
+def test_every_other_figure_draws_on_its_axis(ax):
+    gaps = pd.DataFrame({"setting": "s", "gap": [0.0, 1.0], "gamma": [1.0, 1.1], "policy": "dpo"})
+    plots.gamma_versus_gap(gaps, ax, gamma0=1.0)
+    plots.violins(pd.DataFrame({"v": [0.0, 1.0, 2.0], "by": "a"}), ax, value="v", by="by", ylabel="v")
+    plots.curves(pd.DataFrame({"policy": "erm", "step": [1, 2], "loss": [1.0, 0.5]}), ax, value="loss", ylabel="loss")
+    steps = {"policy": "g", "step": [1, 2], "gamma_min": [1, 1], "gamma_max": [2, 2], "margin_mean": [1.5, 1.5]}
+    plots.margin_range(pd.DataFrame(steps), ax)
+    plots.smoothing(pd.DataFrame({"m": [-1.0, 1.0], "exact": [1.0, -1.0], "approximate": [1.0, -1.0]}), ax, delta=-0.1)
+    assert labelled(ax) and len(ax.lines) >= 7
+
+
+def test_sources_and_methods_keep_their_colour():
+    assert plots.colour("dora") == plots.COLOURS["dora"] and plots.colour("unknown", 3) == plots.PALETTE[3]
