@@ -24,6 +24,7 @@ from robustpo_kit.toydata import DataConfig, ToyData
 from robustpo_kit.toyworld import GOLDEN, World, WorldConfig
 
 H_SOURCES = ("estimated", "oracle")
+CLASSIFIER_BATCH = 64  # responses a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Setting:
     classifier_rows: int = 384  # another draw of the same kind: the classifier never scores what it was trained on
     trusted: bool = True  # the classifier's golden responses are golden for sure; False: contaminated like the data
     classifier_epochs: int = 5
+    classifier_steps: int = 60  # at least, by more epochs: or little data would also mean little training
     classifier_folds: int = 2
 
 
@@ -165,7 +167,7 @@ def estimate(setting: Setting) -> Estimate:
         learning_rate=3e-3,
         head_learning_rate=1e-2,
         epochs=_classifier_epochs(setting),
-        batch_size=64,
+        batch_size=CLASSIFIER_BATCH,
         frozen_layers=0,
         max_length=world.config.length + 8,
     )
@@ -188,10 +190,9 @@ def estimate(setting: Setting) -> Estimate:
 
 
 def _classifier_epochs(setting: Setting) -> int:
-    """At least `classifier_epochs`, and on few rows as many as give 60 steps: else little data would mean few steps."""
     share = 1 - 1 / setting.classifier_folds
-    batches = math.ceil(setting.classifier_rows * setting.data.responses * share / 64)
-    return max(setting.classifier_epochs, math.ceil(60 / batches))
+    batches = math.ceil(setting.classifier_rows * setting.data.responses * share / CLASSIFIER_BATCH)
+    return max(setting.classifier_epochs, math.ceil(setting.classifier_steps / batches))
 
 
 def _train(
