@@ -124,3 +124,12 @@ def mean_ci(
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(values.mean()), float(low), float(high)
+
+
+def mean_by(table: pd.DataFrame, by: Sequence[str], value: str, *, seed: int, level: float = 0.95) -> pd.DataFrame:
+    """Mean of `value` in each cell of `by` with a bootstrap interval over its rows: columns by, value, low, high, n."""
+    rows = []
+    for cell, part in table.groupby(list(by), sort=False):
+        mean, low, high = mean_ci(part[value], seed=seed, level=level)
+        rows.append(dict(zip(by, cell, strict=True)) | {value: mean, "low": low, "high": high, "n": len(part)})
+    return pd.DataFrame(rows)

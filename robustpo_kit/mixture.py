@@ -163,9 +163,7 @@ def _contaminated(row: Preference, extra: dict[str, dict]) -> Preference:
     reply = extra.get(row.row_id, {}).get("replies", [""])[0]
     if not reply.strip():
         raise KitError(f"row '{row.row_id}', field responses[0]: no further synthetic reply is stored to put there")
-    return dataclasses.replace(
-        row, responses=(reply, *row.responses[1:]), sources=(SYNTHETIC_SOURCE, *row.sources[1:])
-    )
+    return dataclasses.replace(row, responses=(reply, *row.responses[1:]), sources=(SYNTHETIC_SOURCE, *row.sources[1:]))
 
 
 def rank_first(rewards: Any, mask: np.ndarray) -> np.ndarray:

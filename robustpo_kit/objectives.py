@@ -271,7 +271,7 @@ class Objective:
     def _prepare_margin(self) -> None:
         """The queue and the solver's arguments of a gamma layer; centred by default, except over SimPO."""
         layer, parity = self.margin, self.margin.get("parity")
-        self._gamma0 = losses.target_gamma0(beta=self.options["beta"], **_pick(layer, *TARGETS))
+        self.gamma0 = losses.target_gamma0(beta=self.options["beta"], **_pick(layer, *TARGETS))
         sizes = _pick(layer, "capacity", "solve_size")
         generator = torch.Generator().manual_seed(_seed(layer))
         self._queue = margins.GapQueue(**sizes, generator=generator, parity=parity)
@@ -286,7 +286,7 @@ class Objective:
             return None
         gaps = BASES[self.base].gap(scores, beta=self.options["beta"]).detach()
         return margins.dynamic_margins(
-            gaps, self._queue, gamma0=self._gamma0, center=self._center, training=training, **self._solver
+            gaps, self._queue, gamma0=self.gamma0, center=self._center, training=training, **self._solver
         )
 
     def _per_sample(self, scores: Scores, margin: Tensor | None, training: bool) -> Tensor:
@@ -319,7 +319,7 @@ class Objective:
             found["h_mean"] = h.mean()
             found["corr_h_weight"] = _correlation(h, weights)
         if margin is not None:
-            total = margin + self._gamma0 if self._center else margin
+            total = margin + self.gamma0 if self._center else margin
             found |= {"gamma_min": total.min(), "gamma_max": total.max(), "margin_mean": total.mean()}
         return {name: value.detach() for name, value in found.items()}
 

@@ -160,7 +160,7 @@ def test_dialogue_pairs_a_reply_with_one_of_another_conversation(tmp_path, monke
     for row in loaded:
         own, other = row.responses
         assert own[0] == row.group and other[0] != row.group and len(own.split()) == len(other.split())
-        assert row.prompt.splitlines()[-1].startswith("B: ")
+        assert row.prompt.splitlines()[-1].startswith("A: ")  # the other speaks last
 
 
 def test_summaries_take_the_other_summary_from_another_article(tmp_path, monkeypatch):

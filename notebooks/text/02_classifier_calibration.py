@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import calibration, experiments, plots
+from robustpo_kit import analysis, calibration, experiments, plots
 from robustpo_kit.notebook import start
 
 # %% tags=["parameters"]
@@ -143,9 +143,11 @@ table.groupby(["classifier", "sample"], sort=False)["h"].describe()[["count", "m
 # estimated and true $\tilde h$ grows with the classifier's data.
 
 # %%
-table = nb.read_table("toy_h_rank", run="reference")
+studies = nb.read_table("toy_h_rank", run="reference")
+table = analysis.mean_by(studies[studies["trusted"]], ["classifier_rows"], "h_rank", seed=nb.seed)
 figure, ax = plt.subplots()
-plots.points_with_band(table, ax, x="rows", y="rank_correlation", xlabel="classifier rows", ylabel="Spearman, h~ against truth")
+labels = {"xlabel": "rows of four responses the classifier saw", "ylabel": r"Spearman correlation of $\tilde h$ with the truth"}
+plots.points_with_band(table, ax, x="classifier_rows", y="h_rank", **labels)
 nb.save_figure("toy_h_rank", figure, table)
 plt.show()
 

@@ -84,7 +84,8 @@ parts, strength = [], []
 for name, preset in objectives.PRESETS.items():
     if not name.endswith("/gamma_simpo"):
         continue
-    gamma0, tau = objectives.margin_setting(preset.spec)
+    objective = objectives.build(preset.spec)
+    gamma0, tau = objective.gamma0, objective.margin["tau"]
     gamma = margins.target_margins(torch.as_tensor(gaps), gamma0=gamma0, tau=tau).numpy()
     setting = name.split("/")[0]
     parts.append(pd.DataFrame({"setting": setting, "gap": gaps, "gamma": gamma, "gamma0": gamma0}))
