@@ -101,7 +101,9 @@ def draw(world: toyworld.World, config: DataConfig, generator: torch.Generator) 
     return ToyData(prefs, prompt_ids, response_ids, sources, claimed, contaminated, turned)
 
 
-def _preference_set(world: toyworld.World, prompt_ids: Tensor, response_ids: Tensor, sources: Tensor, rewards: Tensor):
+def _preference_set(
+    world: toyworld.World, prompt_ids: Tensor, response_ids: Tensor, sources: Tensor, rewards: Tensor
+) -> PreferenceSet:
     """The rows as everything else in the kit reads them."""
     columns = (x.tolist() for x in (prompt_ids, response_ids, sources, rewards))
     rows = [

@@ -43,6 +43,8 @@ def sweep(
     Workers (default: one a core) use one thread each. Every finished run is a line at once: a killed sweep continues
     where it was. Raises KitError at the end when runs have failed; the next call tries those again.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers = {workers}: at least one is expected")
     path = Path(path)
     done = _finished(path)
     keys = [key(config) for config in configs]

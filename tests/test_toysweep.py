@@ -73,6 +73,11 @@ def test_a_failed_run_is_named_the_others_kept_and_it_is_tried_again(tmp_path):
     assert table["number"].tolist() == [0, 1, 2, 3] and marks(tmp_path) == [0, 1, 2, 3, 3]
 
 
+def test_no_workers_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="workers = 0"):
+        toysweep.sweep(work, jobs(tmp_path, 1), tmp_path / "runs.jsonl", workers=0)
+
+
 def test_two_workers_share_the_settings(tmp_path):
     configs = [Job(i, str(tmp_path / "log"), setting=i // 3) for i in range(12)]
     table = toysweep.sweep(work, configs, tmp_path / "runs.jsonl", workers=2)
