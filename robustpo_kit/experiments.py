@@ -319,8 +319,9 @@ GAMMA_METHODS = {
 }
 
 
-def listwise_spec(loss: str, aggregator: str, cfg: Profile) -> str:
-    """The objective `aggregator` over a listwise `loss` at the papers' hyperparameters and the profile's lambda."""
+def listwise_spec(name: str, cfg: Profile) -> str:
+    """The objective of a method "LOSS AGGREGATOR" at the papers' hyperparameters and the profile's lambda."""
+    loss, aggregator = name.split()
     takes_lambda = aggregator in ("dro", "dora")
     return f"{aggregator}({LISTWISE[loss]}" + (f", lam={cfg.lam})" if takes_lambda else ")")
 

