@@ -36,7 +36,7 @@ series: env  ## run the notebooks headless: PROFILE=cpu SEED=0 ONLY=04,05; what 
 	$(BIN)/robustpo series --resume --profile $(PROFILE) --seed $(SEED) $(if $(ONLY),--only $(ONLY))
 
 test: env  ## unit tests, and nbval over every notebook under profile smoke
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks tests
+	$(BIN)/python -m pytest -q -n $(WORKERS) --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks tests
 
 lab: env  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.

@@ -30,13 +30,19 @@ def pytest_collectstart(collector):
         collector.skip_compare += ("text/html", "image/svg+xml", "stderr")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With several workers (--dist loadgroup): the notebooks go to one of them in their order, since a later one reads
-    what an earlier one wrote; the tests of one file stay together, since they share fixtures."""
-    for item in items:
-        group = "notebooks" if item.path.suffix == ".ipynb" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With several workers: all notebooks go to one of them in their order, since a later one reads what an earlier one
+    wrote, and the tests of one file stay together, since they share fixtures. (xdist's own loadgroup does not see its
+    groups under pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return "notebooks" if file.endswith(".ipynb") else file
+
+    return Together(config, log)
 
 
 PARAMETERS = 'profile = "auto"  # auto | smoke | cpu | gpu | paper\nseed = 0\noverrides = {}'
@@ -85,9 +91,9 @@ class DemoProject:
         )
 
     def pytest(self, *arguments: str) -> subprocess.CompletedProcess:
-        """Run nbval here with the configuration of the real project."""
+        """Run nbval here as `make test` does, with the configuration of the real project."""
         shutil.copy(Path(__file__), self.root / "conftest.py")
-        command = [sys.executable, "-m", "pytest", "-q", "--rootdir", ".", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        command = [sys.executable, "-m", "pytest", "-q", "--rootdir", ".", "-p", "no:cacheprovider"]
         nbval = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "60"]
         return subprocess.run(
             [*command, *nbval, *arguments],

@@ -185,6 +185,14 @@ def test_nbval_passes_on_the_stored_notebook_under_profile_smoke(refreshed):
     assert "smoke off 1" in stored.read_text()  # what the kernel of nbval printed too, since it compared equal
 
 
+def test_notebooks_keep_their_order_with_several_workers(demo):
+    demo.notebook("00_first", "import time", "time.sleep(3)", 'open("../written", "w").close()')
+    demo.notebook("01_second", "import os", 'assert os.path.exists("../written")')
+    done = demo.pytest("-n", "2", "notebooks")
+    assert done.returncode == 0, done.stdout
+    assert "7 passed" in done.stdout
+
+
 def _change_number(node):
     outputs = [output for cell in node["cells"] for output in cell.get("outputs", []) if "data" in output]
     plain = next(output["data"] for output in outputs if "4.123" in "".join(output["data"]["text/plain"]))
