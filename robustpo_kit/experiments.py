@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from robustpo_kit.data import PreferenceSet
 from robustpo_kit.generation import Reply, SamplingConfig, sample
 from robustpo_kit.policies import Policy
 from robustpo_kit.profiles import Profile
-from robustpo_kit.records import RunRecord, read_json, write_json
+from robustpo_kit.records import RunRecord, progress, read_json, write_json
 from robustpo_kit.scorers import FineTune
 
 SPLITS = ("classifier", "reward", "judge", "sft", "policy", "eval")
@@ -86,17 +88,16 @@ class Lab:
         """The BERT of classifiers and reward models."""
         return encoders.load(self.cfg.encoder, seed=self.seed)
 
-    def classifier(self) -> Any:
-        """The source classifier that gives h~ its probabilities: pooled golden-against-rest, fine-tuned, calibrated."""
-        config = self.settings(
-            "task", "encoder", "classifier_rows", "classifier_features", "classifier_epochs", "folds"
-        )
+    def classifier(self, kind: str | None = None, features: str | None = None) -> calibration.SourceClassifier:
+        """The source classifier of the profile (it gives h~ its probabilities), or one of another kind or features."""
+        kind, features = kind or self.cfg.classifier_kind, features or self.cfg.classifier_features
+        config = self.settings("task", "encoder", "classifier_rows", "classifier_epochs", "folds")
 
         def make(folder: Path) -> None:
             fitted = calibration.fit_classifier(
                 self.splits["classifier"],
-                kind="shared",
-                features=self.cfg.classifier_features,
+                kind=kind,
+                features=features,
                 encoder=self.encoder,
                 folds=self.cfg.folds,
                 fine_tune=FineTune(epochs=self.cfg.classifier_epochs),
@@ -104,17 +105,18 @@ class Lab:
             )
             fitted.save(folder)
 
-        return calibration.SourceClassifier.load(kept(self.folder / "classifier", config, make), encoder=self.encoder)
+        folder = kept(self.folder / f"classifier-{features}-{kind}", config, make)
+        return calibration.SourceClassifier.load(folder, encoder=self.encoder)
 
-    def reward_model(self, split: str = "reward") -> Any:
+    def reward_model(self, split: str = "reward") -> rewards.RewardModel:
         """The proxy reward model of a split: `reward` ranks the training set, `judge` judges replies."""
-        config = self.settings("task", "encoder", f"{split}_rows", "reward_features", "reward_epochs")
+        config = self.settings("task", "encoder", f"{split}_rows", f"{split}_features", "reward_epochs")
 
         def make(folder: Path) -> None:
             fitted = rewards.fit_reward_model(
                 self.splits[split],
                 encoder=self.encoder,
-                features=self.cfg.reward_features,
+                features=config[f"{split}_features"],
                 fine_tune=FineTune(epochs=self.cfg.reward_epochs),
                 seed=self.seed + SPLITS.index(split),
             )
@@ -199,6 +201,21 @@ class Lab:
         slug = f"{name.replace(' ', '-')}-{seed}"
         return Trained.read(name, kept(self.folder / "methods" / slug, config, make))
 
+    def train_all(
+        self, specs: Mapping[str, str], dataset: PreferenceSet, *, keep_scores: bool = False
+    ) -> list["Trained"]:
+        """`trained` for every name and spec, `workers` processes at once; what finished stays when one fails."""
+        jobs = [(Lab(self.cfg, self.seed), name, spec, dataset, keep_scores) for name, spec in specs.items()]
+        workers = min(self.cfg.workers or _cores(), len(jobs))
+        self.sft_policy(), self.reward_model("reward"), self.reward_model("judge"), self.classifier()  # shared by all
+        if workers == 1:
+            return [_train(job) for job in progress(jobs, "methods")]
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            futures = [pool.submit(_train, job) for job in jobs]
+            for future in progress(as_completed(futures), "methods", total=len(jobs)):
+                future.result()
+        return [_train(job) for job in jobs]
+
     def sft_replies(self) -> "Trained":
         """The SFT policy itself, as the row that every method is read against."""
         policy = self.sft_policy()  # made first: `kept` below depends on its code and settings
@@ -213,8 +230,9 @@ class Lab:
         """Replies to the evaluation prompts, a row a reply, scored by everything that did not train on them.
 
         Columns: row_id, prompt_id, reply, words, finished; reward (proxy model), confidence (classifier's probability of
-        golden), verdict against the human reply (judge model: win | tie | lose), log_ratio = log pi(y|x) -
-        log pi_ref(y|x) in nats, whose mean over own replies estimates KL(pi || pi_ref).
+        golden), verdict against the human reply (judge model: win | tie | lose), verdict_length_controlled (the same
+        judge without its liking of length), log_ratio = log pi(y|x) - log pi_ref(y|x) in nats, whose mean over own
+        replies estimates KL(pi || pi_ref).
         """
         rows = self.splits["eval"]
         drawn = self._sample(policy, [rows.template.render(row.prompt, policy.tokenizer) for row in rows])
@@ -222,8 +240,13 @@ class Lab:
         prompts, texts = [row.prompt for row, _ in flat], [reply.text for _, reply in flat]
         human = [row.responses[row.golden] for row, _ in flat]
         ids = [mixture.digest(row.group) for row, _ in flat]  # tables hold no human text
-        judge = judging.RewardJudge(self.reward_model("judge"))
-        verdicts = judging.compare(judge, prompts, {"policy": texts}, human, seed=self.seed, prompt_ids=ids)
+        model = self.reward_model("judge")
+        verdicts = [
+            judging.compare(
+                judging.RewardJudge(model, bias=bias), prompts, {"": texts}, human, seed=self.seed, prompt_ids=ids
+            )["verdict"]
+            for bias in (0.0, -model.length_slope)
+        ]
         return pd.DataFrame(
             {
                 "row_id": [row.row_id for row, _ in flat],
@@ -233,7 +256,8 @@ class Lab:
                 "finished": [reply.finished for _, reply in flat],
                 "reward": self.reward_model("reward").score(prompts, texts),
                 "confidence": self.classifier().score(prompts, texts),
-                "verdict": verdicts["verdict"],
+                "verdict": verdicts[0],
+                "verdict_length_controlled": verdicts[1],
                 "log_ratio": self._log_ratios(policy, [row for row, _ in flat], texts),
             }
         )
@@ -270,6 +294,19 @@ class Lab:
             learning_rate=learning_rate,
             seed=seed,
         )
+
+
+def _train(job: tuple[Lab, str, str, PreferenceSet, bool]) -> "Trained":
+    lab, name, spec, dataset, keep_scores = job
+    return lab.trained(name, spec, dataset, keep_scores=keep_scores)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)

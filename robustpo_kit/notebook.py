@@ -51,9 +51,11 @@ def kernel_environment(profile: str) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matmuls; read when CUDA starts, too early for a cell
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns on the kernel's stderr
     }
-    if profile == "smoke":  # sums over threads differ in the seventh digit: one thread, no GPU
-        threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        values |= {"ROBUSTPO_PROGRESS": "off", "CUDA_VISIBLE_DEVICES": ""} | dict.fromkeys(threads, "1")
+    if profile in ("smoke", "cpu"):  # one thread a process: sums over threads differ in the seventh digit, and threads
+        # that wait for each other lose on a busy machine; the cores are filled by processes
+        values |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    if profile == "smoke":
+        values |= {"ROBUSTPO_PROGRESS": "off", "CUDA_VISIBLE_DEVICES": ""}
     return values
 
 

@@ -31,9 +31,11 @@ class Profile:
     contamination: float = 0.3  # share of samples whose golden slot holds a synthetic reply
     distance_rows: int = 500  # responses a source in the energy distances
     # classifiers and reward models
-    classifier_features: str = "fine_tuned"  # fine_tuned | frozen
+    classifier_kind: str = "per_source"  # of h~: per_source (Eq. 5) | shared (Sec. 4)
+    classifier_features: str = "frozen"  # of h~: frozen | fine_tuned
     classifier_epochs: int = 2
-    reward_features: str = "frozen"  # cosine | frozen | fine_tuned
+    reward_features: str = "frozen"  # of the proxy that ranks the training set: cosine | frozen | fine_tuned
+    judge_features: str = "fine_tuned"  # of the judge: another kind, so that it does not share the proxy's errors
     reward_epochs: int = 2
     folds: int = 3
     # policies
@@ -48,6 +50,7 @@ class Profile:
     lam: float = 1.0  # lambda of KL-DRO
     listwise: tuple[str, ...] = tuple(f"{loss} {a}" for loss in LISTWISE for a in AGGREGATORS)  # methods of notebook 04
     seeds: int = 1  # training seeds a method
+    workers: int = 1  # training processes at once; 0 = one a core, each with one thread
     # generation and judging
     max_new_tokens: int = 48
     eval_batch: int = 64
@@ -84,6 +87,7 @@ PROFILES = {
     "cpu": Profile(
         "cpu",
         dtype="bfloat16",
+        workers=0,  # two processes of one thread beat one of two: threads that wait for each other lose on a busy machine
         classifier_rows=240,
         sft_rows=96,
         policy_rows=72,
@@ -127,6 +131,8 @@ PROFILES = {
     # Papers: DoRA Table 8 and App. C.3 (batch 32, LoRA 2e-5 listwise for Mistral, 128 new tokens, 400 queries).
     "paper": Profile(
         "paper",
+        classifier_kind="shared",
+        classifier_features="fine_tuned",
         task="hh",
         model="mistralai/Mistral-7B-v0.1",
         encoder="google-bert/bert-base-uncased",

@@ -63,16 +63,15 @@ for kind in ("relative", "stabilised", "raw"):
 #
 # A classifier must never score the rows it was trained on: it would be sure of them all. Each response of the classifier
 # split is scored by the fold that left its prompt out; a temperature is then fitted on those scores. Three classifiers:
-# fine-tuned BERT (the paper's kind), the same pooled question on frozen embeddings (the quick form), and one head for each
-# source on frozen embeddings (Eq. 5 read literally).
+# fine-tuned BERT with one pooled question, golden or not (what Sec. 4 describes); the same question on frozen embeddings
+# (the quick form); and one head for each source on frozen embeddings (Eq. 5 read literally), which the later notebooks use.
 
 # %%
-split = lab.splits["classifier"]
-fits = {"fine-tuned, shared": lab.classifier()}
-for kind in ("shared", "per_source"):
-    fits[f"frozen, {kind}"] = calibration.fit_classifier(
-        split, kind=kind, features="frozen", encoder=lab.encoder, folds=nb.cfg.folds, seed=nb.seed
-    )
+fits = {
+    "fine-tuned, shared": lab.classifier("shared", "fine_tuned"),
+    "frozen, shared": lab.classifier("shared", "frozen"),
+    "frozen, per source": lab.classifier("per_source", "frozen"),
+}
 nb.save_table("classifier_metrics", pd.concat([f.metrics().assign(classifier=name) for name, f in fits.items()]))
 nb.save_table("classifier_reliability", pd.concat([f.reliability().assign(classifier=name) for name, f in fits.items()]))
 

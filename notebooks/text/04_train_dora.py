@@ -113,11 +113,9 @@ print("mean h~ is higher on clean samples:", bool(decision))
 # responses: a number to check the whole chain by.
 
 # %%
-sft = lab.sft_replies()
-methods = [sft]
-for name in nb.cfg.listwise:
-    spec = experiments.listwise_spec(name, nb.cfg)
-    methods.append(lab.trained(name, spec, training_set))
+specs = {name: experiments.listwise_spec(name, nb.cfg) for name in nb.cfg.listwise}
+methods = [lab.sft_replies(), *lab.train_all(specs, training_set)]
+for name, spec in specs.items():
     print(f"{name:16s} {spec}")
 
 # %%
@@ -130,10 +128,14 @@ replies = experiments.all_replies(methods)
 nb.save_table("dora_replies", replies.drop(columns="row_id"))
 nb.save_table("dora_quality", experiments.reply_quality(methods, draws=nb.cfg.bootstrap, seed=nb.seed))
 nb.save_table("dora_curves", analysis.training_curves({m.name: m.record for m in methods if m.name != "sft"}))
-nb.save_table("dora_win_rates", judging.win_table(replies, draws=nb.cfg.bootstrap, seed=nb.seed))
-by_loss = {loss: part for loss, part in replies.groupby(replies["policy"].str.split().str[0], sort=False) if loss != "sft"}
+judged = {"plain": replies, "length-controlled": replies.assign(verdict=replies["verdict_length_controlled"])}
+win_rates = [judging.win_table(part, draws=nb.cfg.bootstrap, seed=nb.seed).assign(judge=j) for j, part in judged.items()]
+nb.save_table("dora_win_rates", pd.concat(win_rates))
 differences = [
-    judging.difference_table(part, f"{loss} erm", draws=nb.cfg.bootstrap, seed=nb.seed) for loss, part in by_loss.items()
+    judging.difference_table(part, f"{loss} erm", draws=nb.cfg.bootstrap, seed=nb.seed).assign(judge=j)
+    for j, table in judged.items()
+    for loss, part in table.groupby(table["policy"].str.split().str[0], sort=False)
+    if loss != "sft"
 ]
 nb.save_table("dora_differences", pd.concat(differences))
 
@@ -157,13 +159,17 @@ plt.show()
 
 # %%
 table = nb.read_table("dora_win_rates")
-figure, ax = plt.subplots(figsize=(7.5, 5.2))
-plots.win_lose(table, ax)
+figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True)
+for ax, (name, part) in zip(axes, table.groupby("judge", sort=False), strict=True):
+    plots.win_lose(part, ax).set_title(f"{name} judge")
 nb.save_figure("dora_win_rates", figure, table)
 plt.show()
-table[["policy", "prompts", "win", "tie", "lose", "score", "score_low", "score_high"]].round(2)
+table[["judge", "policy", "prompts", "win", "tie", "lose", "score", "score_low", "score_high"]].round(2)
 
 # %% [markdown]
+# The judge, like real ones, likes longer replies; the right panel takes its liking of length out (notebook 03). Where the
+# two panels disagree about *human or model*, length was the reason. What matters here is the order of the methods.
+#
 # How the replies changed: length, proxy reward, classifier confidence, and the log ratio to the reference on own replies
 # (an indication of KL; sampling with top-k and top-p makes it no exact estimate).
 
@@ -177,11 +183,13 @@ table[["policy", "words", "reward", "confidence", "log_ratio", "distinct_2", "du
 
 # %%
 table = nb.read_table("dora_differences")
-figure, ax = plt.subplots(figsize=(7.5, 3.6))
-plots.bars_with_ci(table, ax, name="policy", value="score", xlabel="score (win + tie/2) minus ERM's (95 % CI)", reference=0.0)
+figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), sharey=True)
+for ax, (name, part) in zip(axes, table.groupby("judge", sort=False), strict=True):
+    plots.bars_with_ci(part, ax, name="policy", value="score", xlabel="score (win + tie/2) minus ERM's", reference=0.0)
+    ax.set_title(f"{name} judge")
 nb.save_figure("dora_differences", figure, table)
 plt.show()
-table[["policy", "score", "score_low", "score_high", "win", "lose", "prompts"]].round(3)
+table[["judge", "policy", "score", "score_low", "score_high", "win", "lose", "prompts"]].round(3)
 
 # %% [markdown]
 # ## 8. Beside the papers

@@ -63,9 +63,8 @@ print("chosen responses by source:", pd.Series([row.sources[0] for row in pairs]
 # 2,048 (App. C). The queue starts empty, sees the whole optimizer step, and is part of every checkpoint.
 
 # %%
-methods = [lab.sft_replies()]
+methods = [lab.sft_replies(), *lab.train_all(experiments.GAMMA_METHODS, pairs, keep_scores=True)]
 for name, spec in experiments.GAMMA_METHODS.items():
-    methods.append(lab.trained(name, spec, pairs, keep_scores=True))
     print(f"{name:12s} {spec}")
 
 # %%
