@@ -33,7 +33,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 series: env  ## run the notebooks headless: PROFILE=cpu SEED=0 ONLY=04,05; what is finished is kept
-	$(BIN)/robustpo series --resume --profile $(PROFILE) --seed $(SEED) $(if $(ONLY),--only $(ONLY))
+	$(BIN)/robustpo series --resume --profile $(PROFILE) --seed $(SEED) $(if $(ONLY),--only $(ONLY)) $(if $(filter cpu,$(PROFILE)),--workers $(WORKERS))
 
 test: env  ## unit tests, and nbval over every notebook under profile smoke
 	$(BIN)/python -m pytest -q -n $(WORKERS) --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks tests

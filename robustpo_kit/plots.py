@@ -95,10 +95,14 @@ def densities(table: pd.DataFrame, ax: Any, *, value: str, by: str, xlabel: str,
 
 
 def reliability(table: pd.DataFrame, ax: Any) -> Any:
-    """Reliability diagram: columns stage, confidence, accuracy, count (one row a bin)."""
+    """Reliability diagram of `calibration.reliability`: columns stage, mean_c, golden_share, count (one row a bin).
+
+    The larger a marker, the more responses in its bin.
+    """
     ax.plot([0, 1], [0, 1], color="#555555", lw=1, ls=":", label="perfect")
     for place, (stage, part) in enumerate(table.groupby("stage", sort=False)):
-        ax.plot(part["confidence"], part["accuracy"], marker="o", ms=4, color=PALETTE[place], label=stage)
+        ax.plot(part["mean_c"], part["golden_share"], color=PALETTE[place], lw=1.2, label=stage)
+        ax.scatter(part["mean_c"], part["golden_share"], s=4 + 0.25 * part["count"], color=PALETTE[place], alpha=0.7)
     ax.set(xlabel="predicted probability of golden", ylabel="observed share of golden", xlim=(0, 1), ylim=(0, 1))
     ax.set_aspect("equal")
     ax.legend(loc="upper left")

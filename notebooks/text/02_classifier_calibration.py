@@ -99,8 +99,9 @@ nb.read_table("classifier_metrics").round(3)
 table = nb.read_table("classifier_reliability")
 figure, axes = plt.subplots(1, table["classifier"].nunique(), figsize=(11, 3.9))
 for ax, (name, part) in zip(axes, table.groupby("classifier", sort=False), strict=True):
-    plots.reliability(part[part["head"] == part["head"].iloc[0]], ax)
-    ax.set_title(name)
+    head = part["head"].iloc[-1]
+    plots.reliability(part[part["head"] == head], ax)
+    ax.set_title(f"{name}: golden or {head}")
 nb.save_figure("reliability", figure, table)
 plt.show()
 
