@@ -48,7 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="robustpo", description="Robust preference optimization of language models.")
     parser.add_argument("--version", action="version", version=f"robustpo-kit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
-    for add in (_add_series, _add_doctor, _add_notebooks, _add_train, _add_score, _add_judge, _add_bench):
+    for add in (
+        _add_series,
+        _add_doctor,
+        _add_notebooks,
+        _add_synthesise,
+        _add_train,
+        _add_score,
+        _add_judge,
+        _add_bench,
+    ):
         add(commands)
     return parser
 
@@ -153,6 +162,45 @@ def _installed(name: str) -> bool:
 
 def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+# ---------------------------------------------------------------- synthesise
+
+
+def _add_synthesise(commands: Any) -> None:
+    p = commands.add_parser("synthesise", help="sample the synthetic replies of a task into data/synthetic/; resumable")
+    p.add_argument(
+        "--task", required=True, help="how_to | dialogue | summaries | hh | tldr | ultrafeedback | FILE.jsonl"
+    )
+    p.add_argument("--model", default="smollm2-135m-instruct", help="asset, Hub id or folder")
+    p.add_argument("--dtype", default="bfloat16")
+    p.add_argument("--rows", type=int, default=0, metavar="N", help="a seeded choice of N rows (default: all)")
+    p.add_argument("--extra", action="store_true", help="the one further reply of contaminated samples (seed + 1)")
+    p.add_argument("--max-new-tokens", type=int, default=40)
+    p.add_argument("--batch-size", type=int, default=64, help="prompts a batch")
+    p.add_argument("--seed", type=int, default=0)
+    p.set_defaults(run=_synthesise)
+
+
+def _synthesise(arguments: argparse.Namespace) -> int:
+    from robustpo_kit import data, mixture, policies
+    from robustpo_kit.generation import SamplingConfig
+
+    rows = data.load(arguments.task)
+    if arguments.rows:
+        rows = rows.split({"rows": arguments.rows}, arguments.seed)["rows"][: arguments.rows]
+    rows = rows.select(
+        sorted(range(len(rows)), key=lambda i: len(rows[i].prompt)) if arguments.rows else range(len(rows))
+    )
+    policy = policies.load(arguments.model, template=rows.template, dtype=arguments.dtype)
+    samples = 1 if arguments.extra else 2
+    config = SamplingConfig(max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size, samples=samples)
+    out = mixture.store_path(f"{rows.name}_extra" if arguments.extra else rows.name)
+    seed = arguments.seed + 1 if arguments.extra else arguments.seed
+    about = {"model": arguments.model, "dtype": arguments.dtype}
+    mixture.synthesise(rows, policy.model, policy.tokenizer, config, out, seed=seed, about=about)
+    print(f"{len(rows)} rows, {samples * len(rows)} replies -> {paths.show(out)}")
+    return 0
 
 
 # ---------------------------------------------------------------- train, score, judge

@@ -107,9 +107,8 @@ def load_store(task: str) -> dict[str, dict]:
     """Stored replies by row id; raises KitError when the file is missing or does not match its recorded sha256."""
     path = store_path(task)
     if not path.exists():
-        raise KitError(
-            f"{paths.show(path)}: no stored replies for task '{task}'; run notebook 01 or choose another task"
-        )
+        command = f"robustpo synthesise --task {task.removesuffix('_extra')}" + " --extra" * task.endswith("_extra")
+        raise KitError(f"{paths.show(path)}: no stored replies for task '{task}'; make them with `{command}`")
     text = path.read_text(encoding="utf-8")
     if hashlib.sha256(text.encode()).hexdigest() != read_json(path.with_suffix(".json"))["sha256"]:
         raise KitError(f"{paths.show(path)}: differs from its recorded sha256; restore it from the repository")
@@ -117,7 +116,7 @@ def load_store(task: str) -> dict[str, dict]:
 
 
 def with_synthetic(preferences: PreferenceSet, store: dict[str, dict], replies: int = 2) -> PreferenceSet:
-    """K = 2 + `replies` rows: the human pair and the stored replies; rows without usable replies are counted, dropped."""
+    """K = 2 + `replies` rows: human pair and stored replies; rows without usable replies are counted and dropped."""
     kept, dropped = [], dict(preferences.dropped)
     for row in preferences:
         entry = store.get(row.row_id)

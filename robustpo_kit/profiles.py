@@ -5,7 +5,6 @@ from typing import Any
 
 from robustpo_kit.records import KitError
 
-
 LISTWISE = ("dpo_pl", "rrhf", "lire")
 AGGREGATORS = ("erm", "dro", "reweight", "dora")
 

@@ -227,3 +227,15 @@ def test_numbers_and_assignments():
         "f": 0.001,
         "g": "a=b",
     }
+
+
+def test_synthesise_stores_replies_that_the_mixture_reads(demo, tmp_path):
+    rows = [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(3)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--model", "tiny", "--dtype", "float32", "--max-new-tokens", "4", "--batch-size", "2")
+    for extra in ((), ("--extra",)):
+        done = demo.robustpo("synthesise", "--task", "own.jsonl", *options, *extra)
+        assert done.returncode == 0, done.stderr
+    from robustpo_kit import mixture
+
+    assert [len(mixture.load_store(name)["1"]["replies"]) for name in ("own.jsonl", "own.jsonl_extra")] == [2, 1]

@@ -75,7 +75,8 @@ def test_files_that_are_missing_empty_or_no_text_are_named(tmp_path):
         PreferenceSet.from_jsonl(tmp_path / "none.jsonl")
     with pytest.raises(KitError, match=r"empty\.jsonl: holds no rows"):
         PreferenceSet.from_jsonl(write(tmp_path / "empty.jsonl"))
-    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}).encode())[:-9])
+    whole = gzip.compress(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}).encode())
+    (tmp_path / "torn.jsonl.gz").write_bytes(whole[:-9])
     with pytest.raises(KitError, match=r"torn\.jsonl\.gz: cannot be read"):
         PreferenceSet.from_jsonl(tmp_path / "torn.jsonl.gz")
 

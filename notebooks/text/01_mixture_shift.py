@@ -20,7 +20,6 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-
 from sklearn.metrics import roc_auc_score
 
 from robustpo_kit import analysis, experiments, mixture, plots

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import analysis, experiments, judging, losses, plots, robust
+from robustpo_kit import analysis, experiments, judging, plots, robust
 from robustpo_kit.notebook import start
 
 # %% tags=["parameters"]
