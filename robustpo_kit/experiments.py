@@ -20,8 +20,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import calibration, data, encoders, freshness, judging, mixture, objectives, paths, policies, rewards
-from robustpo_kit import training
+from robustpo_kit import (
+    calibration,
+    data,
+    encoders,
+    freshness,
+    judging,
+    mixture,
+    objectives,
+    paths,
+    policies,
+    rewards,
+    training,
+)
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.generation import Reply, SamplingConfig, sample
 from robustpo_kit.policies import Policy

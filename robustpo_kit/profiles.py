@@ -86,7 +86,7 @@ PROFILES = {
     "cpu": Profile(
         "cpu",
         dtype="bfloat16",
-        workers=0,  # two processes of one thread beat one of two: threads that wait for each other lose on a busy machine
+        workers=0,  # processes of one thread each: threads that wait for one another lose on a busy machine
         classifier_rows=240,
         sft_rows=96,
         policy_rows=72,

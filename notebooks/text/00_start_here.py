@@ -1,7 +1,9 @@
 # %% [markdown]
 # # 00 · Start here: the whole idea in a minute, in a world where the truth is known
 #
-# **In one line.** HEADLINE
+# **In one line.** In a world with known truth, weighting samples by $\tilde h$ gains 0.03 of win rate when 40 % of the golden
+# slots are contaminated (0.06 with the true $\tilde h$; both intervals still touch zero over ten worlds), and the
+# worst-case objectives at $\lambda=1$ *lose* 0.03 to 0.07 where the data is clean or labels are flipped.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
@@ -114,7 +116,17 @@ nb.save_figure("toy_methods", figure, summary)
 plt.show()
 
 # %% [markdown]
-# READING
+# Ten worlds, 95 % intervals, and a sober picture:
+#
+# - **Contamination** is where $\tilde h$ belongs: at 40 %, reweighting gains 0.027 [-0.009, 0.063], and 0.060 [-0.004, 0.124]
+#   with the true $\tilde h$. The better the classifier, the more there is to gain.
+# - **Clean data**: nothing to gain, and DoRA loses 0.034 [0.023, 0.045]. At $\lambda=1$ a step listens to few samples, and
+#   forgoes the rest.
+# - **Flipped labels**: the worst case chases them. DRO loses 0.040, DoRA 0.069; $\tilde h$ cannot see a flip, because a flip
+#   changes the order of the responses and not who wrote them.
+# - **A biased reward**: no method here repairs it.
+#
+# Notebook 04 asks the same on real text.
 #
 # ## 5. What this machine can run
 #
