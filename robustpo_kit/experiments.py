@@ -240,10 +240,10 @@ class Lab:
     def replies(self, policy: Policy) -> pd.DataFrame:
         """Replies to the evaluation prompts, a row a reply, scored by everything that did not train on them.
 
-        Columns: row_id, prompt_id, reply, words, finished; reward (proxy model), confidence (classifier's probability of
-        golden), verdict against the human reply (judge model: win | tie | lose), verdict_length_controlled (the same
-        judge without its liking of length), log_ratio = log pi(y|x) - log pi_ref(y|x) in nats, whose mean over own
-        replies estimates KL(pi || pi_ref).
+        Columns: row_id, prompt_id, reply, words, finished; reward (proxy model), confidence (the classifier's c),
+        verdict against the human reply (judge model: win | tie | lose), verdict_length_controlled (the same judge
+        without its liking of length), log_ratio = log pi(y|x) - log pi_ref(y|x) in nats, whose mean over own replies
+        estimates KL(pi || pi_ref).
         """
         rows = self.splits["eval"]
         drawn = self._sample(policy, [rows.template.render(row.prompt, policy.tokenizer) for row in rows])
