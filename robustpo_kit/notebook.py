@@ -19,8 +19,6 @@ from typing import Any
 from robustpo_kit import paths, profiles, records
 from robustpo_kit.records import KitError
 
-# Okabe and Ito's colours, told apart with every common form of colour blindness; yellow and black left out.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLE = {
     "figure.figsize": (6.4, 4.0),  # nbval compares "<Figure size 640x400 with 1 Axes>": pin it
     "figure.dpi": 100,
@@ -215,8 +213,10 @@ def _figures() -> None:
     import matplotlib
     from cycler import cycler
 
+    from robustpo_kit import plots
+
     matplotlib.rcParams.update(STYLE)
-    matplotlib.rcParams["axes.prop_cycle"] = cycler(color=PALETTE)
+    matplotlib.rcParams["axes.prop_cycle"] = cycler(color=plots.PALETTE)
     if "IPython" in sys.modules:
         import IPython
 

@@ -31,32 +31,9 @@ NAMES = {
     "dro": "DRO",
     "reweight": "reweighting",
     "dora": "DoRA",
+    "reweight+oracle": "reweighting, true h~",
+    "dora+oracle": "DoRA, true h~",
 }
-
-
-def style() -> None:
-    """The kit's matplotlib style: colour-blind safe, fixed sizes, bundled fonts only."""
-    import matplotlib as mpl
-    from cycler import cycler
-
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (6.4, 3.8),
-            "figure.dpi": 100,
-            "savefig.dpi": 150,
-            "font.family": "DejaVu Sans",
-            "font.size": 10,
-            "axes.prop_cycle": cycler(color=PALETTE),
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#dddddd",
-            "grid.linewidth": 0.6,
-            "legend.frameon": False,
-            "figure.constrained_layout.use": True,
-        }
-    )
 
 
 def colour(name: str, place: int = 0) -> str:
@@ -69,7 +46,7 @@ def label(name: str) -> str:
     return NAMES.get(name, name)
 
 
-def composition(table: pd.DataFrame, ax: Any) -> Any:
+def composition(table: pd.DataFrame, ax: Any, *, legend: bool = True) -> Any:
     """Stacked shares of sources by column; table of `mixture.composition` (column, source, share)."""
     wide = table.pivot_table(index="column", columns="source", values="share", fill_value=0.0)
     bottom = np.zeros(len(wide))
@@ -78,19 +55,8 @@ def composition(table: pd.DataFrame, ax: Any) -> Any:
         bottom += wide[source].to_numpy()
     ax.set_xticks(wide.index, [f"$y_{k}$" + (" (golden slot)" if k == 0 else "") for k in wide.index])
     ax.set(ylabel="share of samples", ylim=(0, 1), title="Who wrote each response")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(wide.columns))
-    return ax
-
-
-def densities(table: pd.DataFrame, ax: Any, *, value: str, by: str, xlabel: str, bins: Any = 30) -> Any:
-    """Histograms as densities of `value`, one line a level of `by`."""
-    edges = np.histogram_bin_edges(table[value], bins=bins)
-    for place, (name, part) in enumerate(table.groupby(by, sort=False)):
-        ax.hist(
-            part[value], bins=edges, density=True, histtype="step", lw=1.8, color=colour(name, place), label=label(name)
-        )
-    ax.set(xlabel=xlabel, ylabel="density")
-    ax.legend()
+    if legend:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return ax
 
 
