@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from robustpo_kit import freshness, notebook, paths, records, refresh, series
+from robustpo_kit import freshness, notebook, paths, plots, records, refresh, series
 from robustpo_kit.records import KitError
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -388,7 +388,7 @@ def test_figure_is_saved_with_its_table_and_the_same_bytes(demo, settings):
         plt.close(figure)
         saved.append((demo.root / "figures/line.png").read_bytes())
     assert saved[0] == saved[1] and b"Software" not in saved[0]
-    assert plt.rcParams["axes.prop_cycle"].by_key()["color"] == list(notebook.PALETTE)
+    assert plt.rcParams["axes.prop_cycle"].by_key()["color"] == list(plots.PALETTE)
     assert (demo.root / "figures/line.csv").read_text() == "x,y\n1,3\n2,4\n"
     assert records.read_json(demo.root / "figures/line.json")["profile"] == "cpu"
     with pytest.raises(KitError, match="expected a matplotlib figure"):
