@@ -63,8 +63,9 @@ def composition(table: pd.DataFrame, ax: Any, *, legend: bool = True) -> Any:
 def reliability(table: pd.DataFrame, ax: Any) -> Any:
     """Reliability diagram of `calibration.reliability`: columns stage, mean_c, golden_share, count (one row a bin).
 
-    The larger a marker, the more responses in its bin.
+    The larger a marker, the more responses in its bin; bins of fewer than ten are left out.
     """
+    table = table[table["count"] >= 10]
     ax.plot([0, 1], [0, 1], color="#555555", lw=1, ls=":", label="perfect")
     for place, (stage, part) in enumerate(table.groupby("stage", sort=False)):
         ax.plot(part["mean_c"], part["golden_share"], color=PALETTE[place], lw=1.2, label=stage)

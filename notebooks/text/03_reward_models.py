@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 03 · Reward models: who says what is better, and how often is it right?
 #
-# **In one line.** A Bradley-Terry model on MiniLM knows a matching reply from a mismatched one nearly always, a correct
-# solution from a wrong one hardly better than a coin, and it does not merely repeat the source classifier.
+# **In one line.** The proxy knows a matching reply from a mismatched one (accuracy 0.90 to 0.92), a correct solution from a
+# wrong one no better than a coin (0.52 [0.41, 0.63]), and it does not repeat the source classifier (correlation -0.02).
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
@@ -82,7 +82,7 @@ table.round(3)
 # %% [markdown]
 # Read it row by row. Matching against mismatched is what the model was trained for, and it does it. Correct against wrong
 # solution needs knowledge of the world that a 22-million-parameter encoder lacks. Against synthetic replies the model is
-# only as good as relevance is: SmolLM2 stays on topic.
+# only as good as relevance is: SmolLM2 stays on topic, and both models prefer its longer replies (`longer_share` in the table).
 #
 # The papers' proxies (DoRA Table 7) for comparison: GPT-J on HH-RLHF 74.6 %, DeBERTa-large on summaries 89.2 %, UltraRM on
 # UltraFeedback 74.6 %, Eurus-RM on HH 65.0 %.
