@@ -96,7 +96,7 @@ def tokenize(
         raise KitError(f"max_response = {max_response} should lie between 1 and max_length - 1 = {max_length - 1}")
     counts = dict.fromkeys(("rows", "responses", "merged_boundary", "eos_present", "cut_response", "cut_prompt"), 0)
     encode = _encoder(tokenizer, special=getattr(template, "kind", "plain") != "chat")
-    texts = [[row.responses[k] for k in (columns if columns is not None else range(len(row.responses)))] for row in dataset]
+    texts = [list(row.responses if columns is None else [row.responses[k] for k in columns]) for row in dataset]
     if mismatched:
         firsts = [responses[0] for responses in texts]
         texts = [[*responses, firsts[(i + 1) % len(firsts)]] for i, responses in enumerate(texts)]
@@ -130,7 +130,9 @@ def _encoder(tokenizer: Any, special: bool) -> Any:
 def _refuse_empty(row_id: str, responses: Sequence[str]) -> None:
     for k, text in enumerate(responses):
         if not text.strip():
-            raise KitError(f"row {row_id}: response {k} is empty; drop the row or give it text (its log-prob is undefined)")
+            raise KitError(
+                f"row {row_id}: response {k} is empty; drop the row or give it text (its log-prob is undefined)"
+            )
 
 
 def _token_row(
@@ -421,7 +423,8 @@ def _dense_softcap(
         causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
         mask = causal.tril(k.shape[2] - q.shape[2]) if getattr(module, "is_causal", True) else causal
     if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
+        # The lowest number and not -inf: a padded query may look nowhere, and NaN would spread through its values.
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, torch.finfo(q.dtype).min)
     return _capped(q, k, v, mask, scaling, softcap).transpose(1, 2)
 
 
@@ -457,7 +460,9 @@ class _TokenLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, cap: float | None, rows: int):
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, cap: float | None, rows: int
+    ):
         need_h, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         logps = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden) if need_h and not need_w else None

@@ -1,4 +1,4 @@
-"""Policies: a causal language model with its tokenizer and template, LoRA adapters, and the reference it starts from."""
+"""Policies: a causal language model with its tokenizer and template, LoRA adapters, and its reference."""
 
 import contextlib
 import copy
@@ -58,7 +58,9 @@ class Policy:
         Raises KitError where there is no adapter, since full fine-tuning leaves no reference behind.
         """
         if not self.has_adapter:
-            raise KitError("policy: no adapter to disable; add_lora first, or cache reference log-probs before training")
+            raise KitError(
+                "policy: no adapter to disable; add_lora first, or cache reference log-probs before training"
+            )
         training = self.model.training
         self.model.eval()
         try:
@@ -68,7 +70,13 @@ class Policy:
             self.model.train(training)
 
     def add_lora(
-        self, targets: str = "attention", rank: int = 16, *, alpha: int | None = None, dropout: float = 0.0, seed: int = 0
+        self,
+        targets: str = "attention",
+        rank: int = 16,
+        *,
+        alpha: int | None = None,
+        dropout: float = 0.0,
+        seed: int = 0,
     ) -> "Policy":
         """Freeze the model and attach a LoRA adapter (B = 0, so it starts as its reference); fp32 adapter weights.
 
@@ -90,7 +98,8 @@ class Policy:
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is going away
             torch.manual_seed(seed)
             self.model = get_peft_model(self.model, config)
-        self.record = {**self.record, "lora": {"targets": targets, "rank": rank, "alpha": config.lora_alpha, "seed": seed}}
+        lora = {"targets": targets, "rank": rank, "alpha": config.lora_alpha, "seed": seed}
+        self.record = {**self.record, "lora": lora}
         return self
 
     def merge(self) -> "Policy":

@@ -90,7 +90,7 @@ PROFILES = {
         classifier_rows=240,
         sft_rows=96,
         policy_rows=72,
-        eval_rows=160,
+        eval_rows=100,
         learning_rate=1e-3,
         batch_size=8,
         micro_batch_size=8,
@@ -105,7 +105,7 @@ PROFILES = {
             "lire dora",
         ),
         max_new_tokens=40,
-        eval_batch=80,
+        eval_batch=100,
     ),
     "gpu": Profile(
         "gpu",

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Sizes count prompts; `batch_size` is the whole optimizer step, over all micro-batches and ranks."""
+    """One training run. Sizes count prompts; `batch_size` is the whole step, over all micro-batches and ranks."""
 
     batch_size: int = 16
     micro_batch_size: int = 16  # a forward pass on one rank; halved when memory runs out, the step stays exact
@@ -58,7 +58,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     seed: int = 0
-    window: str = "step"  # step: the objective sees the whole step | micro: each micro-batch alone, as the authors' code
+    window: str = "step"  # step: the objective sees the whole step | micro: each micro-batch alone, as the authors do
     layout: str = "shared"  # shared: a prompt is computed once | separate: once a response
     kernel: str = "auto"  # attention of shared rows: sdpa | flex (GPU) | auto
     max_length: int = 1024  # tokens of prompt + response
@@ -85,8 +85,8 @@ class TrainConfig:
 def train(policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainConfig) -> RunRecord:
     """Train `policy` in place on `dataset` by `objective` (objectives.build); resumes from `config.checkpoint`.
 
-    Raises KitError naming the row whose responses, rewards or h do not fit the objective, and the step whose loss is not
-    finite.
+    Raises KitError naming the row whose responses, rewards or h do not fit the objective, and the step whose loss is
+    not finite.
     """
     started = time.time()
     rows = _fit(dataset, objective)
@@ -129,7 +129,9 @@ def _fit(dataset: PreferenceSet, objective: Any) -> PreferenceSet:
         if objective.needs_rewards and row.rewards is None:
             raise KitError(f"row {row.row_id}: {objective.spec} needs rewards; add them with .with_rewards(array)")
         if objective.needs_h and row.h is None:
-            raise KitError(f"row {row.row_id}: {objective.spec} needs h (calibration factor); add it with .with_h(array)")
+            raise KitError(
+                f"row {row.row_id}: {objective.spec} needs h (calibration factor); add it with .with_h(array)"
+            )
     if objective.responses != "one":
         return dataset
     golden = [
@@ -200,7 +202,7 @@ def step_rows(rows: int, config: TrainConfig) -> list[list[int]]:
 
 
 def micro_batches(sizes: Sequence[int], limit: int, world: int, *, balance: bool) -> list[list[list[int]]]:
-    """Places 0..n-1 of a step, of `sizes` tokens each, as [rank][micro-batch] -> places; as many a rank as on any other.
+    """Places 0..n-1 of a step, of `sizes` tokens each, as [rank][micro-batch] -> places; as many on every rank.
 
     `balance` evens out tokens (packed rows have no padding); otherwise neighbours in length go together.
     """
@@ -223,7 +225,9 @@ def micro_batches(sizes: Sequence[int], limit: int, world: int, *, balance: bool
 # --- reference --------------------------------------------------------------------------------------------------------
 
 
-def response_logps(model: nn.Module, tokens: TokenTable, *, layout: str = "shared", budget: int = SCORING_TOKENS) -> Tensor:
+def response_logps(
+    model: nn.Module, tokens: TokenTable, *, layout: str = "shared", budget: int = SCORING_TOKENS
+) -> Tensor:
     """Log-probabilities [N, K] of every response without gradients, on the CPU; rows are split over the ranks."""
     k = max(len(row.responses) for row in tokens.rows)
     out = torch.zeros(len(tokens), k)
@@ -387,9 +391,9 @@ class StepTrainer(Trainer):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         if not torch.isfinite(loss):
+            names = ", ".join(self.tokens.rows[i].row_id for i in rows[:4]) + (", ..." if len(rows) > 4 else "")
             raise KitError(
-                f"step {inputs + 1}: the loss is not finite (rows {', '.join(self.tokens.rows[i].row_id for i in rows[:4])}"
-                f"{', ...' if len(rows) > 4 else ''}); lower the learning rate or check these rows"
+                f"step {inputs + 1}: the loss is not finite (rows {names}); lower the learning rate or check these rows"
             )
         self._row = {"step": inputs + 1, "loss": float(loss), **row, "lr": self._get_learning_rate()}
         return loss
@@ -441,7 +445,7 @@ class StepTrainer(Trainer):
         return result, slope
 
     def _separable(self, model: nn.Module, rows: list[int], places: list[int]) -> Tensor:
-        """Backward of one micro-batch whose gradient needs no other sample; a mean over the step, not the micro-batch."""
+        """Backward of one micro-batch whose gradient needs no other sample; a mean over the step all the same."""
         if not places:
             return self._idle(model, rows)
         logps = self._logps(model, rows, places)
@@ -452,7 +456,9 @@ class StepTrainer(Trainer):
         self._backward(logps, slope * (len(places) / len(rows)))
         return logps.detach()
 
-    def _authors_step(self, model: nn.Module, rows: list[int], mine: list[list[int]]) -> tuple[Tensor, dict[str, float]]:
+    def _authors_step(
+        self, model: nn.Module, rows: list[int], mine: list[list[int]]
+    ) -> tuple[Tensor, dict[str, float]]:
         """Each micro-batch is its own batch, averaged over micro-batches and ranks: another objective, for parity."""
         share = 1 / (len(mine) * _world())
         losses, metrics = [], []
@@ -506,7 +512,7 @@ class StepTrainer(Trainer):
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _sync(self, model: nn.Module, last: bool) -> Any:
-        """Gradient reduction inside the backward pass only where the wrapper owns it, and only at the last micro-batch."""
+        """Gradients are reduced in the backward pass only where the wrapper does it, and at the last micro-batch."""
         if self._wrapper_reduces and last:
             return contextlib.nullcontext()
         return self.accelerator.no_sync(model) if _world() > 1 else contextlib.nullcontext()
@@ -569,8 +575,8 @@ class StepTrainer(Trainer):
             return None
         if read_json(folder / "checkpoint.json")["run"] != self.run:
             raise KitError(
-                f"{paths.show(folder.parent)}: holds checkpoints of another run (data, model, objective or config differ); "
-                "choose another folder or delete it"
+                f"{paths.show(folder.parent)}: holds checkpoints of another run (data, model, objective or config "
+                "differ); choose another folder or delete it"
             )
         self.history = read_json(folder / "history.json")
         self.micro_limit = read_json(folder / "checkpoint.json")["micro_limit"]
@@ -598,7 +604,8 @@ class StepTrainer(Trainer):
         _barrier()
         if _rank() == 0:
             files = {path.name: _file_sha256(path) for path in sorted(temporary.iterdir())}
-            write_json(temporary / "checkpoint.json", {"run": self.run, "micro_limit": self.micro_limit, "files": files})
+            about = {"run": self.run, "micro_limit": self.micro_limit, "files": files}
+            write_json(temporary / "checkpoint.json", about)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
             for old in _checkpoints(root)[:-CHECKPOINTS_KEPT]:
@@ -657,7 +664,9 @@ def _arguments(config: TrainConfig, folder: str, total: int) -> TrainingArgument
         gradient_accumulation_steps=1,
         max_steps=total,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule if config.warmup == 0 or config.schedule != "constant" else "constant_with_warmup",
+        lr_scheduler_type="constant_with_warmup"
+        if config.schedule == "constant" and config.warmup
+        else config.schedule,
         warmup_steps=round(config.warmup * total),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
@@ -674,9 +683,7 @@ def _arguments(config: TrainConfig, folder: str, total: int) -> TrainingArgument
     )
 
 
-def _record(
-    trainer: StepTrainer, tokens: TokenTable, objective: Any, config: TrainConfig, started: float
-) -> RunRecord:
+def _record(trainer: StepTrainer, tokens: TokenTable, objective: Any, config: TrainConfig, started: float) -> RunRecord:
     """Config, versions, seed, time and the means of the last tenth of the steps."""
     about = provenance(dataclasses.asdict(config), config.seed, started)
     history = trainer.history
@@ -710,7 +717,8 @@ def _record(
 def run_card(record: RunRecord) -> str:
     """The run in a few lines a person reads: objective, normalisation of log-probs, sizes, what tokenisation met."""
     m, c = record.metrics, record.config
-    counts = ", ".join(f"{key} {value}" for key, value in m["tokens"].items() if value and key not in ("rows", "responses"))
+    met = {key: value for key, value in m["tokens"].items() if value and key not in ("rows", "responses")}
+    counts = ", ".join(f"{key} {value}" for key, value in met.items())
     return "\n".join(
         (
             f"objective  {record.objective}   logp = {m['logp']}   window = {c['window']}",
@@ -734,7 +742,8 @@ def save_state(path: Path, state: Any) -> None:
 
 def load_state(path: Path) -> Any:
     """Read what `save_state` wrote."""
-    return _decode(read_json(path.with_name(path.name + ".json")), load_file(path.with_name(path.name + ".safetensors")))
+    tensors = load_file(path.with_name(path.name + ".safetensors"))
+    return _decode(read_json(path.with_name(path.name + ".json")), tensors)
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
