@@ -391,10 +391,7 @@ class StepTrainer(Trainer):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         if not torch.isfinite(loss):
-            names = ", ".join(self.tokens.rows[i].row_id for i in rows[:4]) + (", ..." if len(rows) > 4 else "")
-            raise KitError(
-                f"step {inputs + 1}: the loss is not finite (rows {names}); lower the learning rate or check these rows"
-            )
+            raise self._not_finite("the loss is", rows)
         self._row = {"step": inputs + 1, "loss": float(loss), **row, "lr": self._get_learning_rate()}
         return loss
 
@@ -405,7 +402,8 @@ class StepTrainer(Trainer):
         shares = micro_batches(sizes, self.micro_limit, _world(), balance=self.layout == "shared")
         mine = shares[_rank()]
         if self.config.window == "micro":
-            return self._authors_step(model, rows, mine)
+            filled = sum(bool(places) for rank in shares for places in rank)
+            return self._authors_step(model, rows, mine, 1 / filled)
         known = torch.zeros(len(rows), self._columns(), device=self.args.device)
         if self.objective.coupling == "separable":
             for i, places in enumerate(mine):
@@ -457,10 +455,9 @@ class StepTrainer(Trainer):
         return logps.detach()
 
     def _authors_step(
-        self, model: nn.Module, rows: list[int], mine: list[list[int]]
+        self, model: nn.Module, rows: list[int], mine: list[list[int]], share: float
     ) -> tuple[Tensor, dict[str, float]]:
         """Each micro-batch is its own batch, averaged over micro-batches and ranks: another objective, for parity."""
-        share = 1 / (len(mine) * _world())
         losses, metrics = [], []
         for i, places in enumerate(mine):
             with self._sync(model, i == len(mine) - 1):
@@ -473,6 +470,8 @@ class StepTrainer(Trainer):
             losses.append(result.loss.detach())
             metrics.append(self._metrics(logps.detach(), [rows[j] for j in places], result))
         self._reduce(model)
+        if not losses:  # a rank without a row in this step
+            return torch.zeros((), device=self.args.device), {}
         mean = {key: sum(m[key] for m in metrics) / len(metrics) for key in metrics[0]}
         return torch.stack(losses).mean(), mean
 
@@ -498,7 +497,18 @@ class StepTrainer(Trainer):
             scale = _world() if self._wrapper_reduces else 1  # FSDP and DeepSpeed average over ranks
             self.accelerator.backward((logps * slope.to(logps.dtype)).sum() * scale)
 
+    def _not_finite(self, what: str, rows: list[int]) -> KitError:
+        names = ", ".join(self.tokens.rows[i].row_id for i in rows[:4]) + (", ..." if len(rows) > 4 else "")
+        return KitError(
+            f"step {self.state.global_step + 1}: {what} not finite (rows {names}); lower the learning rate or check "
+            "these rows"
+        )
+
     def _scores(self, logps: Tensor, rows: list[int]) -> tuple[Scores, Tensor | None]:
+        finite = torch.isfinite(logps.detach()).all(dim=1)
+        if not finite.all():
+            spoilt = [row for row, good in zip(rows, finite.tolist(), strict=True) if not good]
+            raise self._not_finite("log-probs are", spoilt)
         return self.signals.scores(logps, torch.tensor(rows), mismatched=self.tokens.mismatched)
 
     def _columns(self) -> int:

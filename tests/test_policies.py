@@ -1,0 +1,86 @@
+"""Policies: an adapter starts as its reference, what is saved is what is loaded, merging changes nothing."""
+
+import pytest
+import torch
+
+from robustpo_kit import policies
+from robustpo_kit.data import Template
+from robustpo_kit.logprobs import TokenRow, collate, sequence_logps
+from robustpo_kit.records import KitError
+
+ROW = TokenRow("r", (5, 6, 7), ((8, 9, 2), (10, 2)), (0, 0))
+
+
+def tiny(**options) -> policies.Policy:
+    return policies.tiny(policies.byte_tokenizer(), template=Template("plain"), hidden=16, **options)
+
+
+def moved_adapter(targets: str = "attention") -> policies.Policy:
+    """A policy whose adapter no longer is zero."""
+    policy = tiny().add_lora(targets, rank=2)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in policy.trainable():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def logps(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return sequence_logps(model, collate([ROW]))
+
+
+@pytest.mark.parametrize("targets", ["attention", "all-linear"])
+def test_a_new_adapter_is_its_reference_and_a_moved_one_is_not(targets):
+    base = logps(tiny().model)
+    new = tiny().add_lora(targets, rank=2)
+    torch.testing.assert_close(logps(new.model), base, atol=0, rtol=0)
+    assert all("lora_" in name for name, _ in new.trainable()) and new.trainable()
+    policy = moved_adapter(targets)
+    policy.model.train()
+    assert float((logps(policy.model) - base).abs().max()) > 1e-3
+    with policy.reference() as reference:
+        torch.testing.assert_close(logps(reference), base, atol=0, rtol=0)
+        assert not reference.training
+    assert policy.model.training  # as it was
+
+
+def test_the_seed_of_an_adapter_decides_it_and_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    first, again, other = (dict(tiny().add_lora(rank=2, seed=seed).trainable()) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_saved_and_loaded_is_the_same_policy(tmp_path, trained):
+    policy = moved_adapter() if trained else tiny()
+    expected = logps(policy.model)
+    folder = policy.save(tmp_path / "policy")
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]  # no temporary folder is left
+    loaded = policies.load(folder)
+    torch.testing.assert_close(logps(loaded.model), expected, atol=1e-5, rtol=1e-6)
+    assert loaded.template == Template("plain") and loaded.shared_prefix
+
+
+def test_merging_keeps_the_log_probs_and_leaves_a_plain_model():
+    policy = moved_adapter()
+    expected = logps(policy.model)
+    policy.merge()
+    torch.testing.assert_close(logps(policy.model), expected, atol=1e-5, rtol=1e-6)
+    assert not policy.has_adapter and len(policy.trainable()) == len(list(policy.model.parameters()))
+
+
+def test_the_fingerprint_is_of_the_base_weights():
+    assert moved_adapter().fingerprint() == tiny().fingerprint() != tiny(seed=1).fingerprint()
+
+
+def test_what_cannot_be_done_is_refused():
+    with pytest.raises(KitError, match="no adapter to disable"), tiny().reference():
+        pass
+    with pytest.raises(KitError, match="'mlp' is unknown; choose one of attention, all-linear"):
+        tiny().add_lora("mlp")
+    with pytest.raises(KitError, match="dtype: 'int8'"):
+        policies.load("tiny", dtype="int8")

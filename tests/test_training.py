@@ -1,0 +1,476 @@
+"""Training: a step is exact however it is cut up, a run survives kill -9, and bad input is named.
+
+Run as a script, the file is the other process of two tests: `ranks` under torchrun, `killed` that ends itself.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from robustpo_kit import objectives, policies, training
+from robustpo_kit.data import Preference, PreferenceSet, Template
+from robustpo_kit.logprobs import collate, sequence_logps, tokenize
+from robustpo_kit.records import KitError
+from robustpo_kit.training import TrainConfig
+
+ROWS = 8
+LETTERS = "abcdefghijklmnop"
+AGGREGATORS = ("erm({})", "reweight({})", "dro({}, lam=0.7)", "dora({}, lam=0.7)", "dora_outside({})", "dr_dpo({})")
+SPECS = [
+    *(aggregator.format(base) for base in ("dpo(beta=0.1)", "dpo_pl(beta=0.1)") for aggregator in AGGREGATORS),
+    "gamma(dpo(beta=0.1), gamma0=0.4, tau=2)",
+    "gamma(simpo(beta=2), gamma_beta_ratio=0.4, tau=3, capacity=6, solve_size=4)",
+    "dora(gamma(dpo(beta=0.1), gamma0=0.4, tau=2), lam=1.0)",
+    "beta_dpo(beta=0.1, alpha=0.5, keep=0.75)",
+    "kto(beta=0.1)",
+    "rrhf(alpha=1.0)",
+    "lire(temperature=2.0)",
+    "sft()",
+]
+COUPLED = ["dora(dpo_pl(beta=0.1), lam=0.7)", SPECS[13], SPECS[15], "kto(beta=0.1)", "dpo(beta=0.1)"]
+
+
+def preferences(k: int = 3, rows: int = ROWS, seed: int = 0) -> PreferenceSet:
+    """Rows of random letters with rewards and h; prompts and responses of many lengths."""
+    g = torch.Generator().manual_seed(seed)
+
+    def text(low: int, high: int) -> str:
+        n = int(torch.randint(low, high, (1,), generator=g))
+        return "".join(LETTERS[i] for i in torch.randint(len(LETTERS), (n,), generator=g))
+
+    return PreferenceSet(
+        Preference(
+            f"r{i}",
+            f"g{i}",
+            text(3, 15),
+            tuple(text(2, 12) for _ in range(k)),
+            tuple("xyz"[:k]),
+            tuple(torch.randn(k, generator=g).tolist()),
+            0,
+            False,
+            0.4 + 1.2 * float(torch.rand((), generator=g)),
+        )
+        for i in range(rows)
+    )
+
+
+def dataset_for(objective, rows: int = ROWS) -> PreferenceSet:
+    """Pairs or triples, as the objective takes them."""
+    return preferences(3 if objective.responses == "list" else 2, rows)
+
+
+def tiny() -> policies.Policy:
+    return policies.tiny(policies.byte_tokenizer(), template=Template("plain"), hidden=16)
+
+
+class Step:
+    """A trainer before its first step, with reference log-probs that are not the policy's own."""
+
+    def __init__(self, spec: str, folder: Path, **settings):
+        self.policy, self.objective = tiny(), objectives.build(spec)
+        self.config = TrainConfig(batch_size=ROWS, **{"micro_batch_size": ROWS} | settings)
+        self.rows = training._fit(dataset_for(self.objective), self.objective)
+        self.tokens = tokenize(
+            self.rows, self.policy.tokenizer, self.policy.template, mismatched=self.objective.needs_kl
+        )
+        self.reference = None
+        if self.objective.needs_reference:
+            own = training.response_logps(self.policy.model, self.tokens)
+            self.reference = own + 4 * torch.randn(own.shape, generator=torch.Generator().manual_seed(1))
+        self.signals = training.Signals.of(self.rows, self.tokens, self.reference)
+        arguments = training._arguments(self.config, str(folder), 1)
+        self.trainer = training.StepTrainer(
+            self.policy, self.tokens, self.signals, self.objective, self.config, arguments, "test"
+        )
+        self.trainer.create_optimizer_and_scheduler(1)
+
+    def gradient(self, times: int = 2) -> torch.Tensor:
+        """The gradient of the last of `times` steps on the same rows: queues and averages have filled by then."""
+        for _ in range(times):
+            self.policy.model.zero_grad()
+            self.trainer.training_step(self.trainer.model, 0)
+        return flat(self.policy.model)
+
+    def by_hand(self, groups: list[list[int]], times: int = 2) -> torch.Tensor:
+        """The same by plain autograd through the objective: a mean over `groups` of rows, each one batch."""
+        for _ in range(times):
+            self.policy.model.zero_grad()
+            for group in groups:
+                logps = sequence_logps(self.policy.model, collate([self.tokens.rows[i] for i in group]))
+                scores, h = self.signals.scores(logps, torch.tensor(group), mismatched=self.tokens.mismatched)
+                (self.objective.step_loss(scores, h).loss / len(groups)).backward()
+        return flat(self.policy.model)
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def weights(policy: policies.Policy) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in policy.trainable()}
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative error of a gradient."""
+    assert float(expected.norm()) > 1e-4
+    return float((found - expected).norm() / expected.norm())
+
+
+def whole(step: Step) -> list[int]:
+    """The rows of the one step, in the order of its plan."""
+    return step.trainer.plan[0]
+
+
+# --- exactness
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_accumulation_gives_the_gradient_of_the_one_big_batch(spec, tmp_path):
+    one = Step(spec, tmp_path)
+    expected = one.by_hand([whole(one)])
+    for settings in (
+        {},
+        {"micro_batch_size": 3},
+        {"micro_batch_size": 1},
+        {"micro_batch_size": 2, "layout": "separate"},
+    ):
+        step = Step(spec, tmp_path, **settings)
+        assert error(step.gradient(), expected) <= 1e-5, settings
+    passes = 8 * (1 if step.objective.coupling == "separable" else 2)  # 4 micro-batches, 2 steps, 1 or 2 passes
+    assert step.trainer.forward_passes == passes
+
+
+def test_the_gradient_does_depend_on_the_samples_sharing_a_batch(tmp_path):
+    """window="micro" is the authors' objective, each micro-batch a batch of its own, and another gradient."""
+    spec = "dora(dpo_pl(beta=0.1), lam=0.7)"
+    micro = Step(spec, tmp_path, micro_batch_size=2, window="micro")
+    sizes = [micro.tokens.rows[i].tokens() for i in whole(micro)]
+    (groups,) = training.micro_batches(sizes, 2, 1, balance=True)
+    found = micro.gradient()
+    authors = Step(spec, tmp_path).by_hand([[whole(micro)[i] for i in group] for group in groups])
+    step = Step(spec, tmp_path)
+    assert error(found, authors) <= 1e-5
+    assert error(found, step.by_hand([whole(step)])) > 0.05
+    alone = Step(spec, tmp_path, micro_batch_size=1, window="micro").gradient()
+    reweighted = Step("reweight(dpo_pl(beta=0.1))", tmp_path)
+    assert error(alone, reweighted.by_hand([whole(reweighted)])) <= 1e-5  # one sample a batch: nothing robust is left
+
+
+def test_micro_batches_hold_every_place_once_and_as_many_on_every_rank():
+    for n, limit, world in ((8, 3, 1), (7, 2, 2), (1, 4, 2), (9, 9, 3)):
+        for balance in (True, False):
+            ranks = training.micro_batches(list(range(5, 5 + n)), limit, world, balance=balance)
+            assert len(ranks) == world and len({len(rank) for rank in ranks}) == 1
+            assert sorted(i for rank in ranks for micro in rank for i in micro) == list(range(n))
+            assert max(len(micro) for rank in ranks for micro in rank) <= limit
+
+
+@pytest.mark.parametrize("spec", COUPLED)
+def test_out_of_memory_halves_the_micro_batch_and_the_step_stays_exact(spec, tmp_path, monkeypatch):
+    expected, state = (lambda s: (s.gradient(), s.objective.state_dict()))(Step(spec, tmp_path))
+    real = training.StepTrainer._logps
+
+    def starved(self, model, rows, places):
+        if len(places) > 3 or (len(places) > 2 and torch.is_grad_enabled()):
+            raise torch.OutOfMemoryError("out of memory (injected)")
+        return real(self, model, rows, places)
+
+    monkeypatch.setattr(training.StepTrainer, "_logps", starved)
+    step = Step(spec, tmp_path)
+    assert error(step.gradient(), expected) <= 1e-5
+    assert step.trainer.micro_limit == 2
+    assert_same(step.objective.state_dict(), state, 1e-5)  # the step that failed has left nothing in the queue
+
+
+def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(training.StepTrainer, "_logps", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        Step("dpo(beta=0.1)", tmp_path).gradient()
+
+
+def assert_same(found: dict, expected: dict, tolerance: float = 0.0) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        a, b = (torch.as_tensor(state[name]) for state in (found, expected))
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# --- two ranks
+
+
+def test_two_ranks_give_the_gradient_of_one_process(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*torchrun, __file__, "ranks", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "about.json").read_text())
+    assert found["world"] == 2
+    gradients = load_file(tmp_path / "gradients.safetensors")
+    for i, spec in enumerate(COUPLED):
+        for micro in (ROWS, 1):
+            expected = Step(spec, tmp_path).gradient()
+            assert error(gradients[f"{i}-{micro}"], expected) <= 1e-5, (spec, micro)
+    record, after = ranks_run(tmp_path / "one")
+    assert found["metrics"]["world_size"] == 2 and record.metrics["world_size"] == 1
+    for ours, theirs in zip(record.history, found["history"], strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
+        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-4)
+    both = [load_file(tmp_path / f"weights{rank}.safetensors") for rank in (0, 1)]
+    assert_same(both[0], both[1])
+    moved = {name: p.detach() for name, p in tiny().model.named_parameters()}
+    for name in after:
+        change = (after[name] - moved[name]).norm()
+        assert float((both[0][name] - after[name]).norm()) <= 1e-2 * float(change), name
+
+
+def ranks_run(folder: Path) -> tuple:
+    """A short run of a coupled objective; 7 rows leave one rank without a row now and then."""
+    policy = tiny()
+    objective = objectives.build(COUPLED[0])
+    config = TrainConfig(
+        batch_size=3, micro_batch_size=1, epochs=1, learning_rate=1e-3, reference_cache=str(folder / "cache")
+    )
+    record = training.train(policy, dataset_for(objective, 7), objective, config)
+    return record, weights(policy)
+
+
+def ranks(folder: Path) -> None:
+    """Under torchrun: gradients of the coupled objectives and one short run, written by rank 0."""
+    found = {}
+    for i, spec in enumerate(COUPLED):
+        for micro in (ROWS, 1):
+            step = Step(spec, folder, micro_batch_size=micro)
+            found[f"{i}-{micro}"] = step.gradient()
+    record, after = ranks_run(folder / "two")
+    save_file(after, folder / f"weights{training._rank()}.safetensors")
+    if training._rank() == 0:
+        save_file(found, folder / "gradients.safetensors")
+        about = {"world": torch.distributed.get_world_size(), "history": record.history, "metrics": record.metrics}
+        (folder / "about.json").write_text(json.dumps(about))
+
+
+# --- resume
+
+RUNS = {
+    "gamma": ("gamma(simpo(beta=2), gamma_beta_ratio=0.4, tau=3, capacity=6, solve_size=4)", 0.2),
+    "beta": ("beta_dpo(beta=0.1, alpha=0.5, keep=0.75)", None),
+}
+KILLED_AT = 5  # of 8 steps; checkpoints at 2, 4, 6, 8
+
+
+def run(name: str, folder: Path) -> tuple:
+    """Eight steps with checkpoints: LoRA with dropout, or full fine-tuning; record, weights, the objective's state."""
+    spec, dropout = RUNS[name]
+    policy, objective = tiny(), objectives.build(spec)
+    if dropout is not None:
+        policy.add_lora(rank=2, dropout=dropout)
+    config = TrainConfig(
+        batch_size=4,
+        micro_batch_size=2,
+        epochs=2,
+        learning_rate=1e-3,
+        checkpoint=str(folder),
+        checkpoint_every=2,
+        reference_cache=str(folder.parent / "cache"),
+    )
+    record = training.train(policy, dataset_for(objective, 16), objective, config)
+    return record, weights(policy), objective.state_dict()
+
+
+def killed(name: str, folder: Path) -> None:
+    """The same run, which kills itself in the middle of a step, between two checkpoints."""
+    real = training.StepTrainer._whole
+
+    def deadly(self, *arguments):
+        if self.state.global_step == KILLED_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *arguments)
+
+    training.StepTrainer._whole = deadly
+    run(name, folder)
+
+
+@pytest.fixture(scope="module")
+def dead(tmp_path_factory) -> Path:
+    """Folders of the runs that were killed, both at once."""
+    root = tmp_path_factory.mktemp("killed")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    children = [
+        subprocess.Popen([sys.executable, __file__, "killed", name, str(root / name)], env=environment) for name in RUNS
+    ]
+    assert [child.wait(timeout=240) for child in children] == [-signal.SIGKILL] * len(RUNS)
+    return root
+
+
+@functools.cache
+def uninterrupted(name: str, folder: Path) -> tuple:
+    return run(name, folder)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_and_restarted_equals_uninterrupted_bit_for_bit(name, dead, tmp_path):
+    assert [path.name for path in training._checkpoints(dead / name)] == ["checkpoint-2", "checkpoint-4"]
+    calls = []
+    real = training.StepTrainer._step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.StepTrainer, "_step", lambda *a: calls.append(1) or real(*a))
+        record, after, state = run(name, dead / name)
+    assert len(calls) == 4  # steps 5 to 8: it did resume
+    expected, final, end = uninterrupted(name, tmp_path / name)
+    assert_same(after, final)
+    assert_same(state, end)
+    strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.history] for r in (record, expected)]
+    assert strip[0] == strip[1] and len(strip[0]) == 8
+    assert len({row["loss"] for row in strip[0]}) >= 7  # step 1 of DPO is ln 2, and the warm-up's first rate is 0
+
+
+def test_checkpoints_are_safetensors_and_json_only(dead):
+    files = [path for path in dead.rglob("*") if path.is_file()]
+    assert len(files) > 8 and {path.suffix for path in files} == {".json", ".safetensors"}
+    assert not [path for path in files if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")]
+
+
+def test_a_truncated_checkpoint_is_noticed_and_passed_over(tmp_path, caplog):
+    _, final, _ = run("gamma", tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoint-8" / "trainable.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert training.last_checkpoint(tmp_path / "run").name == "checkpoint-6"
+    assert "checkpoint-8: incomplete or damaged" in caplog.text
+    _, again, _ = run("gamma", tmp_path / "run")
+    assert_same(again, final)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    run("beta", tmp_path / "run")
+    objective = objectives.build("beta_dpo(beta=0.2, alpha=0.5)")
+    config = TrainConfig(checkpoint=str(tmp_path / "run"), reference_cache=str(tmp_path))
+    with pytest.raises(KitError, match="checkpoints of another run"):
+        training.train(tiny(), preferences(2), objective, config)
+
+
+# --- reference log-probs
+
+
+def test_reference_is_scored_once_and_a_damaged_or_stale_cache_is_rebuilt(tmp_path, monkeypatch, caplog):
+    policy, config = tiny().add_lora(rank=2), TrainConfig()
+    with torch.no_grad():  # the adapter moves the policy, not its reference
+        for name, parameter in policy.trainable():
+            parameter.add_(0.3 if "lora_B" in name else 0)
+    tokens = tokenize(preferences(), policy.tokenizer, policy.template)
+    base = training.response_logps(tiny().model, tokens)
+    calls, real = [], training.response_logps
+    monkeypatch.setattr(training, "response_logps", lambda *a, **k: calls.append(1) or real(*a, **k))
+
+    def reference(tokens=tokens):
+        return training.reference_logps(policy, tokens, config=config, cache=tmp_path)
+
+    torch.testing.assert_close(reference(), base, atol=1e-5, rtol=1e-6)
+    assert float((real(policy.model, tokens) - base).abs().max()) > 1e-3
+    reference()
+    assert len(calls) == 1
+    (file,) = tmp_path.glob("*.safetensors")
+    whole_file = file.read_bytes()
+    file.write_bytes(whole_file[: len(whole_file) // 2])
+    torch.testing.assert_close(reference(), base, atol=1e-5, rtol=1e-6)
+    assert len(calls) == 2 and "damaged" in caplog.text
+    altered = bytearray(whole_file)
+    altered[-1] ^= 1  # one bit of one number
+    file.write_bytes(altered)
+    torch.testing.assert_close(reference(), base, atol=1e-5, rtol=1e-6)
+    assert len(calls) == 3 and "stale or altered" in caplog.text
+    others = tokenize(preferences(seed=5), policy.tokenizer, policy.template)
+    reference(others)
+    assert len(calls) == 4 and len(list(tmp_path.glob("*.safetensors"))) == 2
+    with torch.no_grad():
+        next(p for n, p in policy.model.named_parameters() if "lora_" not in n)[7, 3] += 1e-3
+    reference()
+    assert len(calls) == 5  # other weights, another key
+
+
+# --- what is refused
+
+
+def replaced(rows: PreferenceSet, place: int, **fields) -> PreferenceSet:
+    return PreferenceSet(dataclasses.replace(row, **fields) if i == place else row for i, row in enumerate(rows))
+
+
+@pytest.mark.parametrize(
+    ("spec", "k", "fields", "says"),
+    [
+        ("dpo_pl(beta=0.1)", 3, {"rewards": None}, "row r5: .* needs rewards"),
+        ("dpo(beta=0.1)", 2, {"responses": ("a", "b", "c")}, "row r5: .* takes pairs, this row has 3"),
+        ("dpo_pl(beta=0.1)", 3, {"responses": ("a",)}, "row r5: .* at least 2 responses"),
+        ("dora(dpo(beta=0.1))", 2, {"h": None}, "row r5: .* needs h"),
+        ("sft()", 2, {"golden": None}, "row r5: .* golden"),
+        ("dpo(beta=0.1)", 2, {"responses": ("a", " ")}, "row r5: response 1 is empty"),
+    ],
+)
+def test_a_bad_row_is_named(spec, k, fields, says, tmp_path):
+    rows = replaced(preferences(k), 5, **fields)
+    with pytest.raises(KitError, match=says):
+        training.train(tiny(), rows, objectives.build(spec), TrainConfig(reference_cache=str(tmp_path)))
+
+
+@pytest.mark.parametrize("spec", ["dpo(beta=0.1)", "dora(simpo(beta=2, gamma0=0.5), lam=1.0)"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_loss_that_is_not_finite_names_the_step_and_its_rows(spec, value, tmp_path, monkeypatch):
+    real = training.StepTrainer._logps
+
+    def spoilt(self, model, rows, places):
+        logps = real(self, model, rows, places)
+        return logps + value if self.state.global_step == 1 else logps
+
+    monkeypatch.setattr(training.StepTrainer, "_logps", spoilt)
+    config = TrainConfig(batch_size=4, micro_batch_size=2, reference_cache=str(tmp_path))
+    with pytest.raises(KitError, match=r"step 2: .*not finite.* \(rows r\d"):
+        training.train(tiny(), preferences(2), objectives.build(spec), config)
+
+
+@pytest.mark.parametrize(("name", "value"), [("window", "epoch"), ("batch_size", 0), ("layout", "packed")])
+def test_a_bad_setting_is_named(name, value):
+    with pytest.raises(KitError, match=name):
+        TrainConfig(**{name: value})
+
+
+# --- the run as a whole
+
+
+def test_a_run_learns_and_its_record_says_how(tmp_path):
+    policy, objective = tiny(), objectives.build("dpo(beta=0.1)")
+    config = TrainConfig(batch_size=4, micro_batch_size=2, epochs=12, learning_rate=3e-3, reference_cache=str(tmp_path))
+    record = training.train(policy, preferences(2), objective, config)
+    assert len(record.history) == record.metrics["steps"] == 24
+    assert record.history[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-4)
+    assert record.metrics["last_loss"] < 0.6 and record.history[-1]["accuracy"] > 0.9
+    assert record.history[0]["lr"] < record.history[3]["lr"] > record.history[-1]["lr"]
+    assert record.metrics["tokens"]["rows"] == ROWS and "objective  dpo(beta=0.1)" in training.run_card(record)
+
+
+def test_every_epoch_shuffles_and_drops_no_row():
+    plan = training.step_rows(10, TrainConfig(batch_size=4, epochs=2, seed=3))
+    assert [len(rows) for rows in plan] == [4, 4, 2, 4, 4, 2]
+    first, second = (sum(plan[at : at + 3], []) for at in (0, 3))
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+    assert plan == training.step_rows(10, TrainConfig(batch_size=4, epochs=2, seed=3))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "ranks":
+        ranks(Path(sys.argv[2]))
+    else:
+        killed(sys.argv[2], Path(sys.argv[3]))
