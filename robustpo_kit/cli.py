@@ -372,13 +372,32 @@ def _write_lines(lines: list[str], out: str | None) -> None:
 
 def _add_bench(commands: Any) -> None:
     p = commands.add_parser("bench", help="throughput and memory against TRL on the same work")
+    p.add_argument("--data", metavar="FILE", help="HH-RLHF dialogues, .jsonl or .jsonl.gz (default: how-to pairs)")
+    p.add_argument("--out", metavar="DIR", help="where bench.json, bench.csv and bench.png go (default: runs/bench)")
+    p.add_argument("--model", default="smollm2-135m-instruct", help="an asset, a folder or a Hub id")
+    p.add_argument("--dtype", default="auto", help="bfloat16 | float32 (default: bfloat16)")
+    p.add_argument("--pairs", type=int, default=8, help="pairs of an epoch (default: 8)")
+    p.add_argument("--alternations", type=int, default=5, help="turns of every contender (default: 5)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--gpu-llama", action="store_true", help="an 8B Llama of random weights instead; needs a GPU")
     p.set_defaults(run=_bench)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     from robustpo_kit import bench
 
-    bench.run()
+    out = arguments.out or str(paths.RUNS / "bench")
+    found = bench.run(
+        arguments.data,
+        out,
+        model="llama-8b" if arguments.gpu_llama else arguments.model,
+        pairs=arguments.pairs,
+        alternations=arguments.alternations,
+        dtype=arguments.dtype,
+        seed=arguments.seed,
+    )
+    print(bench.summary(found))
+    print(f"-> {paths.show(Path(out))}")
     return 0
 
 

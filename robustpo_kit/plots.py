@@ -31,6 +31,9 @@ NAMES = {
     "dro": "DRO",
     "reweight": "reweighting",
     "dora": "DoRA",
+    "dpo_pl": "DPO-PL",
+    "rrhf": "RRHF",
+    "lire": "LIRE",
     "reweight+oracle": "reweighting, true h~",
     "dora+oracle": "DoRA, true h~",
 }
@@ -42,8 +45,8 @@ def colour(name: str, place: int = 0) -> str:
 
 
 def label(name: str) -> str:
-    """The readable name of a source or method."""
-    return NAMES.get(name, name)
+    """The readable name of a source or method; "LOSS AGGREGATOR" is read word by word."""
+    return NAMES.get(name) or " ".join(NAMES.get(word, word) for word in name.split())
 
 
 def composition(table: pd.DataFrame, ax: Any, *, legend: bool = True) -> Any:

@@ -1,11 +1,12 @@
 # %% [markdown]
 # # 04 · Train DoRA: do ERM, DRO, reweighting and DoRA differ, loss by loss?
 #
-# **In one line.** HEADLINE
+# **In one line.** Preference training lifts the score against the human reply from 0.39 (SFT) to 0.47 (Plackett-Luce DPO,
+# ERM) and 0.50 (DoRA); no difference between the aggregators has an interval that leaves out zero at this scale.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
-# | classifier (02), reward models (03) | tables `dora_*`, trained policies' replies in `runs/` | about 8 minutes | [03](03_reward_models.ipynb) | [05](05_reward_confidence.ipynb) |
+# | classifier (02), reward models (03) | tables `dora_*`, trained policies' replies in `runs/` | about 8 to 13 minutes | [03](03_reward_models.ipynb) | [05](05_reward_confidence.ipynb) |
 #
 # **DoRA** here is *Distribution-aware optimization for Robust Alignment* (Zhu et al., 2025), not the weight-decomposed
 # adapter of the same name. It takes any per-sample preference loss $\ell(\theta,z)$ and minimises its worst case over a
@@ -222,7 +223,15 @@ table[["judge", "policy", "score", "score_low", "score_high", "win", "lose", "pr
 # DoRA Table 2, HH-RLHF, Mistral-7B, win rates judged by GPT-4o: DPO-PL 75.0 to 78.0 with DoRA, RRHF 76.5 to 79.8, LIRE
 # 72.8 to 84.0. Table 4 compares DRO alone (76.0, 77.0, 65.0) and reweighting alone (74.5, 80.5, 80.8).
 #
-# READING
+# What this run shows, one seed, 72 training prompts, 100 evaluation prompts:
+#
+# - **The direction agrees where the loss is Plackett-Luce**: DoRA minus ERM is +0.02 [-0.05, +0.09], with the
+#   length-controlled judge +0.05 [-0.03, +0.13]. With RRHF and LIRE the sign depends on the judge. Nothing is significant:
+#   the papers' gains of 3 to 11 points are *neither reproduced nor refuted at this scale*.
+# - **DoRA stays closer to the target.** Its replies are shorter (13.1 against 15.2 words), look more golden to the classifier
+#   (0.38 against 0.36) and lie nearer to the reference (log ratio 1.1 against 1.7 nats), at an almost equal proxy reward.
+# - **The price is in the middle of the notebook**: at $\lambda=1$ DoRA's steps listen to 3.9 of 8 samples on average, with RRHF
+#   to 2.3. Its learning rate is therefore not comparable with ERM's.
 
 # %%
 table = nb.read_table("dora_differences")

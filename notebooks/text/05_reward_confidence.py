@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 05 · Reward and confidence: do high rewards mean target-like responses?
 #
-# **In one line.** HEADLINE
+# **In one line.** The slope of confidence on reward is -0.087 [-0.240, +0.066] lower for DoRA than for ERM: the paper's
+# positive difference is not reproduced at this scale, and the interval does not refute it.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
@@ -74,7 +75,10 @@ plt.show()
 difference.round(3)
 
 # %% [markdown]
-# READING
+# Both lines are nearly flat, and the intervals of both slopes cover zero: here reward and confidence measure different things.
+# The reward is relevance of a reply to its prompt; the classifier sees who wrote it (notebook 03 found their correlation to
+# be about zero). In the paper the reward model was trained on the same human preferences that define the golden source,
+# which ties the two together. A slope needs a reward that has something to do with being golden.
 #
 # ## 3. For every base loss
 
