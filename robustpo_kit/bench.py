@@ -64,7 +64,7 @@ class BenchConfig:
     learning_rate: float = 1e-4
     threads: int = 1
     seed: int = 0
-    scaling_repeats: int = 3
+    scaling_repeats: int = 1
 
 
 def run(
@@ -97,18 +97,15 @@ def run(
     engine, trl = [], []
     for turn in range(alternations):
         for name, results in (("engine", engine), ("trl", trl))[:: 1 if turn % 2 == 0 else -1]:
-            results.append(_child(task | {"contender": name}, rows["pairs"]))
-    separate = _child(task | {"contender": "layouts"}, rows["lists"])
-    overheads = _child(task | {"contender": "overheads"}, rows["short"])
-    ratios = _ratios(engine, trl, separate["seconds"], overheads)
+            results.append(_child(task | {"contender": name}, rows))
+    inside = _child(task | {"contender": "inside", "scaling": scaling}, rows)
+    ratios = _ratios(engine, trl, inside["layouts_k4"]["seconds"], inside["objectives"])
     found = {
         **ratios,
         "targets": _targets(config),
         "engine": engine,
         "trl": trl,
-        "layouts_k4": separate,
-        "objectives": overheads,
-        "scaling": _child(task | {"contender": "scaling"}, rows["short"]) if scaling else [],
+        **inside,
         "clock": "wall" if torch.cuda.is_available() else "CPU time of a process with one thread",
         "data": {"source": Path(data).name if data else "how_to", "prompt_tokens": rows["prompt_tokens"]},
         "alternations": alternations,
@@ -248,14 +245,15 @@ def _write(folder: Path, found: dict[str, Any]) -> None:
         figure(found).savefig(temporary, dpi=120, format="png")
 
 
-def _child(task: dict[str, Any], rows: Sequence[Preference]) -> Any:
+def _child(task: dict[str, Any], rows: dict[str, Any]) -> Any:
     """Run one contender in a process of its own; raises KitError with the end of what it said when it fails."""
     threads = str(task["config"]["threads"])
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "ROBUSTPO_PROGRESS": "off"}
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "task.json", Path(folder) / "result.json"
         records.write_json(before, task)
-        PreferenceSet(rows).to_jsonl(Path(folder) / "rows.jsonl")
+        for name in ("pairs", "lists", "short"):
+            PreferenceSet(rows[name]).to_jsonl(Path(folder) / f"{name}.jsonl")
         command = [sys.executable, "-m", "robustpo_kit.bench", str(before), str(after)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
@@ -266,12 +264,20 @@ def _child(task: dict[str, Any], rows: Sequence[Preference]) -> Any:
 # --- the children: one contender each ---------------------------------------------------------------------------------
 
 
-def contender(task: dict[str, Any], rows: PreferenceSet) -> Any:
-    """What one process measures; see `CONTENDERS`."""
+def contender(task: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What one process measures, on the rows that lie in `folder`."""
     config = BenchConfig(**task["config"])
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    return CONTENDERS[task["contender"]](config, rows, task["alternations"])
+    rows = {name: PreferenceSet.from_jsonl(folder / f"{name}.jsonl") for name in ("pairs", "lists", "short")}
+    if task["contender"] != "inside":
+        return {"engine": _engine, "trl": _trl}[task["contender"]](config, rows["pairs"])
+    policy = _policy(config)  # one for all: these steps leave the weights alone
+    return {
+        "layouts_k4": _layouts(config, policy, rows["lists"], task["alternations"]),
+        "objectives": _overheads(config, policy, rows["short"], task["alternations"]),
+        "scaling": _scaling(config, policy) if task["scaling"] else [],
+    }
 
 
 def _measured(
@@ -300,9 +306,8 @@ def _measured(
     }
 
 
-def _engine(config: BenchConfig, rows: PreferenceSet, alternations: int) -> dict[str, Any]:
+def _engine(config: BenchConfig, rows: PreferenceSet) -> dict[str, Any]:
     """One epoch of DPO in this engine: tokens, reference and steps, nothing cached."""
-    del alternations
 
     def prepare(policy: policies.Policy) -> Callable[[], float]:
         def work() -> float:
@@ -322,9 +327,8 @@ def _engine(config: BenchConfig, rows: PreferenceSet, alternations: int) -> dict
     return found | {"tokens": count, "flops_per_second": flops, "share_of_peak": flops / peak if peak else math.nan}
 
 
-def _trl(config: BenchConfig, rows: PreferenceSet, alternations: int) -> dict[str, Any]:
+def _trl(config: BenchConfig, rows: PreferenceSet) -> dict[str, Any]:
     """One epoch of TRL's DPOTrainer as it comes, without gradient checkpointing; its tokenisation is not counted."""
-    del alternations
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
@@ -367,28 +371,28 @@ def _trl(config: BenchConfig, rows: PreferenceSet, alternations: int) -> dict[st
     return _measured(config, rows, prepare)
 
 
-def _layouts(config: BenchConfig, rows: PreferenceSet, alternations: int) -> dict[str, Any]:
+def _layouts(config: BenchConfig, policy: policies.Policy, rows: PreferenceSet, alternations: int) -> dict[str, Any]:
     """Seconds of a step of Plackett-Luce DPO at K = 4, prompts shared and separate, in turn."""
-    steps = {layout: _step(config, rows, "dpo_pl(beta=0.1)", layout=layout) for layout in ("shared", "separate")}
+    steps = {
+        layout: _step(config, policy, rows, "dpo_pl(beta=0.1)", layout=layout) for layout in ("shared", "separate")
+    }
     return {"seconds": _alternate(steps, alternations), "rows": len(rows), "responses": 4}
 
 
-def _overheads(config: BenchConfig, rows: PreferenceSet, alternations: int) -> dict[str, Any]:
+def _overheads(config: BenchConfig, policy: policies.Policy, rows: PreferenceSet, alternations: int) -> dict[str, Any]:
     """Seconds of a step of each robust objective and of its base, in turn."""
     found = {}
     for name, (objective, base, micro) in OVERHEADS.items():
         steps = {
-            "objective": _step(config, rows, objective, micro_batch_size=micro),
-            "base": _step(config, rows, base, micro_batch_size=micro),
+            "objective": _step(config, policy, rows, objective, micro_batch_size=micro),
+            "base": _step(config, policy, rows, base, micro_batch_size=micro),
         }
         found[name] = _alternate(steps, 2 * alternations)
     return found
 
 
-def _scaling(config: BenchConfig, rows: PreferenceSet, alternations: int) -> list[dict[str, Any]]:
+def _scaling(config: BenchConfig, policy: policies.Policy) -> list[dict[str, Any]]:
     """Seconds of forward and backward by prompt length, K and batch, on random tokens."""
-    del rows, alternations
-    policy = _policy(config)
     generator = torch.Generator().manual_seed(config.seed)
     size = logprobs.unwrap(policy.model).get_input_embeddings().num_embeddings
 
@@ -411,9 +415,6 @@ def _scaling(config: BenchConfig, rows: PreferenceSet, alternations: int) -> lis
     return found
 
 
-CONTENDERS = {"engine": _engine, "trl": _trl, "layouts": _layouts, "overheads": _overheads, "scaling": _scaling}
-
-
 def _alternate(steps: dict[str, Callable[[], Any]], times: int) -> dict[str, list[float]]:
     """Seconds of each step, `times` times in turn, after one that is not counted."""
     found: dict[str, list[float]] = {name: [] for name in steps}
@@ -426,9 +427,11 @@ def _alternate(steps: dict[str, Callable[[], Any]], times: int) -> dict[str, lis
     return found
 
 
-def _step(config: BenchConfig, rows: PreferenceSet, spec: str, **settings: Any) -> Callable[[], Any]:
+def _step(
+    config: BenchConfig, policy: policies.Policy, rows: PreferenceSet, spec: str, **settings: Any
+) -> Callable[[], Any]:
     """One training step on `rows` as the trainer takes it, the optimizer aside; weights do not change."""
-    policy, objective = _policy(config), objectives.build(spec)
+    objective = objectives.build(spec)
     scratch = tempfile.TemporaryDirectory()
     train_config = dataclasses.replace(
         _train_config(config, scratch.name), **{"batch_size": len(rows), "micro_batch_size": len(rows)} | settings
@@ -563,5 +566,4 @@ def _maxrss() -> int:
 
 if __name__ == "__main__":
     task_file, result_file = Path(sys.argv[1]), Path(sys.argv[2])
-    rows_of_task = PreferenceSet.from_jsonl(task_file.with_name("rows.jsonl"))
-    records.write_json(result_file, contender(records.read_json(task_file), rows_of_task))
+    records.write_json(result_file, contender(records.read_json(task_file), task_file.parent))
