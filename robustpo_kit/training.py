@@ -708,7 +708,7 @@ def _record(trainer: StepTrainer, tokens: TokenTable, objective: Any, config: Tr
         "micro_batch_size": trainer.micro_limit,
         "layout": trainer.layout,
         "world_size": _world(),
-        "logp": getattr(objective, "logp", "sum"),
+        "logp": logp_kind(objective),
         "tokens": tokens.counts,
     }
     metrics |= {key: float(np.mean([row[key] for row in tail])) for key in ("margin", "accuracy") if key in tail[-1]}
@@ -722,6 +722,23 @@ def _record(trainer: StepTrainer, tokens: TokenTable, objective: Any, config: Tr
         metrics=metrics,
         history=history,
     )
+
+
+def logp_kind(objective: Any) -> str:
+    """ "mean" where the loss reads log-probs per token only, else "sum".
+
+    Asked of the objective itself: twice the tokens at twice the log-prob leave a length-normalised loss as it was.
+    """
+    logps = torch.tensor([[-2.0, -9.0]], dtype=torch.float64)
+    state = copy.deepcopy(objective.state_dict())
+    values = []
+    for scale in (1, 2):
+        policy, reference = scale * logps, scale * (logps - torch.tensor([[0.5, 1.5]]))
+        lengths = scale * torch.tensor([[2, 3]])
+        scores = Scores(policy, reference, lengths, torch.tensor([[1.0, 0.0]]), None, policy[:, 1], reference[:, 1])
+        values.append(objective.step_loss(scores, torch.ones(1, dtype=torch.float64), training=False).per_sample)
+    objective.load_state_dict(state)
+    return "mean" if torch.allclose(values[0], values[1], rtol=1e-9) else "sum"
 
 
 def run_card(record: RunRecord) -> str:

@@ -460,6 +460,26 @@ def test_a_run_learns_and_its_record_says_how(tmp_path):
     assert record.metrics["tokens"]["rows"] == ROWS and "objective  dpo(beta=0.1)" in training.run_card(record)
 
 
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        ("dpo(beta=0.1)", "sum"),
+        ("r_dpo_length(beta=0.1, alpha=0.01)", "sum"),
+        ("beta_dpo(beta=0.1, alpha=0.5, keep=0.75)", "sum"),
+        ("dora(dpo_pl(beta=0.1), lam=1.0)", "sum"),
+        ("simpo(beta=2, gamma0=0.8)", "mean"),
+        ("gamma(simpo(beta=2), gamma_beta_ratio=0.4, tau=3)", "mean"),
+        ("ipo(tau=0.1, reduction='mean')", "mean"),
+        ("sft()", "mean"),
+    ],
+)
+def test_the_card_says_how_log_probs_are_normalised(spec, kind):
+    objective = objectives.build(spec)
+    before = json.dumps(objective.state_dict(), default=lambda value: value.tolist())
+    assert training.logp_kind(objective) == kind
+    assert json.dumps(objective.state_dict(), default=lambda value: value.tolist()) == before
+
+
 def test_every_epoch_shuffles_and_drops_no_row():
     plan = training.step_rows(10, TrainConfig(batch_size=4, epochs=2, seed=3))
     assert [len(rows) for rows in plan] == [4, 4, 2, 4, 4, 2]
