@@ -59,7 +59,7 @@ class BenchConfig:
     pairs: int = 8
     batch_size: int = 4  # prompts a step, in one micro-batch
     max_length: int = 512
-    max_overhead_length: int = 160  # tokens of the short rows on which an objective's own time shows most
+    max_overhead_length: int = 128  # tokens of the short rows on which an objective's own time shows most
     lora_rank: int = 16
     learning_rate: float = 1e-4
     threads: int = 1
@@ -98,6 +98,8 @@ def run(
     for turn in range(alternations):
         for name, results in (("engine", engine), ("trl", trl))[:: 1 if turn % 2 == 0 else -1]:
             results.append(_child(task | {"contender": name}, rows))
+            if out is not None:  # a bench that is stopped leaves what it has measured
+                records.write_json(Path(out) / "partial.json", {"engine": engine, "trl": trl})
     inside = _child(task | {"contender": "inside", "scaling": scaling}, rows)
     ratios = _ratios(engine, trl, inside["layouts_k4"]["seconds"], inside["objectives"])
     found = {
@@ -162,7 +164,7 @@ def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> dict[str, 
         )
     return {
         "pairs": chosen,
-        "lists": lists[: config.batch_size],
+        "lists": lists[: config.batch_size // 2],
         "short": short,
         "prompt_tokens": {"median": statistics.median(sizes), "longest": max(sizes)},
     }
@@ -243,6 +245,7 @@ def _write(folder: Path, found: dict[str, Any]) -> None:
         table(found).to_csv(temporary, index=False, float_format="%.6g")
     with records.atomic_write(folder / "bench.png") as temporary:
         figure(found).savefig(temporary, dpi=120, format="png")
+    (folder / "partial.json").unlink(missing_ok=True)
 
 
 def _child(task: dict[str, Any], rows: dict[str, Any]) -> Any:
