@@ -1,6 +1,7 @@
 """Studies in the toy world: the whole idea on one seed, the methods under what can go wrong, and h~ as data grows."""
 
 import dataclasses
+import platform
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,9 +63,9 @@ def comparison(setting: Setting, *, oracle: bool = True) -> Iterator[Run]:
             yield Run(spec, h="oracle", setting=setting)
 
 
-def methods_study(seeds: Sequence[int], conditions: dict[str, DataConfig] = CONDITIONS) -> list[Run]:
+def methods_study(seeds: Sequence[int]) -> list[Run]:
     """Six runs a condition and seed: what contamination, label noise and reward bias do to each method."""
-    settings = [Setting(seed=seed, data=data) for data in conditions.values() for seed in seeds]
+    settings = [Setting(seed=seed, data=data) for data in CONDITIONS.values() for seed in seeds]
     return [config for setting in settings for config in comparison(setting)]
 
 
@@ -83,9 +84,9 @@ def h_study(
     ]
 
 
-def name_conditions(table: pd.DataFrame, conditions: dict[str, DataConfig] = CONDITIONS) -> pd.DataFrame:
+def name_conditions(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with a first column `condition`, found by the data knobs; a row that fits none is an error (KeyError)."""
-    names = {tuple(sorted(toyruns.data_row(data).items())): name for name, data in conditions.items()}
+    names = {tuple(sorted(toyruns.data_row(data).items())): name for name, data in CONDITIONS.items()}
     knobs = list(toyruns.data_row(DataConfig()))
     found = [names[tuple(sorted(row.items()))] for row in table[knobs].to_dict("records")]
     return table.assign(condition=found)[["condition", *table.columns]]
@@ -98,7 +99,7 @@ def write_reference(folder: Path, *, seeds: Sequence[int] = range(10), workers: 
     """
     studies = (("toy_sweep", toyruns.run, methods_study(seeds)), ("toy_h_rank", toyruns.h_quality, h_study(seeds)))
     for name, function, configs in studies:
-        started, runs = time.time(), Path(folder) / f"{name}.runs.jsonl"
+        started, revision, runs = time.time(), records.git_revision(), Path(folder) / f"{name}.runs.jsonl"
         table = toysweep.sweep(function, configs, runs, workers=workers, desc=name)
         table = name_conditions(table) if name == "toy_sweep" else table
         about = {
@@ -107,7 +108,7 @@ def write_reference(folder: Path, *, seeds: Sequence[int] = range(10), workers: 
             "seeds": list(seeds),
         }
         record = records.provenance(about, seeds[0], started)
-        record["device"] = "cpu, one thread a run"
-        record["cpu_seconds_of_runs"] = round(float(table["seconds"].sum()), 1)
+        record |= {"device": f"cpu ({platform.machine()}), one thread a run", "revision": revision}
+        record["seconds_of_runs"] = round(float(table["seconds"].sum()), 1)  # wall clock, summed over runs
         records.write_table(Path(folder) / f"{name}.csv", table, record)
         runs.unlink()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from robustpo_kit import toyruns, toystudy, toyworld
+from robustpo_kit.records import read_json
 from robustpo_kit.toydata import DataConfig
 from robustpo_kit.toyruns import Run, Setting
 
@@ -21,6 +22,7 @@ SMALL = Setting(
     classifier_epochs=2,
     classifier_steps=10,
 )
+CLEAN = dataclasses.replace(SMALL, data=DataConfig(rows=48))
 DORA = "dora(dpo_pl, beta=0.1, lam=1.0)"
 
 
@@ -140,3 +142,20 @@ def test_methods_study_has_its_200_runs_and_names_them():
 def test_h_study_grows_the_classifiers_data():
     settings = toystudy.h_study([0, 1], rows=(32, 64))
     assert [(s.trusted, s.classifier_rows) for s in settings[::2]] == [(True, 32), (True, 64), (False, 32), (False, 64)]
+
+
+def test_reference_tables_carry_their_record(tmp_path, monkeypatch):
+    """The two tables, their JSON beside them, nothing else left behind; a second writing gives the same numbers."""
+    monkeypatch.setattr(toystudy, "methods_study", lambda seeds: list(toystudy.comparison(CLEAN, oracle=False)))
+    monkeypatch.setattr(toystudy, "h_study", lambda seeds: [SMALL])
+    monkeypatch.setattr(toystudy, "CONDITIONS", {"small": CLEAN.data})
+    toystudy.write_reference(tmp_path, seeds=[0], workers=1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["toy_h_rank.csv", "toy_h_rank.json", "toy_sweep.csv", "toy_sweep.json"]
+    table, record = pd.read_csv(tmp_path / "toy_sweep.csv"), read_json(tmp_path / "toy_sweep.json")
+    assert table["method"].tolist() == ["erm", "reweight", "dro", "dora"] and set(table["condition"]) == {"small"}
+    assert record["config"]["seeds"] == [0] and record["versions"]["torch"] and record["duration_s"] > 0
+    (tmp_path / "again").mkdir()
+    toystudy.write_reference(tmp_path / "again", seeds=[0], workers=1)
+    again = pd.read_csv(tmp_path / "again" / "toy_sweep.csv")
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), again.drop(columns="seconds"))
