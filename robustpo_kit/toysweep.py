@@ -1,7 +1,6 @@
 """Sweeps of independent runs over the cores: one JSON line a finished run, resumable, and a summary with intervals."""
 
 import dataclasses
-import gc
 import hashlib
 import json
 import multiprocessing
@@ -150,7 +149,6 @@ def _worker(function: Callable[[Any], dict], groups: list[list[Any]], path: Path
     os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that `function` imports later
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    gc.freeze()  # Trainer collects garbage at its end: a third of a second over the objects of imported modules
     while True:
         with position.get_lock():
             number = position.value

@@ -82,7 +82,7 @@ quantiles.round(2)
 # Table 7's "gamma" is the ratio $\gamma_0/\beta$, so the real $\gamma_0$ are 4, 0.375, 5 and 3.
 
 # %%
-gaps = nb.read_table("gamma_gaps").query("policy == 'gamma-simpo'")["gap"].to_numpy()
+gaps = nb.read_table("gamma_gaps").query("policy == 'gamma-simpo'")["gap"].to_numpy(copy=True)
 parts, strength = [], []
 for name, preset in objectives.PRESETS.items():
     if not name.endswith("/gamma_simpo"):
