@@ -122,7 +122,7 @@ def test_rows_get_their_replies_and_unusable_ones_are_counted():
 
 @pytest.mark.parametrize(
     ("name", "rows", "replies"),
-    [("how_to", 1500, 2), ("how_to_extra", 1500, 1), ("dialogue", 2000, 2)],
+    [("how_to", 1500, 2), ("how_to_extra", 1500, 1), ("dialogue", 2000, 2), ("summaries", 500, 2)],
 )
 def test_the_committed_stores_are_whole(name, rows, replies):
     store = mixture.load_store(name)
