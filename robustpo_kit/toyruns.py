@@ -218,14 +218,12 @@ def _train(
 
 @contextlib.contextmanager
 def _cheap_collection() -> Iterator[None]:
-    """Trainer collects garbage at its end, a third of a second over imported modules: leave out what is there already."""
-    frozen = gc.get_freeze_count()
+    """Trainer collects garbage at its end, a third of a second over imported modules: leave out what is there."""
     gc.freeze()
     try:
         yield
     finally:
-        if not frozen:
-            gc.unfreeze()
+        gc.unfreeze()
 
 
 def run(config: Run) -> dict[str, object]:
