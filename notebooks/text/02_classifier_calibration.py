@@ -97,7 +97,7 @@ nb.read_table("classifier_metrics").round(3)
 
 # %%
 table = nb.read_table("classifier_reliability")
-figure, axes = plt.subplots(1, table["classifier"].nunique(), figsize=(11, 3.9))
+figure, axes = plt.subplots(1, table["classifier"].nunique(), figsize=(8.4, 3.1))
 for ax, (name, part) in zip(axes, table.groupby("classifier", sort=False), strict=True):
     head = part["head"].iloc[-1]
     plots.reliability(part[part["head"] == head], ax)
@@ -125,7 +125,7 @@ table.groupby("source", sort=False)["c"].describe()[["count", "mean", "50%"]].ro
 
 # %%
 table = nb.read_table("h_by_sample")
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True)
+figure, axes = plt.subplots(1, 3, figsize=(8.4, 2.8), sharey=True)
 for ax, (name, part) in zip(axes, table.groupby("classifier", sort=False), strict=True):
     plots.violins(part, ax, value="h", by="sample", ylabel=r"calibration factor $\tilde h(z)$")
     ax.set(title=name, ylabel=ax.get_ylabel() if ax is axes[0] else "")
