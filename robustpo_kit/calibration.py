@@ -438,10 +438,6 @@ def _training_table(
     return table.assign(fold=fold)
 
 
-def _is_golden(row: Preference, column: int, golden_sources: set[str] | None) -> bool:
-    return column == row.golden if golden_sources is None else row.sources[column] in golden_sources
-
-
 def fold_of_groups(groups: Any, folds: int, seed: int) -> np.ndarray:
     """[N] fold of each row: whole groups, shuffled, dealt round. Raises ValueError with fewer groups than folds."""
     names, codes = np.unique(np.asarray(groups), return_inverse=True)

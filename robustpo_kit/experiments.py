@@ -37,7 +37,7 @@ from robustpo_kit.data import PreferenceSet
 from robustpo_kit.generation import Reply, SamplingConfig, sample
 from robustpo_kit.policies import Policy
 from robustpo_kit.profiles import Profile
-from robustpo_kit.records import RunRecord, progress, read_json, write_json
+from robustpo_kit.records import RunRecord, cores, progress, read_json, write_json
 from robustpo_kit.scorers import FineTune
 
 SPLITS = ("classifier", "reward", "judge", "sft", "policy", "eval")
@@ -217,7 +217,7 @@ class Lab:
     ) -> list["Trained"]:
         """`trained` for every name and spec, `workers` processes at once; what finished stays when one fails."""
         jobs = [(Lab(self.cfg, self.seed), name, spec, dataset, keep_scores) for name, spec in specs.items()]
-        workers = min(self.cfg.workers or _cores(), len(jobs))
+        workers = min(self.cfg.workers or cores(), len(jobs))
         self.sft_policy(), self.reward_model("reward"), self.reward_model("judge"), self.classifier()  # shared by all
         if workers == 1:
             return [_train(job) for job in progress(jobs, "methods")]
@@ -314,10 +314,6 @@ def _train(job: tuple[Lab, str, str, PreferenceSet, bool]) -> "Trained":
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)

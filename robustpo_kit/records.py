@@ -87,6 +87,11 @@ def device_name() -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def git_revision() -> str | None:
     """The commit of the project's checkout, or None outside one."""
     try:

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from robustpo_kit import __version__, paths
-from robustpo_kit.records import KitError, progress, write_text
+from robustpo_kit.records import KitError, cores, progress, write_text
 
 POLL_S = 0.2  # how often the parent looks for finished runs
 
@@ -51,7 +51,7 @@ def sweep(
     groups: dict[Any, list[Any]] = {}
     for config in missing.values():
         groups.setdefault(getattr(config, "setting", config), []).append(config)
-    workers = min(_cores() if workers is None else workers, len(groups))
+    workers = min(cores() if workers is None else workers, len(groups))
     if missing:
         # a line torn by a kill and the lines of failed runs go first
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in done.values()))
@@ -62,10 +62,6 @@ def sweep(
         if not all(k in done for k in keys):
             raise _failure(path, desc, sum(k not in done for k in missing), len(keys))
     return pd.DataFrame([done[k]["result"] | {"seconds": done[k]["seconds"]} for k in keys])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _lines(path: Path) -> list[dict]:
