@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from robustpo_kit import encoders, intervals, scorers
-from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import Encoder
 from robustpo_kit.scorers import DEFAULT_FINE_TUNE, FEATURES, FineTune, LinearScorer, Pair, PairScorer
 
