@@ -238,8 +238,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if lora != "none" and not policy.has_adapter:
         policy.add_lora(lora, rank, seed=config.seed)
     record = training.train(policy, rows, objective, config)
+    policy.save(out)
     if int(os.environ.get("RANK", "0")) == 0:
-        policy.save(out)
         record.to_json(out / "record.json")
         print(training.run_card(record))
         print(f"policy     {paths.show(out)}")

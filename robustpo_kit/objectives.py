@@ -177,7 +177,8 @@ class Objective:
     Attributes: `spec` (canonical: building it gives the same objective), `base`, `aggregator`, `margin` (None or the
     gamma layer's options), `responses` "pair" | "list" | "one", `needs_reference`, `needs_rewards`, `needs_h`,
     `needs_kl`, and `coupling`: "separable" if the loss is a mean over samples with weights known beforehand, so that
-    micro-batches can be backpropagated one by one; "step" if it needs all samples of the optimizer step at once.
+    micro-batches can be backpropagated one by one; "log_sum_exp" if the step's gradient is a mean of its parts'
+    gradients with weights known at the end (`log_mass`); "step" if it needs all samples of the optimizer step at once.
     """
 
     def __init__(
@@ -208,9 +209,18 @@ class Objective:
 
     @property
     def coupling(self) -> str:
-        """ "separable" or "step"; see the class."""
-        alone = self.aggregator in ("erm", "reweight") and self.aggregation.get("normalise_h", "none") == "none"
-        return "separable" if alone and self.margin is None and not BASES[self.base].coupled else "step"
+        """ "separable", "log_sum_exp" or "step"; see the class."""
+        if self.margin is not None or BASES[self.base].coupled or self.aggregation.get("normalise_h", "none") != "none":
+            return "step"
+        return robust.COUPLING[self.aggregator]
+
+    def log_mass(self, loss: Tensor, count: int) -> Tensor:
+        """log sum exp over a part's `count` samples from the part's loss: its weight in the step's gradient, unscaled.
+
+        For parts S and T of a "log_sum_exp" step, grad f(S + T) is the mean of grad f(S) and grad f(T) weighted by
+        exp(log_mass), as lam * log-mean-exp (DoRA Eq. 9) is differentiated.
+        """
+        return robust.log_mass(loss, count, kind=self.aggregator, lam=self.aggregation.get("lam", 1.0))
 
     @property
     def stateful(self) -> bool:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as hf_logging
 
 from robustpo_kit import assets, logprobs
 from robustpo_kit.data import Template
+from robustpo_kit.lora import fuse
 from robustpo_kit.records import KitError, read_json, write_json
 
 RECORD = "policy.json"
@@ -97,7 +100,7 @@ class Policy:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is going away
             torch.manual_seed(seed)
-            self.model = get_peft_model(self.model, config)
+            self.model = fuse(get_peft_model(self.model, config))
         lora = {"targets": targets, "rank": rank, "alpha": config.lora_alpha, "seed": seed}
         self.record = {**self.record, "lora": lora}
         return self
@@ -128,21 +131,35 @@ class Policy:
     def save(self, folder: Path) -> Path:
         """Write safetensors (the adapter alone where there is one), tokenizer and JSON record; by rename.
 
-        An adapter whose base exists in no file (merged or random weights) is written merged into it.
+        An adapter whose base exists in no file (merged or random weights) is written merged into it. Of several ranks
+        all call it, since sharded weights are gathered, and the first one writes.
         """
         folder = Path(folder)
+        whole = self._gathered()
+        if dist.is_initialized() and dist.get_rank():
+            return folder
         if self.has_adapter and (self.record.get("merged") or self.record.get("source") == "tiny"):
+            if whole is not None:
+                raise KitError("policy: an adapter over weights that lie in no file cannot be saved from shards")
             return dataclasses.replace(self, model=copy.deepcopy(self.model)).merge().save(folder)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        self.model.save_pretrained(temporary)
+        self.model.save_pretrained(temporary, state_dict=whole)
         self.tokenizer.save_pretrained(temporary)
         record = {**self.record, "template": dataclasses.asdict(self.template), "adapter": self.has_adapter}
         write_json(temporary / RECORD, record)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         return folder
+
+    def _gathered(self) -> dict[str, torch.Tensor] | None:
+        """The weights to save, whole, where FSDP2 has sharded them; None where they are whole already."""
+        state = self.model.state_dict()
+        if not any(isinstance(value, DTensor) for value in state.values()):
+            return None
+        wanted = {name: value for name, value in state.items() if "lora_" in name or not self.has_adapter}
+        return {name: v.full_tensor().cpu() if isinstance(v, DTensor) else v.cpu() for name, v in wanted.items()}
 
 
 def load(
@@ -181,7 +198,7 @@ def _load_adapter(folder: Path, record: dict, template: Template | None, dtype: 
     from peft import PeftModel
 
     base = load(record["source"], template=template or Template(**record["template"]), dtype=dtype, device=device)
-    base.model = PeftModel.from_pretrained(base.model, folder, is_trainable=True)
+    base.model = fuse(PeftModel.from_pretrained(base.model, folder, is_trainable=True))
     return dataclasses.replace(base, record=record)
 
 

@@ -20,6 +20,14 @@ from torch import Tensor
 
 KINDS = ("erm", "reweight", "dro", "dora", "dora_outside", "dr_dpo")
 NEEDS_H = ("reweight", "dora", "dora_outside")
+COUPLING = {  # what a part of the step must know of the rest; the mean of h in dora_outside is over the step
+    "erm": "separable",
+    "reweight": "separable",
+    "dro": "log_sum_exp",
+    "dora": "log_sum_exp",
+    "dora_outside": "step",
+    "dr_dpo": "log_sum_exp",
+}
 
 
 def aggregate(
@@ -77,6 +85,13 @@ def weights(
     if kind == "dora_outside":
         return h.mean() * torch.softmax(losses / lam, dim=0)
     return torch.softmax(-losses / lam, dim=0)  # dr_dpo
+
+
+def log_mass(value: Tensor, count: int, *, kind: str, lam: float) -> Tensor:
+    """log sum exp of the exponents of `count` samples, from their aggregate `value` (dro, dora and dr_dpo)."""
+    if COUPLING.get(kind) != "log_sum_exp":
+        raise ValueError(f"kind: '{kind}' is not lam times a log-mean-exp of its samples")
+    return (-value if kind == "dr_dpo" else value) / lam + math.log(count)
 
 
 def effective_sample_size(sample_weights: Tensor) -> Tensor:

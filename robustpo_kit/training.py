@@ -2,8 +2,9 @@
 
 Every objective sees the [B, K] log-probabilities of all prompts of a step, over every micro-batch and rank; the trainer
 takes d loss / d logps from it and backpropagates sum(g * logps) a micro-batch. So gradient accumulation and several
-ranks give the gradient of the one big batch. A second forward pass is taken only where the objective couples samples
-and the step has several micro-batches on a rank.
+ranks give the gradient of the one big batch. Where the coupling is a log-sum-exp, gradients of micro-batches are
+accumulated with a running weight, as an online softmax does; a second forward pass is taken only for other couplings
+(target margins, KL terms) when the step has several micro-batches on a rank.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -27,19 +29,28 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from robustpo_kit import paths
 from robustpo_kit.data import PreferenceSet
-from robustpo_kit.logprobs import Batch, TokenRow, TokenTable, collate, sequence_logps, tokenize
+from robustpo_kit.logprobs import Batch, TokenRow, TokenTable, collate, sequence_logps, tokenize, unwrap
 from robustpo_kit.losses import Scores
 from robustpo_kit.policies import Policy
 from robustpo_kit.records import KitError, RunRecord, atomic_write, progress, provenance, read_json, write_json
 
 CHECKPOINTS_KEPT = 2
 SCORING_TOKENS = 2048  # tokens a row when scoring without gradients
+GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+SCATTER = StateDictOptions(full_state_dict=True, strict=False)
 
 log = logging.getLogger(__name__)
 
@@ -331,6 +342,7 @@ class Scorer(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self._no_split_modules = unwrap(model)._no_split_modules or []  # the layers that FSDP2 shards one by one
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probabilities [B, K]."""
@@ -362,6 +374,8 @@ class StepTrainer(Trainer):
         if config.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         super().__init__(Scorer(policy.model), arguments, train_dataset=range(len(self.plan)))
+        if self.is_deepspeed_enabled and config.checkpoint:
+            raise KitError("checkpoint: DeepSpeed writes pickles; leave it unset, or train under FSDP2 or torchrun")
         self.remove_callback(PrinterCallback)
         self.add_callback(_Rows(self))
 
@@ -380,11 +394,15 @@ class StepTrainer(Trainer):
             try:
                 loss, row = self._step(model, rows)
                 break
+            except _AnotherRankStarved:
+                pass
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or self.micro_limit == 1 or _world() > 1:
+                if not _out_of_memory(error) or self.micro_limit == 1 or self._wrapper_reduces:
                     raise
-                self.micro_limit = max(1, self.micro_limit // 2)
-                log.warning("out of memory: micro-batches of %d prompts from here on", self.micro_limit)
+                with contextlib.suppress(_AnotherRankStarved):
+                    self._agree(starved=True)
+            self.micro_limit = max(1, self.micro_limit // 2)
+            log.warning("out of memory: micro-batches of %d prompts from here on", self.micro_limit)
             model.zero_grad(set_to_none=True)
             _unpack_rng(before[0])
             self.objective.load_state_dict(before[1])
@@ -418,6 +436,12 @@ class StepTrainer(Trainer):
                 known = self._gather(known)
                 result, slope = self._whole(known, rows)
                 self._backward(logps, slope[mine[0]])
+        elif self.objective.coupling == "log_sum_exp" and not self._wrapper_reduces:
+            mass = self._online(model, rows, mine, known)
+            known = self._gather(known)
+            result = self._whole(known, rows)[0]
+            if _world() > 1:
+                self._scale_gradients(model, mass - self.objective.log_mass(result.loss.detach(), len(rows)))
         else:
             states = []
             with torch.no_grad():
@@ -453,6 +477,29 @@ class StepTrainer(Trainer):
         (slope,) = torch.autograd.grad(result.loss, leaf)
         self._backward(logps, slope * (len(places) / len(rows)))
         return logps.detach()
+
+    def _online(self, model: nn.Module, rows: list[int], mine: list[list[int]], known: Tensor) -> Tensor:
+        """Backward of this rank's micro-batches as one batch, in one pass; fills `known`, returns its log mass.
+
+        Each micro-batch's gradient is weighted by its share of exp(log mass) so far; what came before is scaled down.
+        """
+        mass = torch.tensor(-math.inf, device=self.args.device)
+        for places in filter(None, mine):
+            with self._sync(model, False):
+                logps = self._logps(model, rows, places)
+                known[places] = logps.detach()
+                result, slope = self._whole(logps, [rows[i] for i in places])
+                part = self.objective.log_mass(result.loss.detach(), len(places))
+                total = torch.logaddexp(mass, part)
+                self._scale_gradients(model, mass - total)
+                self._backward(logps, slope * (part - total).exp())
+                mass = total
+        return mass
+
+    def _scale_gradients(self, model: nn.Module, log_factor: Tensor) -> None:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, float(log_factor.exp()))
 
     def _authors_step(
         self, model: nn.Module, rows: list[int], mine: list[list[int]], share: float
@@ -530,13 +577,24 @@ class StepTrainer(Trainer):
     def _gather(self, known: Tensor) -> Tensor:
         """Log-probs of the whole step: each rank fills in its places, the rest is zero."""
         if _world() > 1:
+            self._agree()
             dist.all_reduce(known)
         return known
+
+    def _agree(self, *, starved: bool = False) -> None:
+        """Before ranks exchange anything: raises on all of them where one has run out of memory."""
+        if _world() == 1 or self._wrapper_reduces:  # their hooks have exchanged tensors already
+            return
+        votes = torch.tensor(float(starved), device=self.args.device)
+        dist.all_reduce(votes)
+        if votes.item():
+            raise _AnotherRankStarved
 
     def _reduce(self, model: nn.Module) -> None:
         """Sum the gradients over ranks: the objective already divided by the whole step's size."""
         if _world() == 1 or self._wrapper_reduces:
             return
+        self._agree()
         for parameter in model.parameters():
             if parameter.requires_grad:
                 if parameter.grad is None:
@@ -561,6 +619,7 @@ class StepTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm)
+        grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
         self._row["grad_norm"] = float(grad_norm)
         return grad_norm
 
@@ -604,10 +663,10 @@ class StepTrainer(Trainer):
             temporary.mkdir(parents=True)
         _barrier()
         save_state(temporary / f"rank{_rank()}", {"rng": _pack_rng(), "objective": self.objective.state_dict()})
+        weights, optimizer = self._whole_state(model)
         if _rank() == 0:
-            weights = {name: p.detach().cpu().contiguous() for name, p in self._trainable(model)}
             save_file(weights, temporary / "trainable.safetensors")
-            save_state(temporary / "optimizer", self.optimizer.state_dict())
+            save_state(temporary / "optimizer", optimizer)
             write_json(temporary / "scheduler.json", self.lr_scheduler.state_dict())
             write_json(temporary / "history.json", self.history)
             self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
@@ -622,15 +681,30 @@ class StepTrainer(Trainer):
                 shutil.rmtree(old, ignore_errors=True)
         _barrier()
 
+    def _whole_state(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Trainable weights and optimizer state, gathered from all ranks where FSDP2 has sharded them."""
+        if self.is_fsdp_enabled:
+            weights, optimizer = get_state_dict(model, self.optimizer.optimizer, options=GATHER)
+            return {name: value.contiguous() for name, value in weights.items()}, optimizer
+        weights = {name: p.detach().cpu().contiguous() for name, p in self._trainable(model)}
+        return weights, self.optimizer.state_dict()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         weights = load_file(Path(resume_from_checkpoint) / "trainable.safetensors")
+        if self.is_fsdp_enabled:
+            set_model_state_dict(model, weights, options=SCATTER)
+            return
         with torch.no_grad():
             for name, parameter in self._trainable(model or self.model):
                 parameter.copy_(weights[name])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self.optimizer.load_state_dict(load_state(Path(checkpoint) / "optimizer"))
+            state = load_state(Path(checkpoint) / "optimizer")
+            if self.is_fsdp_enabled:
+                set_optimizer_state_dict(self.model_wrapped, self.optimizer.optimizer, state, options=SCATTER)
+            else:
+                self.optimizer.load_state_dict(state)
             self.lr_scheduler.load_state_dict(read_json(Path(checkpoint) / "scheduler.json"))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -643,6 +717,10 @@ class StepTrainer(Trainer):
     def _trainable(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         core = self.accelerator.unwrap_model(model)
         return [(name, p) for name, p in core.named_parameters() if p.requires_grad]
+
+
+class _AnotherRankStarved(Exception):
+    """A rank ran out of memory, so that every rank takes the step again."""
 
 
 class _Rows(TrainerCallback):

@@ -48,8 +48,9 @@ def test_the_file_holds_every_ratio_with_its_values_and_its_provenance(found):
     assert (written["config"]["model"], written["config"]["dtype"], written["seed"]) == ("tiny", "float32", 0)
     assert written["data"]["source"] == "hh.jsonl"  # no path of this machine
     assert len(written["scaling"]) == len(bench.SCALING)
-    engine, trl = written["engine"][0], written["trl"][0]
-    assert written["ratio_vs_trl_pairs"]["values"] == [trl["seconds"] / engine["seconds"]]
+    engine, *trl = (written[name][0] for name in bench.CONTENDERS)
+    assert written["ratio_vs_trl_pairs"]["values"] == [min(t["seconds"] for t in trl) / engine["seconds"]]
+    assert written["peak_memory_ratio_vs_trl"]["values"] == [engine["peak_mb"] / min(t["peak_mb"] for t in trl)]
     assert 0 < engine["steps_s"] < engine["seconds"] and engine["peak_mb"] > engine["above_model_mb"] > 0
     assert result["layouts_k4"]["responses"] == 4
     assert "ratio_vs_separate_k4" in bench.summary(written)

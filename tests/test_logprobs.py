@@ -217,6 +217,35 @@ def test_log_sum_exp_is_fp32_under_bf16():
     torch.testing.assert_close(logps, torch.log_softmax(logits, -1)[range(9), labels])
 
 
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_attention_by_matrix_products_is_scaled_dot_product_attention(scaling):
+    q, k, v = (torch.randn(1, heads, 11, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2))
+    mask = torch.zeros(11, 11, dtype=torch.float64).masked_fill_(torch.rand(11, 11) < 0.4, float("-inf"))
+    mask.fill_diagonal_(0)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True)
+    found = logprobs._matrix_attention(q, k, v, mask, scaling)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn(found.shape, dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * weight).sum(), (q, k, v)),
+        torch.autograd.grad((expected * weight).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_bf16_on_a_cpu_is_as_near_to_fp32_as_separate_rows_are(name):
+    rows = random_rows()
+    truth = logprobs.sequence_logps(random_model(name), logprobs.collate(rows, layout="separate"))
+    model = random_model(name).bfloat16()
+    separate = logprobs.sequence_logps(model, logprobs.collate(rows, layout="separate"))
+    assert logprobs.use_block_attention(model)
+    shared = logprobs.sequence_logps(model, logprobs.collate(rows))
+    errors = [float((found - truth)[truth != 0].square().mean().sqrt()) for found in (shared, separate)]
+    assert 0 < errors[0] < 2 * errors[1] and errors[0] < 0.02 * float(truth.abs().max())
+
+
 # --- tokens
 
 

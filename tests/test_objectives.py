@@ -56,10 +56,10 @@ COUPLING = {  # spec: whether a sample's gradient depends on the other samples o
     "reweight(dpo, beta=0.1)": "separable",
     "reweight(dpo, beta=0.1, normalise_h='mean_one')": "step",
     "erm(dpo, beta=0.1, loss_shift=0.5)": "separable",
-    "dro(dpo, beta=0.1)": "step",
-    "dora(dpo_pl, beta=0.1, lam=1.0)": "step",
+    "dro(dpo, beta=0.1)": "log_sum_exp",
+    "dora(dpo_pl, beta=0.1, lam=1.0)": "log_sum_exp",
     "dora_outside(lire, temperature=2.0)": "step",
-    "dr_dpo(dpo, beta=0.1)": "step",
+    "dr_dpo(dpo, beta=0.1)": "log_sum_exp",
     "gamma(simpo, beta=10, gamma_beta_ratio=0.4, tau=10)": "step",
     "gamma(dpo, beta=0.1, gamma0=0.5, tau=1.0)": "step",
     "dora(gamma(cdpo, beta=0.1, epsilon=0.1, gamma0=0.5, tau=1.0), lam=2.0)": "step",
@@ -99,6 +99,28 @@ def test_micro_batches_of_separable_objectives_add_up(spec):
         part = Scores(*(x if x is None else x[rows] for x in scores))
         parts.append(gradient(objective, part, h[rows]) * len(part.logps) / 6)
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("spec", [spec for spec, kind in COUPLING.items() if kind == "log_sum_exp"])
+def test_parts_of_a_log_sum_exp_add_up_by_their_mass(spec):
+    objective = build(spec)
+    scores, h = toy(count=columns(objective)), factors()
+    whole = gradient(objective, scores, h)
+    parts, masses = [], []
+    for rows in (slice(0, 1), slice(1, 6)):
+        part = Scores(*(x if x is None else x[rows] for x in scores))
+        parts.append(gradient(objective, part, h[rows]))
+        masses.append(objective.log_mass(objective.step_loss(part, h[rows]).loss, len(part.logps)))
+    shares = torch.softmax(torch.stack(masses), dim=0)
+    found = torch.cat([part * share for part, share in zip(parts, shares, strict=True)])
+    torch.testing.assert_close(found, whole, rtol=1e-11, atol=1e-14)
+    assert float((torch.cat(parts) / 2 - whole).abs().max()) > 1e-3  # a plain mean of the parts is something else
+
+
+def test_only_a_log_mean_exp_has_a_mass():
+    for spec in ("dpo(beta=0.1)", "dora_outside(lire, temperature=2.0)"):
+        with pytest.raises(ValueError, match="kind: .* log-mean-exp"):
+            build(spec).log_mass(torch.tensor(1.0), 2)
 
 
 @pytest.mark.parametrize("spec", COUPLING)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from robustpo_kit import objectives, policies, training
 from robustpo_kit.data import Preference, PreferenceSet, Template
@@ -112,7 +113,8 @@ class Step:
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return torch.cat([(g.full_tensor() if isinstance(g, DTensor) else g).flatten() for g in gradients])
 
 
 def weights(policy: policies.Policy) -> dict[str, torch.Tensor]:
@@ -130,6 +132,13 @@ def whole(step: Step) -> list[int]:
     return step.trainer.plan[0]
 
 
+def starved(real, model, rows, places):
+    """Log-probs on a device whose memory holds two prompts, three where no gradients are kept."""
+    if len(places) > 3 or (len(places) > 2 and torch.is_grad_enabled()):
+        raise torch.OutOfMemoryError("out of memory (injected)")
+    return real(model, rows, places)
+
+
 # --- exactness
 
 
@@ -145,7 +154,7 @@ def test_accumulation_gives_the_gradient_of_the_one_big_batch(spec, tmp_path):
     ):
         step = Step(spec, tmp_path, **settings)
         assert error(step.gradient(), expected) <= 1e-5, settings
-    passes = 8 * (1 if step.objective.coupling == "separable" else 2)  # 4 micro-batches, 2 steps, 1 or 2 passes
+    passes = 8 * (2 if step.objective.coupling == "step" else 1)  # 4 micro-batches, 2 steps, 1 or 2 passes
     assert step.trainer.forward_passes == passes
 
 
@@ -177,15 +186,8 @@ def test_micro_batches_hold_every_place_once_and_as_many_on_every_rank():
 @pytest.mark.parametrize("spec", COUPLED)
 def test_out_of_memory_halves_the_micro_batch_and_the_step_stays_exact(spec, tmp_path, monkeypatch):
     expected, state = (lambda s: (s.gradient(), s.objective.state_dict()))(Step(spec, tmp_path))
-    real = training.StepTrainer._logps
-
-    def starved(self, model, rows, places):
-        if len(places) > 3 or (len(places) > 2 and torch.is_grad_enabled()):
-            raise torch.OutOfMemoryError("out of memory (injected)")
-        return real(self, model, rows, places)
-
-    monkeypatch.setattr(training.StepTrainer, "_logps", starved)
     step = Step(spec, tmp_path)
+    monkeypatch.setattr(step.trainer, "_logps", functools.partial(starved, step.trainer._logps))
     assert error(step.gradient(), expected) <= 1e-5
     assert step.trainer.micro_limit == 2
     assert_same(step.objective.state_dict(), state, 1e-5)  # the step that failed has left nothing in the queue
@@ -210,13 +212,18 @@ def assert_same(found: dict, expected: dict, tolerance: float = 0.0) -> None:
 # --- two ranks
 
 
-def test_two_ranks_give_the_gradient_of_one_process(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def torchrun(folder: Path, what: str, **environment: str) -> None:
+    """This file as a script on two ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
     done = subprocess.run(
-        [*torchrun, __file__, "ranks", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
+        [*command, __file__, what, str(folder)], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_two_ranks_give_the_gradient_of_one_process(tmp_path):
+    torchrun(tmp_path, "ranks")
     found = json.loads((tmp_path / "about.json").read_text())
     assert found["world"] == 2
     gradients = load_file(tmp_path / "gradients.safetensors")
@@ -224,6 +231,13 @@ def test_two_ranks_give_the_gradient_of_one_process(tmp_path):
         for micro in (ROWS, 1):
             expected = Step(spec, tmp_path).gradient()
             assert error(gradients[f"{i}-{micro}"], expected) <= 1e-5, (spec, micro)
+        assert error(gradients[f"{i}-starved"], expected) <= 1e-5, spec
+    assert found["micro_limits"] == [2] * len(COUPLED)
+    micro = Step(COUPLED[0], tmp_path)
+    sizes = [micro.tokens.rows[i].tokens() for i in whole(micro)]
+    groups = [group for rank in training.micro_batches(sizes, 2, 2, balance=True) for group in rank]
+    expected = micro.by_hand([[whole(micro)[i] for i in group] for group in groups])
+    assert error(gradients["micro"], expected) <= 1e-5
     record, after = ranks_run(tmp_path / "one")
     assert found["metrics"]["world_size"] == 2 and record.metrics["world_size"] == 1
     for ours, theirs in zip(record.history, found["history"], strict=True):
@@ -235,6 +249,100 @@ def test_two_ranks_give_the_gradient_of_one_process(tmp_path):
     for name in after:
         change = (after[name] - moved[name]).norm()
         assert float((both[0][name] - after[name]).norm()) <= 1e-2 * float(change), name
+
+
+def test_two_fsdp2_ranks_give_the_gradient_and_the_weights_of_one_process(tmp_path):
+    torchrun(
+        tmp_path,
+        "sharded",
+        ACCELERATE_USE_FSDP="true",
+        FSDP_VERSION="2",
+        FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
+    )
+    gradients = load_file(tmp_path / "gradients.safetensors")
+    for i, spec in enumerate(COUPLED):
+        for micro in (ROWS, 1):
+            expected = Step(spec, tmp_path).gradient()
+            assert error(gradients[f"{i}-{micro}"], expected) <= 1e-5, (spec, micro)
+    about = json.loads((tmp_path / "about.json").read_text())
+    assert about["sharded"] and about["resumed_steps"] == 4
+    policy, objective, config = sharded_run(tmp_path / "one")
+    record = training.train(policy, dataset_for(objective), objective, config)
+    for found in about["histories"]:
+        for ours, theirs in zip(record.history, found, strict=True):
+            assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
+            assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
+    for name in ("straight", "resumed"):
+        saved = policies.load(tmp_path / name)
+        for (key, after), (_, theirs) in zip(policy.trainable(), saved.trainable(), strict=True):
+            before = dict(tiny().model.named_parameters())[key].detach()
+            assert float((theirs - after).detach().norm()) <= 1e-2 * float((after - before).detach().norm()), (
+                name,
+                key,
+            )
+
+
+def sharded_run(folder: Path, max_steps: int = 0) -> tuple:
+    """Full fine-tuning by a coupled objective over 8 steps with checkpoints."""
+    config = TrainConfig(
+        batch_size=4,
+        micro_batch_size=1,
+        epochs=4,
+        max_steps=max_steps,
+        schedule="constant",
+        warmup=0.0,
+        learning_rate=1e-3,
+        checkpoint=str(folder / "checkpoints"),
+        checkpoint_every=4,
+        reference_cache=str(folder / "cache"),
+    )
+    return tiny(), objectives.build(COUPLED[0]), config
+
+
+def counted(real, calls: list):
+    """The function, noting every call."""
+    return lambda *arguments: calls.append(1) or real(*arguments)
+
+
+def sharded(folder: Path) -> None:
+    """Under torchrun, FSDP2 by accelerate, which takes it for GPUs only: its ranks here are called so."""
+    from accelerate.state import DistributedType, PartialState
+    from torch.distributed.fsdp import FSDPModule
+
+    real = PartialState.__init__
+
+    def init(self, *arguments, **keywords):
+        real(self, *arguments, **keywords)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = init
+    found = {}
+    for i, spec in enumerate(COUPLED):
+        for micro in (ROWS, 1):
+            step = Step(spec, folder, micro_batch_size=micro)
+            trainer = step.trainer
+            trainer.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+            found[f"{i}-{micro}"] = step.gradient()
+    histories, calls = [], []
+    training._digest = lambda *_: "a run, whatever its max_steps"
+    for name, folder_ in (("straight", folder / "a"), ("resumed", folder / "b")):
+        if name == "resumed":  # half of it, and on from its checkpoint
+            policy, objective, config = sharded_run(folder_, 4)
+            training.train(policy, dataset_for(objective), objective, config)
+            training.StepTrainer._step = counted(training.StepTrainer._step, calls)
+        policy, objective, config = sharded_run(folder_)
+        record = training.train(policy, dataset_for(objective), objective, config)
+        policy.save(folder / name)
+        histories.append(record.history)
+    if training._rank() == 0:
+        save_file(found, folder / "gradients.safetensors")
+        about = {
+            "sharded": isinstance(policy.model.model.layers[0], FSDPModule),
+            "histories": histories,
+            "resumed_steps": len(calls),
+        }
+        (folder / "about.json").write_text(json.dumps(about))
 
 
 def ranks_run(folder: Path) -> tuple:
@@ -250,16 +358,27 @@ def ranks_run(folder: Path) -> tuple:
 
 def ranks(folder: Path) -> None:
     """Under torchrun: gradients of the coupled objectives and one short run, written by rank 0."""
-    found = {}
+    found, limits = {}, []
     for i, spec in enumerate(COUPLED):
         for micro in (ROWS, 1):
             step = Step(spec, folder, micro_batch_size=micro)
             found[f"{i}-{micro}"] = step.gradient()
+        step = Step(spec, folder)
+        if training._rank() == 1:  # this rank alone runs out of memory; both must take the step again
+            step.trainer._logps = functools.partial(starved, step.trainer._logps)
+        found[f"{i}-starved"] = step.gradient()
+        limits.append(step.trainer.micro_limit)
+    found["micro"] = Step(COUPLED[0], folder, micro_batch_size=2, window="micro").gradient()
     record, after = ranks_run(folder / "two")
     save_file(after, folder / f"weights{training._rank()}.safetensors")
     if training._rank() == 0:
         save_file(found, folder / "gradients.safetensors")
-        about = {"world": torch.distributed.get_world_size(), "history": record.history, "metrics": record.metrics}
+        about = {
+            "world": torch.distributed.get_world_size(),
+            "micro_limits": limits,
+            "history": record.history,
+            "metrics": record.metrics,
+        }
         (folder / "about.json").write_text(json.dumps(about))
 
 
@@ -490,7 +609,7 @@ def test_every_epoch_shuffles_and_drops_no_row():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "ranks":
-        ranks(Path(sys.argv[2]))
+    if sys.argv[1] in ("ranks", "sharded"):
+        {"ranks": ranks, "sharded": sharded}[sys.argv[1]](Path(sys.argv[2]))
     else:
         killed(sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,70 @@
+"""LoRA layers as one autograd function: peft's layers, names and checkpoints, fewer passes over memory.
+
+peft computes W x, casts x to the adapter's precision, multiplies by A and B, scales, adds and casts back; of this every
+step writes or keeps a tensor as large as the activations. Here x A^T is computed in the model's precision, as under
+autocast, and B accumulates onto W x in place; the adapter's weights and their gradients keep their own precision.
+"""
+
+import torch
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _LowRank(torch.autograd.Function):
+    """x W^T + b + scale (x A^T) B^T with W and b frozen: x [N, in], A [r, in], B [out, r]."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        low, high = a.to(x.dtype), b.to(x.dtype)
+        inner = x @ low.t()
+        ctx.save_for_backward(x, weight, low, high, inner)
+        ctx.scale, ctx.kept = scale, a.dtype
+        return F.linear(x, weight, bias).addmm_(inner, high.t(), alpha=scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, low, high, inner = ctx.saved_tensors
+        back = (grad @ high).mul_(ctx.scale)
+        grad_x = (grad @ weight).addmm_(back, low) if ctx.needs_input_grad[0] else None
+        grad_a = (back.t() @ x).to(ctx.kept) if ctx.needs_input_grad[3] else None
+        grad_b = (grad.t() @ inner).mul_(ctx.scale).to(ctx.kept) if ctx.needs_input_grad[4] else None
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+class FusedLinear(Linear):
+    """peft's lora.Linear, which it leaves to peft wherever more than one plain adapter on a frozen layer is asked for.
+
+    Plain: not merged or disabled, no dropout in effect, no variant of LoRA, no quantised base, no autocast.
+    """
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """[..., in] -> [..., out] in the dtype of the frozen layer."""
+        if args or kwargs or not self._plain(x):
+            return super().forward(x, *args, **kwargs)
+        base, name = self.base_layer, self.active_adapters[0]
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        out = _LowRank.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, self.scaling[name])
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    def _plain(self, x: Tensor) -> bool:
+        active = self.active_adapters
+        if self.disable_adapters or self.merged or len(active) != 1 or active[0] not in self.lora_A:
+            return False
+        if active[0] in self.lora_variant or self.lora_bias[active[0]]:
+            return False
+        dropout = self.lora_dropout[active[0]]
+        if self.training and isinstance(dropout, nn.Dropout) and dropout.p:
+            return False
+        base = self.base_layer
+        frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
+        alike = type(base) is nn.Linear and x.dtype == base.weight.dtype
+        return frozen and alike and not torch.is_autocast_enabled(x.device.type)
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Make every plain lora.Linear of a peft model a `FusedLinear`, in place; parameters and their names stay."""
+    for module in model.modules():
+        if type(module) is Linear:
+            module.__class__ = FusedLinear
+    return model
