@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robustpo_kit.intervals import bootstrap_mean
 from robustpo_kit.records import RunRecord
 
 
@@ -114,22 +115,10 @@ def energy_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(2 * cdist(first, second).mean() - pdist(first).mean() - pdist(second).mean())
 
 
-def mean_ci(
-    values: Sequence[float], *, seed: int, draws: int = 2000, level: float = 0.95
-) -> tuple[float, float, float]:
-    """Mean with a percentile bootstrap interval (mean, low, high)."""
-    values = np.asarray(values, dtype=float)
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(values.mean()), float(low), float(high)
-
-
 def mean_by(table: pd.DataFrame, by: Sequence[str], value: str, *, seed: int, level: float = 0.95) -> pd.DataFrame:
     """Mean of `value` in each cell of `by` with a bootstrap interval over its rows: columns by, value, low, high, n."""
     rows = []
     for cell, part in table.groupby(list(by), sort=False):
-        mean, low, high = mean_ci(part[value], seed=seed, level=level)
-        rows.append(dict(zip(by, cell, strict=True)) | {value: mean, "low": low, "high": high, "n": len(part)})
+        mean, low, high, n = bootstrap_mean(part[value], level=level, seed=seed)
+        rows.append(dict(zip(by, cell, strict=True)) | {value: mean, "low": low, "high": high, "n": n})
     return pd.DataFrame(rows)

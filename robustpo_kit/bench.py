@@ -20,12 +20,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import data, logprobs, objectives, plots, policies, records, training
+from robustpo_kit import data, logprobs, lora, objectives, plots, policies, records, training
 from robustpo_kit.data import Preference, PreferenceSet, Template
 from robustpo_kit.records import KitError
 
@@ -104,7 +105,7 @@ def run(
                 records.write_json(Path(out) / "partial.json", epochs)
     inside = _child(task | {"contender": "inside", "scaling": scaling}, rows)
     found = {
-        **_ratios(epochs, inside["layouts_k4"]["seconds"], inside["objectives"]),
+        **_ratios(epochs, inside),
         "targets": _targets(config),
         **epochs,
         **inside,
@@ -170,7 +171,7 @@ def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> dict[str, 
     }
 
 
-def _ratios(epochs: dict[str, list[dict]], layouts: dict, overheads: dict) -> dict[str, dict]:
+def _ratios(epochs: dict[str, list[dict]], inside: dict[str, Any]) -> dict[str, dict]:
     """Every ratio of one alternation, and their median."""
 
     def paired(left: Sequence[float], right: Sequence[float]) -> dict[str, Any]:
@@ -183,6 +184,8 @@ def _ratios(epochs: dict[str, list[dict]], layouts: dict, overheads: dict) -> di
     def best(field: str) -> list[float]:
         return [min(values) for values in zip(of("trl", field), of("trl_checkpointing", field), strict=True)]
 
+    layouts, without = inside["layouts_k4"]["seconds"], dict(inside["without"])
+    whole = without.pop("nothing")
     found = {
         "ratio_vs_trl_pairs": paired(best("seconds"), of("engine", "seconds")),
         "ratio_vs_trl_pairs_wall": paired(best("wall_s"), of("engine", "wall_s")),
@@ -193,7 +196,8 @@ def _ratios(epochs: dict[str, list[dict]], layouts: dict, overheads: dict) -> di
         "peak_memory_ratio_above_model": paired(of("engine", "above_model_mb"), best("above_model_mb")),
         "peak_memory_ratio_vs_trl_no_checkpointing": paired(of("engine", "peak_mb"), of("trl", "peak_mb")),
     }
-    return found | {name: paired(times["objective"], times["base"]) for name, times in overheads.items()}
+    found |= {name: paired(times["objective"], times["base"]) for name, times in inside["objectives"].items()}
+    return found | {f"gain_of_{name}": paired(times, whole) for name, times in without.items()}
 
 
 def _targets(config: BenchConfig) -> dict[str, str]:
@@ -288,6 +292,7 @@ def contender(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "layouts_k4": _layouts(config, policy, rows["lists"], task["alternations"]),
         "objectives": _overheads(config, policy, rows["short"], task["alternations"]),
+        "without": _ablations(config, policy, rows["pairs"], task["alternations"]),
         "scaling": _scaling(config, policy) if task["scaling"] else [],
     }
 
@@ -401,6 +406,34 @@ def _overheads(config: BenchConfig, policy: policies.Policy, rows: PreferenceSet
         }
         found[name] = _alternate(steps, 2 * alternations)
     return found
+
+
+def _ablations(
+    config: BenchConfig, policy: policies.Policy, rows: PreferenceSet, alternations: int
+) -> dict[str, list[float]]:
+    """Seconds of a step of DPO in the whole engine, and with each idea behind its speed left out, in turn."""
+    rows = PreferenceSet(list(rows)[: config.batch_size])
+    step = _step(config, policy, rows, "dpo(beta=0.1)")
+    fused = [module for module in policy.model.modules() if isinstance(module, lora.FusedLinear)]
+
+    def without_matrix_attention() -> None:
+        with mock.patch.object(logprobs, "MATRIX_TOKENS", 0):
+            step()
+
+    def without_fused_lora() -> None:
+        for module in fused:
+            module.__class__ = lora.Linear
+        step()
+        for module in fused:
+            module.__class__ = lora.FusedLinear
+
+    steps = {
+        "nothing": step,
+        "matrix_attention": without_matrix_attention,
+        "fused_lora": without_fused_lora,
+        "shared_prefix": _step(config, policy, rows, "dpo(beta=0.1)", layout="separate"),
+    }
+    return _alternate(steps, alternations)
 
 
 def _scaling(config: BenchConfig, policy: policies.Policy) -> list[dict[str, Any]]:

@@ -383,7 +383,9 @@ def kept(folder: Path, config: dict[str, Any], make: Callable[[Path], None]) -> 
     if stamp.exists() and read_json(stamp) == key:
         return folder
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of processes that were killed
+        if left == temporary or not _alive(int(left.name.split(".")[-2])):
+            shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         make(temporary)
@@ -393,6 +395,16 @@ def kept(folder: Path, config: dict[str, Any], make: Callable[[Path], None]) -> 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @functools.cache

@@ -297,10 +297,12 @@ def collate(rows: Sequence[TokenRow], *, layout: str = "shared", kernel: str = "
     k_max = max(len(row.responses) for row in rows)
     lengths = torch.tensor([row.lengths() + [0] * (k_max - len(row.responses)) for row in rows])
     build = _shared if layout == "shared" else _separate
-    return build(rows, k_max, lengths, kernel, pad)
+    ids, positions, structure, source, labels, owner = build(rows, k_max, kernel, pad)
+    read = (torch.tensor(source), torch.tensor(labels), torch.tensor(owner))
+    return Batch(ids, positions, structure, *read, lengths, lengths > 0, tuple(rows))
 
 
-def _shared(rows: Sequence[TokenRow], k_max: int, lengths: Tensor, kernel: str, pad: int) -> Batch:
+def _shared(rows: Sequence[TokenRow], k_max: int, kernel: str, pad: int) -> tuple:
     ids, positions, source, labels, owner, blocks = [], [], [], [], [], []
     for b, row in enumerate(rows):
         start, last = len(ids), len(ids) + len(row.prompt) - 1
@@ -321,20 +323,10 @@ def _shared(rows: Sequence[TokenRow], k_max: int, lengths: Tensor, kernel: str, 
         extra = -len(ids) % FLEX_MULTIPLE
         ids.extend([pad] * extra)
         position = F.pad(position, (0, extra))
-    return Batch(
-        torch.tensor([ids]),
-        position[None],
-        structure,
-        torch.tensor(source),
-        torch.tensor(labels),
-        torch.tensor(owner),
-        lengths,
-        lengths > 0,
-        tuple(rows),
-    )
+    return torch.tensor([ids]), position[None], structure, source, labels, owner
 
 
-def _separate(rows: Sequence[TokenRow], k_max: int, lengths: Tensor, kernel: str, pad: int) -> Batch:
+def _separate(rows: Sequence[TokenRow], k_max: int, kernel: str, pad: int) -> tuple:
     del kernel
     texts, source, labels, owner = [], [], [], []
     for row in rows:
@@ -350,17 +342,7 @@ def _separate(rows: Sequence[TokenRow], k_max: int, lengths: Tensor, kernel: str
             line += 1
     # Padding is on the right, so that causal attention keeps it out without any mask.
     ids = torch.tensor([[*text, *[pad] * (width - len(text))] for text in texts])
-    return Batch(
-        ids,
-        None,
-        None,
-        torch.tensor(source),
-        torch.tensor(labels),
-        torch.tensor(owner),
-        lengths,
-        lengths > 0,
-        tuple(rows),
-    )
+    return ids, None, None, source, labels, owner
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

@@ -48,15 +48,12 @@ class Profile:
     micro_batch_size: int = 16
     lam: float = 1.0  # lambda of KL-DRO
     listwise: tuple[str, ...] = tuple(f"{loss} {a}" for loss in LISTWISE for a in AGGREGATORS)  # methods of notebook 04
-    seeds: int = 1  # training seeds a method
     workers: int = 1  # training processes at once; 0 = one a core, each with one thread
     # generation and judging
     max_new_tokens: int = 48
     eval_batch: int = 64
     eval_samples: int = 1  # replies a prompt
     bootstrap: int = 2000
-    # toy world
-    toy_seeds: int = 3
 
 
 PROFILES = {
@@ -80,7 +77,6 @@ PROFILES = {
         max_new_tokens=8,
         eval_batch=8,
         bootstrap=200,
-        toy_seeds=1,
     ),
     # 2 cores, at most 20 minutes for the series: every loss with and without DoRA, all four aggregators for one loss
     "cpu": Profile(
@@ -122,10 +118,8 @@ PROFILES = {
         epochs=2,
         batch_size=32,
         micro_batch_size=32,
-        seeds=5,
         eval_batch=256,
         eval_samples=4,
-        toy_seeds=10,
     ),
     # Papers: DoRA Table 8 and App. C.3 (batch 32, LoRA 2e-5 listwise for Mistral, 128 new tokens, 400 queries).
     "paper": Profile(
@@ -149,10 +143,8 @@ PROFILES = {
         learning_rate=2e-5,
         batch_size=32,
         micro_batch_size=8,
-        seeds=1,
         max_new_tokens=128,
         eval_batch=64,
-        toy_seeds=10,
     ),
 }
 

@@ -570,6 +570,9 @@ class StepTrainer(Trainer):
 
     def _sync(self, model: nn.Module, last: bool) -> Any:
         """Gradients are reduced in the backward pass only where the wrapper does it, and at the last micro-batch."""
+        if self.is_deepspeed_enabled:  # it takes its optimizer step inside the backward pass, unless told to wait
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            return contextlib.nullcontext()
         if self._wrapper_reduces and last:
             return contextlib.nullcontext()
         return self.accelerator.no_sync(model) if _world() > 1 else contextlib.nullcontext()

@@ -75,9 +75,11 @@ def test_histories_become_one_tidy_table():
     assert list(table.columns) == ["policy", "step", "loss"] and len(table) == 4
 
 
-def test_the_bootstrap_interval_of_a_mean_covers_it():
-    mean, low, high = analysis.mean_ci(np.arange(100.0), seed=0)
-    assert low < mean < high and mean == 49.5
+def test_means_of_cells_have_an_interval_that_covers_them():
+    table = pd.DataFrame({"size": [1] * 100 + [2] * 3, "value": [*range(100), 5.0, 5.0, 5.0]})
+    found = analysis.mean_by(table, ["size"], "value", seed=0).set_index("size")
+    assert found.loc[1, "low"] < found.loc[1, "value"] == 49.5 < found.loc[1, "high"] and found.loc[1, "n"] == 100
+    assert (found.loc[2, ["low", "value", "high"]] == 5.0).all()
 
 
 # ---- figures: each draws its table on the axis it is given, labelled ------------------------------------------------

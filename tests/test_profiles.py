@@ -10,7 +10,7 @@ def test_every_profile_is_frozen_and_named_after_its_key():
     for name, profile in profiles.PROFILES.items():
         assert profile.name == name
         with pytest.raises(dataclasses.FrozenInstanceError):
-            profile.seeds = 3
+            profile.epochs = 3
 
 
 def test_overrides_replace_one_setting_and_keep_the_others():

@@ -282,6 +282,50 @@ def test_two_fsdp2_ranks_give_the_gradient_and_the_weights_of_one_process(tmp_pa
             )
 
 
+@pytest.mark.parametrize("spec", [COUPLED[0], "dpo(beta=0.1)"])
+def test_two_deepspeed_ranks_give_the_weights_of_one_process(spec, tmp_path):
+    pytest.importorskip("deepspeed", reason="DeepSpeed is an optional peer")
+    config = Path(training.__file__).parent / "accelerate" / "deepspeed_zero2.yaml"
+    text = config.read_text().replace("num_processes: 8", "num_processes: 2").replace("use_cpu: false", "use_cpu: true")
+    (tmp_path / "two.yaml").write_text(text)
+    dataset_for(objectives.build(spec)).to_jsonl(tmp_path / "rows.jsonl")
+    arguments = ["train", "--data", tmp_path / "rows.jsonl", "--model", "tiny", "--lora", "none", "--objective", spec]
+    arguments += ["--set", "batch_size=4", "--set", "micro_batch_size=1", "--set", "warmup=0"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", tmp_path / "two.yaml"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    for name, launcher in (("one", []), ("two", launch)):
+        command = [sys.executable, *launcher, "-m", "robustpo_kit", *arguments, "--out", tmp_path / name]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "two" / "record.json").read_text())["metrics"]["world_size"] == 2
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    before = policies.load("tiny").model.state_dict()
+    for name in one:
+        assert float((two[name] - one[name]).norm()) <= 1e-2 * float((one[name] - before[name]).norm()), name
+
+
+def test_checkpoints_under_deepspeed_are_refused(tmp_path, monkeypatch):
+    real = training.Trainer.create_accelerator_and_postprocess
+
+    def pretend(self):
+        real(self)
+        self.is_deepspeed_enabled = True
+
+    monkeypatch.setattr(training.Trainer, "create_accelerator_and_postprocess", pretend)
+    with pytest.raises(KitError, match="checkpoint: DeepSpeed writes pickles"):
+        Step("dpo(beta=0.1)", tmp_path, checkpoint=str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "deepspeed_zero2"])
+def test_launch_files_are_read_by_accelerate(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    path = Path(training.__file__).parent / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 8 and config.mixed_precision == "no"
+    assert (config.fsdp_config or config.deepspeed_config) and config.distributed_type.name in ("FSDP", "DEEPSPEED")
+
+
 def sharded_run(folder: Path, max_steps: int = 0) -> tuple:
     """Full fine-tuning by a coupled objective over 8 steps with checkpoints."""
     config = TrainConfig(
