@@ -481,13 +481,7 @@ def _step(
     train_config = dataclasses.replace(
         _train_config(config, scratch.name), **{"batch_size": len(rows), "micro_batch_size": len(rows)} | settings
     )
-    tokens = logprobs.tokenize(rows, policy.tokenizer, policy.template, max_length=config.max_length)
-    reference = None
-    if objective.needs_reference:
-        reference = training.reference_logps(policy, tokens, config=train_config, cache=None)
-    signals = training.Signals.of(rows, tokens, reference)
-    arguments = training._arguments(train_config, scratch.name, 1)
-    trainer = training.StepTrainer(policy, tokens, signals, objective, train_config, arguments, "bench")
+    trainer = training.prepare(policy, rows, objective, train_config, scratch.name)
     trainer.create_optimizer_and_scheduler(1)
 
     def step() -> None:

@@ -227,6 +227,33 @@ class Lab:
                 future.result()
         return [_train(job) for job in jobs]
 
+    def window_errors(self, spec: str, dataset: PreferenceSet) -> pd.DataFrame:
+        """What taking each micro-batch for a batch of its own does to the gradient of the first step from SFT.
+
+        Columns: micro_batch (prompts), error (relative, Euclidean norm), cosine; both against the whole step's.
+        """
+        policy = self.sft_policy().add_lora(self.cfg.lora_targets, self.cfg.lora_rank, seed=self.seed)
+        config = self._train_config(self.cfg.learning_rate, 1, self.seed)
+        sizes = [2**i for i in range(config.batch_size.bit_length()) if 2**i < config.batch_size]
+        whole, *parts = (
+            training.step_gradient(
+                policy,
+                dataset,
+                objectives.build(spec),
+                dataclasses.replace(config, window=window, micro_batch_size=size),
+            )
+            for window, size in [("step", config.batch_size), *(("micro", size) for size in sizes)]
+        )
+        rows = [
+            {
+                "micro_batch": size,
+                "error": float((part - whole).norm() / whole.norm()),
+                "cosine": float(torch.cosine_similarity(part, whole, dim=0)),
+            }
+            for size, part in zip(sizes, parts, strict=True)
+        ]
+        return pd.DataFrame(rows)
+
     def sft_replies(self) -> "Trained":
         """The SFT policy itself, as the row that every method is read against."""
         policy = self.sft_policy()  # made first: `kept` below depends on its code and settings

@@ -100,6 +100,29 @@ def train(policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainC
     not finite.
     """
     started = time.time()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = prepare(policy, dataset, objective, config, config.checkpoint or scratch)
+        trainer.train(resume_from_checkpoint=trainer.resume())
+    return _record(trainer, started)
+
+
+def step_gradient(policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainConfig) -> Tensor:
+    """Gradient [P] (fp32, on the CPU) that the first optimizer step would take; the weights stay as they are.
+
+    Errors as `train`. For studies of what cutting a step into micro-batches does to it.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = prepare(policy, dataset, objective, dataclasses.replace(config, checkpoint=None), scratch)
+        trainer.create_optimizer_and_scheduler(1)
+        trainer.training_step(trainer.model, 0)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in policy.trainable()]
+    flat = torch.cat([gradient.float().cpu().flatten() for gradient in gradients])
+    policy.model.zero_grad(set_to_none=True)
+    return flat
+
+
+def prepare(policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainConfig, folder: str) -> "StepTrainer":
+    """The trainer of a run before its first step: rows checked, tokens, reference log-probs."""
     rows = _fit(dataset, objective)
     tokens = tokenize(
         rows,
@@ -110,16 +133,13 @@ def train(policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainC
         mismatched=objective.needs_kl,
     )
     run = _digest(tokens, policy, objective, config)
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = _arguments(config, config.checkpoint or scratch, steps(len(tokens), config))
-        reference = None
-        if objective.needs_reference:
-            folder = Path(config.reference_cache or paths.CACHE / "reference")
-            reference = reference_logps(policy, tokens, config=config, cache=folder)
-        signals = Signals.of(rows, tokens, reference)
-        trainer = StepTrainer(policy, tokens, signals, objective, config, arguments, run)
-        trainer.train(resume_from_checkpoint=trainer.resume())
-    return _record(trainer, tokens, objective, config, started)
+    arguments = _arguments(config, folder, steps(len(tokens), config))
+    reference = None
+    if objective.needs_reference:
+        cache = Path(config.reference_cache or paths.CACHE / "reference")
+        reference = reference_logps(policy, tokens, config=config, cache=cache)
+    signals = Signals.of(rows, tokens, reference)
+    return StepTrainer(policy, tokens, signals, objective, config, arguments, run)
 
 
 # --- what a step consists of ------------------------------------------------------------------------------------------
@@ -774,8 +794,9 @@ def _arguments(config: TrainConfig, folder: str, total: int) -> TrainingArgument
     )
 
 
-def _record(trainer: StepTrainer, tokens: TokenTable, objective: Any, config: TrainConfig, started: float) -> RunRecord:
+def _record(trainer: StepTrainer, started: float) -> RunRecord:
     """Config, versions, seed, time and the means of the last tenth of the steps."""
+    tokens, objective, config = trainer.tokens, trainer.objective, trainer.config
     about = provenance(dataclasses.asdict(config), config.seed, started)
     history = trainer.history
     tail = history[-max(1, len(history) // 10) :]
@@ -964,4 +985,4 @@ def _barrier() -> None:
         dist.barrier()
 
 
-__all__ = ["TokenRow", "TrainConfig", "run_card", "score", "train"]
+__all__ = ["TokenRow", "TrainConfig", "run_card", "score", "step_gradient", "train"]

@@ -174,6 +174,26 @@ def test_the_gradient_does_depend_on_the_samples_sharing_a_batch(tmp_path):
     assert error(alone, reweighted.by_hand([whole(reweighted)])) <= 1e-5  # one sample a batch: nothing robust is left
 
 
+def test_the_gradient_of_a_step_can_be_had_without_taking_it(tmp_path):
+    spec = "dora(dpo_pl(beta=0.1), lam=0.7)"
+    policy, objective = tiny(), objectives.build(spec)
+    before = weights(policy)
+    config = TrainConfig(
+        batch_size=4, micro_batch_size=3, reference_cache=str(tmp_path), checkpoint=str(tmp_path / "c")
+    )
+    found = training.step_gradient(policy, dataset_for(objective), objective, config)
+    assert not (tmp_path / "c").exists() and all(p.grad is None for _, p in policy.trainable())
+    assert_same(weights(policy), before)
+    tokens = tokenize(dataset_for(objective), policy.tokenizer, policy.template)
+    rows = training.step_rows(ROWS, config)[0]
+    signals = training.Signals.of(dataset_for(objective), tokens, training.response_logps(policy.model, tokens))
+    scores, h = signals.scores(
+        sequence_logps(policy.model, collate([tokens.rows[i] for i in rows])), torch.tensor(rows), mismatched=False
+    )
+    objective.step_loss(scores, h).loss.backward()
+    assert error(found, flat(policy.model)) <= 1e-5
+
+
 def test_micro_batches_hold_every_place_once_and_as_many_on_every_rank():
     for n, limit, world in ((8, 3, 1), (7, 2, 2), (1, 4, 2), (9, 9, 3)):
         for balance in (True, False):

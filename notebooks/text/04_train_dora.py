@@ -150,6 +150,19 @@ assert all(abs(value - np.log(24)) < 0.02 for value in first.values())
 print("CHECK Plackett-Luce DPO starts at log 4! = 3.18: pass")
 
 # %%
+spec = next(spec for name, spec in specs.items() if name.startswith("rrhf") and name.endswith("dora"))
+nb.save_table("dora_window", lab.window_errors(spec, training_set))
+
+# %% [markdown]
+# **The window, on the model itself.** DoRA over RRHF, whose losses differ between samples from the first step on: how far is
+# the gradient of that step off when each micro-batch is taken for a batch of its own? (Relative error in Euclidean norm,
+# and the cosine between the two gradients.) At one sample a micro-batch the robust weights are gone: what is left is
+# reweighting.
+
+# %%
+nb.read_table("dora_window").round(3)
+
+# %%
 replies = experiments.all_replies(methods)
 nb.save_table("dora_replies", replies.drop(columns="row_id"))
 nb.save_table("dora_quality", experiments.reply_quality(methods, draws=nb.cfg.bootstrap, seed=nb.seed))
