@@ -196,7 +196,9 @@ def _ratios(epochs: dict[str, list[dict]], inside: dict[str, Any]) -> dict[str, 
         "peak_memory_ratio_above_model": paired(of("engine", "above_model_mb"), best("above_model_mb")),
         "peak_memory_ratio_vs_trl_no_checkpointing": paired(of("engine", "peak_mb"), of("trl", "peak_mb")),
     }
-    found |= {name: paired(times["objective"], times["base"]) for name, times in inside["objectives"].items()}
+    for name, times in inside["objectives"].items():
+        found[name] = paired(times["objective"], times["base"])
+        found[f"{name}_own_ms"] = {"median": times["objective_ms"], "values": [times["objective_ms"]]}
     return found | {f"gain_of_{name}": paired(times, whole) for name, times in without.items()}
 
 
@@ -352,6 +354,7 @@ def _trl(config: BenchConfig, rows: PreferenceSet, *, checkpointing: bool) -> di
 
     def prepare(policy: policies.Policy) -> Callable[[], float]:
         logprobs.unwrap(policy.model).set_attn_implementation("sdpa")
+        _set_lora(policy, lora.Linear)  # peft's own layers
         scratch = tempfile.TemporaryDirectory()
         arguments = DPOConfig(
             output_dir=scratch.name,
@@ -404,8 +407,21 @@ def _overheads(config: BenchConfig, policy: policies.Policy, rows: PreferenceSet
             "objective": _step(config, policy, rows, objective, micro_batch_size=micro),
             "base": _step(config, policy, rows, base, micro_batch_size=micro),
         }
-        found[name] = _alternate(steps, 2 * alternations)
+        own = {f"{kind}_ms": _own_milliseconds(step.trainer) for kind, step in steps.items()}
+        found[name] = _alternate(steps, 2 * alternations) | own
     return found
+
+
+def _own_milliseconds(trainer: training.StepTrainer, repeats: int = 50) -> float:
+    """Median time of the objective itself: from the step's log-probs to their gradient, the model aside."""
+    rows = trainer.plan[0]
+    logps = -2.0 * trainer.signals.lengths[rows].float().to(trainer.args.device)
+    times = []
+    for _ in range(repeats):
+        before = time.perf_counter()
+        trainer._whole(logps, rows)
+        times.append(1e3 * (time.perf_counter() - before))
+    return statistics.median(times)
 
 
 def _ablations(
@@ -414,18 +430,15 @@ def _ablations(
     """Seconds of a step of DPO in the whole engine, and with each idea behind its speed left out, in turn."""
     rows = PreferenceSet(list(rows)[: config.batch_size])
     step = _step(config, policy, rows, "dpo(beta=0.1)")
-    fused = [module for module in policy.model.modules() if isinstance(module, lora.FusedLinear)]
 
     def without_matrix_attention() -> None:
         with mock.patch.object(logprobs, "MATRIX_TOKENS", 0):
             step()
 
     def without_fused_lora() -> None:
-        for module in fused:
-            module.__class__ = lora.Linear
+        _set_lora(policy, lora.Linear)
         step()
-        for module in fused:
-            module.__class__ = lora.FusedLinear
+        _set_lora(policy, lora.FusedLinear)
 
     steps = {
         "nothing": step,
@@ -434,6 +447,13 @@ def _ablations(
         "shared_prefix": _step(config, policy, rows, "dpo(beta=0.1)", layout="separate"),
     }
     return _alternate(steps, alternations)
+
+
+def _set_lora(policy: policies.Policy, kind: type) -> None:
+    """Make the adapted layers peft's or fused ones."""
+    for module in policy.model.modules():
+        if isinstance(module, lora.Linear):
+            module.__class__ = kind
 
 
 def _scaling(config: BenchConfig, policy: policies.Policy) -> list[dict[str, Any]]:
@@ -488,7 +508,7 @@ def _step(
         trainer.training_step(trainer.model, 0)
         trainer.model.zero_grad()
 
-    step.keep = scratch  # the folder lives as long as the step
+    step.trainer, step.keep = trainer, scratch  # the folder lives as long as the step
     return step
 
 

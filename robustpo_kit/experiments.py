@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -409,9 +410,10 @@ def kept(folder: Path, config: dict[str, Any], make: Callable[[Path], None]) -> 
     stamp = folder / "made.json"
     if stamp.exists() and read_json(stamp) == key:
         return folder
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of processes that were killed
-        if left == temporary or not _alive(int(left.name.split(".")[-2])):
+    prefix = f".{folder.name}.{platform.node()}-"
+    temporary = folder.with_name(f"{prefix}{os.getpid()}.tmp")
+    for left in folder.parent.glob(f"{prefix}*.tmp"):  # of processes that were killed on this machine
+        if left == temporary or not _alive(int(left.stem.removeprefix(prefix))):
             shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

@@ -50,6 +50,11 @@ class Policy:
         """Whether LoRA weights are attached (the reference is then the same model without them)."""
         return hasattr(self.model, "peft_config")
 
+    @property
+    def adapter_without_base(self) -> bool:
+        """Whether the adapter's base weights, merged or random, lie in no file."""
+        return self.has_adapter and bool(self.record.get("merged") or self.record.get("source") == "tiny")
+
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that training changes."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -138,9 +143,7 @@ class Policy:
         whole = self._gathered()
         if dist.is_initialized() and dist.get_rank():
             return folder
-        if self.has_adapter and (self.record.get("merged") or self.record.get("source") == "tiny"):
-            if whole is not None:
-                raise KitError("policy: an adapter over weights that lie in no file cannot be saved from shards")
+        if self.adapter_without_base:
             return dataclasses.replace(self, model=copy.deepcopy(self.model)).merge().save(folder)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -154,12 +157,17 @@ class Policy:
         return folder
 
     def _gathered(self) -> dict[str, torch.Tensor] | None:
-        """The weights to save, whole, where FSDP2 has sharded them; None where they are whole already."""
+        """The weights to save, whole on the first rank, where FSDP2 has sharded them; None where they are whole."""
         state = self.model.state_dict()
         if not any(isinstance(value, DTensor) for value in state.values()):
             return None
         wanted = {name: value for name, value in state.items() if "lora_" in name or not self.has_adapter}
-        return {name: v.full_tensor().cpu() if isinstance(v, DTensor) else v.cpu() for name, v in wanted.items()}
+        whole = {}
+        for name, value in wanted.items():
+            value = value.full_tensor() if isinstance(value, DTensor) else value
+            if dist.get_rank() == 0:
+                whole[name] = value.cpu()
+        return whole
 
 
 def load(

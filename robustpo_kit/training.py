@@ -4,7 +4,8 @@ Every objective sees the [B, K] log-probabilities of all prompts of a step, over
 takes d loss / d logps from it and backpropagates sum(g * logps) a micro-batch. So gradient accumulation and several
 ranks give the gradient of the one big batch. Where the coupling is a log-sum-exp, gradients of micro-batches are
 accumulated with a running weight, as an online softmax does; a second forward pass is taken only for other couplings
-(target margins, KL terms) when the step has several micro-batches on a rank.
+(target margins, KL terms, means of h) when the step has several micro-batches on a rank, and for every coupling under
+FSDP2 and DeepSpeed, whose gradients are not at hand between micro-batches.
 """
 
 import contextlib
@@ -387,17 +388,30 @@ class StepTrainer(Trainer):
         self.plan = step_rows(len(tokens), config)
         self.layout = _layout(policy, config)
         self.kernel = _kernel(policy, config)
-        self.micro_limit = config.micro_batch_size
+        self.micro_limit = self._largest = config.micro_batch_size
         self.history: list[dict[str, Any]] = []
         self.forward_passes = 0
         self._dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in policy.model.modules())
         if config.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         super().__init__(Scorer(policy.model), arguments, train_dataset=range(len(self.plan)))
-        if self.is_deepspeed_enabled and config.checkpoint:
-            raise KitError("checkpoint: DeepSpeed writes pickles; leave it unset, or train under FSDP2 or torchrun")
+        self._refuse_wrappers()
         self.remove_callback(PrinterCallback)
         self.add_callback(_Rows(self))
+
+    def _refuse_wrappers(self) -> None:
+        """Raises KitError for what FSDP and DeepSpeed cannot do here, before the run and not after it."""
+        if self.is_deepspeed_enabled and self.config.checkpoint:
+            raise KitError("checkpoint: DeepSpeed writes pickles; leave it unset, or train under FSDP2 or torchrun")
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage > 2:
+            raise KitError("DeepSpeed: ZeRO-3 shards weights; use accelerate/fsdp2.yaml, or zero_stage 2")
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise KitError("FSDP: version 1 is not supported; set fsdp_version: 2, as in accelerate/fsdp2.yaml")
+        if self.is_fsdp_enabled and self.policy.adapter_without_base:
+            raise KitError(
+                "FSDP2: this adapter's base lies in no file, so that the result could not be saved; save the policy "
+                "before add_lora, and load it"
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         """One item a step: its number. Every rank sees every step and takes its own share of it."""
@@ -417,11 +431,11 @@ class StepTrainer(Trainer):
             except _AnotherRankStarved:
                 pass
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or self.micro_limit == 1 or self._wrapper_reduces:
+                if not _out_of_memory(error) or self._largest == 1 or self._wrapper_reduces:
                     raise
                 with contextlib.suppress(_AnotherRankStarved):
                     self._agree(starved=True)
-            self.micro_limit = max(1, self.micro_limit // 2)
+            self.micro_limit = max(1, self._largest // 2)
             log.warning("out of memory: micro-batches of %d prompts from here on", self.micro_limit)
             model.zero_grad(set_to_none=True)
             _unpack_rng(before[0])
@@ -439,6 +453,7 @@ class StepTrainer(Trainer):
         sizes = [self.tokens.rows[i].tokens() for i in rows]
         shares = micro_batches(sizes, self.micro_limit, _world(), balance=self.layout == "shared")
         mine = shares[_rank()]
+        self._largest = max(len(places) for rank in shares for places in rank)
         if self.config.window == "micro":
             filled = sum(bool(places) for rank in shares for places in rank)
             return self._authors_step(model, rows, mine, 1 / filled)
@@ -488,9 +503,10 @@ class StepTrainer(Trainer):
 
     def _separable(self, model: nn.Module, rows: list[int], places: list[int]) -> Tensor:
         """Backward of one micro-batch whose gradient needs no other sample; a mean over the step all the same."""
-        if not places:
-            return self._idle(model, rows)
         logps = self._logps(model, rows, places)
+        if not places:
+            self._backward(logps, torch.zeros_like(logps))
+            return logps.detach()
         leaf = logps.detach().requires_grad_(True)
         scores, h = self._scores(leaf, [rows[i] for i in places])
         result = self.objective.step_loss(scores, h, training=False)
@@ -528,10 +544,10 @@ class StepTrainer(Trainer):
         losses, metrics = [], []
         for i, places in enumerate(mine):
             with self._sync(model, i == len(mine) - 1):
-                if not places:
-                    self._idle(model, rows)
-                    continue
                 logps = self._logps(model, rows, places)
+                if not places:
+                    self._backward(logps, torch.zeros_like(logps))
+                    continue
                 result, slope = self._whole(logps.detach(), [rows[j] for j in places])
                 self._backward(logps, slope * share)
             losses.append(result.loss.detach())
@@ -546,18 +562,14 @@ class StepTrainer(Trainer):
         """Log-probs [len(places), columns] of a micro-batch."""
         chosen = [self.tokens.rows[rows[i]] for i in places]
         if not chosen:
+            if self._wrapper_reduces:  # a rank without a row still takes part in the exchange of weights and gradients
+                return self._logps(model, rows, [0])[:0]
             return torch.zeros(0, self._columns(), device=self.args.device)
         self.forward_passes += 1
         pad = self.policy.tokenizer.pad_token_id or 0
         batch = collate(chosen, layout=self.layout, kernel=self.kernel, pad=pad).to(self.args.device)
         logps = model(batch)
         return nn.functional.pad(logps, (0, self._columns() - logps.shape[1]))
-
-    def _idle(self, model: nn.Module, rows: list[int]) -> Tensor:
-        """A rank without a row in this micro-batch still takes part where the wrapper reduces in the backward pass."""
-        if self._wrapper_reduces:
-            self._backward(self._logps(model, rows, [0]), torch.zeros(1, self._columns(), device=self.args.device))
-        return torch.zeros(0, self._columns(), device=self.args.device)
 
     def _backward(self, logps: Tensor, slope: Tensor) -> None:
         if logps.requires_grad:
@@ -617,12 +629,13 @@ class StepTrainer(Trainer):
         """Sum the gradients over ranks: the objective already divided by the whole step's size."""
         if _world() == 1 or self._wrapper_reduces:
             return
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         self._agree()
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
+        for parameter in trained:
+            dist.all_reduce(parameter.grad)
 
     # -- metrics
 
@@ -665,13 +678,19 @@ class StepTrainer(Trainer):
         folder = last_checkpoint(Path(self.config.checkpoint))
         if folder is None:
             return None
-        if read_json(folder / "checkpoint.json")["run"] != self.run:
+        about = read_json(folder / "checkpoint.json")
+        if about["layout"] != self._ranks():
+            raise KitError(
+                f"{paths.show(folder.parent)}: written by {about['layout']}, and this is {self._ranks()}; resume it "
+                "as it was started, or choose another folder"
+            )
+        if about["run"] != self.run:
             raise KitError(
                 f"{paths.show(folder.parent)}: holds checkpoints of another run (data, model, objective or config "
                 "differ); choose another folder or delete it"
             )
         self.history = read_json(folder / "history.json")
-        self.micro_limit = read_json(folder / "checkpoint.json")["micro_limit"]
+        self.micro_limit = about["micro_limit"]
         state = load_state(folder / f"rank{_rank()}")
         self.objective.load_state_dict(state["objective"])
         return str(folder)
@@ -696,7 +715,7 @@ class StepTrainer(Trainer):
         _barrier()
         if _rank() == 0:
             files = {path.name: _file_sha256(path) for path in sorted(temporary.iterdir())}
-            about = {"run": self.run, "micro_limit": self.micro_limit, "files": files}
+            about = {"run": self.run, "layout": self._ranks(), "micro_limit": self.micro_limit, "files": files}
             write_json(temporary / "checkpoint.json", about)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
@@ -704,11 +723,16 @@ class StepTrainer(Trainer):
                 shutil.rmtree(old, ignore_errors=True)
         _barrier()
 
+    def _ranks(self) -> str:
+        """How the state of a checkpoint is cut up."""
+        return f"{_world()} rank(s){' under FSDP2' if self.is_fsdp_enabled else ''}"
+
     def _whole_state(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Trainable weights and optimizer state, gathered from all ranks where FSDP2 has sharded them."""
         if self.is_fsdp_enabled:
             weights, optimizer = get_state_dict(model, self.optimizer.optimizer, options=GATHER)
-            return {name: value.contiguous() for name, value in weights.items()}, optimizer
+            trained = {name for name, _ in self._trainable(model)}
+            return {name: value.contiguous() for name, value in weights.items() if name in trained}, optimizer
         weights = {name: p.detach().cpu().contiguous() for name, p in self._trainable(model)}
         return weights, self.optimizer.state_dict()
 
@@ -791,6 +815,7 @@ def _arguments(config: TrainConfig, folder: str, total: int) -> TrainingArgument
         save_strategy="no",
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # an exchange in the forward pass, which a rank without a row would miss
     )
 
 

@@ -53,6 +53,7 @@ def test_the_file_holds_every_ratio_with_its_values_and_its_provenance(found):
     assert written["peak_memory_ratio_vs_trl"]["values"] == [engine["peak_mb"] / min(t["peak_mb"] for t in trl)]
     assert 0 < engine["steps_s"] < engine["seconds"] and engine["peak_mb"] > engine["above_model_mb"] > 0
     assert result["layouts_k4"]["responses"] == 4
+    assert 0 < written["gamma_over_base_own_ms"]["median"] < 1e3
     for idea in ("matrix_attention", "fused_lora", "shared_prefix"):
         assert len(written[f"gain_of_{idea}"]["values"]) == 1
     assert "ratio_vs_separate_k4" in bench.summary(written)

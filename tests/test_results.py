@@ -74,6 +74,23 @@ def test_gamma_spread():
     assert words in stated("target margins of gamma-SimPO")
 
 
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("pairs a second against TRL without gradient checkpointing", "ratio_vs_trl_pairs"),
+        ("pairs a second against TRL as it comes", "ratio_vs_trl_default_pairs"),
+        ("peak memory against TRL as it comes", "peak_memory_ratio_vs_trl"),
+        ("K = 4 responses, shared against separate rows", "ratio_vs_separate_k4"),
+        ("step time, DoRA over ERM", "dora_over_erm"),
+        ("step time, gamma-SimPO over SimPO", "gamma_over_base"),
+    ],
+)
+def test_speed_and_memory(label, name):
+    found = pd.read_csv(REFERENCE.parent / "bench" / "bench.csv").query("quantity == @name")["value"]
+    times = " times" if name.startswith("ratio") else ""
+    assert f"{found.median():.2f}{times} | {found.min():.2f} to {found.max():.2f}" in stated(label)
+
+
 def test_every_table_carries_its_provenance():
     for path in REFERENCE.glob("*.csv"):
         record = path.with_suffix(".json")

@@ -37,6 +37,7 @@ SPECS = [
     "lire(temperature=2.0)",
     "sft()",
 ]
+CUTS = ((ROWS, ROWS), (ROWS, 1), (7, 1), (1, ROWS))  # rows of a step and micro-batch: some leave a rank without a row
 COUPLED = ["dora(dpo_pl(beta=0.1), lam=0.7)", SPECS[13], SPECS[15], "kto(beta=0.1)", "dpo(beta=0.1)"]
 
 
@@ -76,10 +77,10 @@ def tiny() -> policies.Policy:
 class Step:
     """A trainer before its first step, with reference log-probs that are not the policy's own."""
 
-    def __init__(self, spec: str, folder: Path, **settings):
+    def __init__(self, spec: str, folder: Path, rows: int = ROWS, **settings):
         self.policy, self.objective = tiny(), objectives.build(spec)
         self.config = TrainConfig(batch_size=ROWS, **{"micro_batch_size": ROWS} | settings)
-        self.rows = training._fit(dataset_for(self.objective), self.objective)
+        self.rows = training._fit(dataset_for(self.objective, rows), self.objective)
         self.tokens = tokenize(
             self.rows, self.policy.tokenizer, self.policy.template, mismatched=self.objective.needs_kl
         )
@@ -248,10 +249,10 @@ def test_two_ranks_give_the_gradient_of_one_process(tmp_path):
     assert found["world"] == 2
     gradients = load_file(tmp_path / "gradients.safetensors")
     for i, spec in enumerate(COUPLED):
-        for micro in (ROWS, 1):
-            expected = Step(spec, tmp_path).gradient()
-            assert error(gradients[f"{i}-{micro}"], expected) <= 1e-5, (spec, micro)
-        assert error(gradients[f"{i}-starved"], expected) <= 1e-5, spec
+        for rows, micro in CUTS:
+            expected = Step(spec, tmp_path, rows).gradient()
+            assert error(gradients[f"{i}-{rows}-{micro}"], expected) <= 1e-5, (spec, rows, micro)
+        assert error(gradients[f"{i}-starved"], Step(spec, tmp_path).gradient()) <= 1e-5, spec
     assert found["micro_limits"] == [2] * len(COUPLED)
     micro = Step(COUPLED[0], tmp_path)
     sizes = [micro.tokens.rows[i].tokens() for i in whole(micro)]
@@ -263,12 +264,13 @@ def test_two_ranks_give_the_gradient_of_one_process(tmp_path):
     for ours, theirs in zip(record.history, found["history"], strict=True):
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
         assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-4)
-    both = [load_file(tmp_path / f"weights{rank}.safetensors") for rank in (0, 1)]
-    assert_same(both[0], both[1])
     moved = {name: p.detach() for name, p in tiny().model.named_parameters()}
-    for name in after:
-        change = (after[name] - moved[name]).norm()
-        assert float((both[0][name] - after[name]).norm()) <= 1e-2 * float(change), name
+    for file in ("weights", "starved"):
+        both = [load_file(tmp_path / f"{file}{rank}.safetensors") for rank in (0, 1)]
+        assert_same(both[0], both[1])
+        for name in after:
+            change = (after[name] - moved[name]).norm()
+            assert float((both[0][name] - after[name]).norm()) <= 1e-2 * float(change), (file, name)
 
 
 def test_two_fsdp2_ranks_give_the_gradient_and_the_weights_of_one_process(tmp_path):
@@ -281,9 +283,9 @@ def test_two_fsdp2_ranks_give_the_gradient_and_the_weights_of_one_process(tmp_pa
     )
     gradients = load_file(tmp_path / "gradients.safetensors")
     for i, spec in enumerate(COUPLED):
-        for micro in (ROWS, 1):
-            expected = Step(spec, tmp_path).gradient()
-            assert error(gradients[f"{i}-{micro}"], expected) <= 1e-5, (spec, micro)
+        for rows, micro in CUTS:
+            expected = Step(spec, tmp_path, rows).gradient()
+            assert error(gradients[f"{i}-{rows}-{micro}"], expected) <= 1e-5, (spec, rows, micro)
     about = json.loads((tmp_path / "about.json").read_text())
     assert about["sharded"] and about["resumed_steps"] == 4
     policy, objective, config = sharded_run(tmp_path / "one")
@@ -346,6 +348,46 @@ def test_launch_files_are_read_by_accelerate(name):
     assert (config.fsdp_config or config.deepspeed_config) and config.distributed_type.name in ("FSDP", "DEEPSPEED")
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-2), ("bfloat16", 0.2)])
+def test_lora_under_fsdp2_learns_what_one_process_learns(dtype, tolerance, tmp_path):
+    tiny().save(tmp_path / "base")
+    environment = {
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "ACCELERATE_USE_FSDP": "true",
+    }
+    torchrun(tmp_path, "sharded_lora", **environment, DTYPE=dtype)
+    one = lora_run(tmp_path, "one", dtype)
+    for name in ("straight", "resumed"):
+        two = policies.load(tmp_path / name, dtype=dtype)
+        for (key, ours), (_, theirs) in zip(one.trainable(), two.trainable(), strict=True):
+            assert theirs.dtype == torch.float32
+            if "lora_B" in key:  # starts at 0, so that all of it is what was learned
+                assert float((theirs - ours).detach().norm()) <= tolerance * float(ours.detach().norm()), (name, key)
+    files = sorted(path.name for path in (tmp_path / "resumed-checkpoints").iterdir())
+    assert files == ["checkpoint-4", "checkpoint-8"]
+    assert all("lora_" in key for key in load_file(tmp_path / "resumed-checkpoints/checkpoint-8/trainable.safetensors"))
+
+
+def lora_run(folder: Path, name: str, dtype: str, max_steps: int = 0) -> policies.Policy:
+    """LoRA over a saved base by a coupled objective, 8 steps with checkpoints."""
+    _, objective, config = sharded_run(folder / name, max_steps)
+    policy = policies.load(folder / "base", dtype=dtype).add_lora(rank=2)
+    config = dataclasses.replace(config, checkpoint=str(folder / f"{name}-checkpoints"))
+    training.train(policy, dataset_for(objective), objective, config)
+    return policy
+
+
+def sharded_lora(folder: Path) -> None:
+    """Under torchrun with FSDP2: straight through, and in two halves."""
+    gpus_by_name()
+    training._digest = lambda *_: "a run, whatever its max_steps"
+    dtype = os.environ["DTYPE"]
+    lora_run(folder, "straight", dtype).save(folder / "straight")
+    lora_run(folder, "resumed", dtype, max_steps=4)
+    lora_run(folder, "resumed", dtype).save(folder / "resumed")
+
+
 def sharded_run(folder: Path, max_steps: int = 0) -> tuple:
     """Full fine-tuning by a coupled objective over 8 steps with checkpoints."""
     config = TrainConfig(
@@ -363,15 +405,27 @@ def sharded_run(folder: Path, max_steps: int = 0) -> tuple:
     return tiny(), objectives.build(COUPLED[0]), config
 
 
+def failing_once(real):
+    """Log-probs that run out of memory in the first pass that keeps gradients."""
+    failed = []
+
+    def logps(model, batch, **settings):
+        if torch.is_grad_enabled() and not failed:
+            failed.append(1)
+            raise torch.OutOfMemoryError("out of memory (injected)")
+        return real(model, batch, **settings)
+
+    return logps
+
+
 def counted(real, calls: list):
     """The function, noting every call."""
     return lambda *arguments: calls.append(1) or real(*arguments)
 
 
-def sharded(folder: Path) -> None:
-    """Under torchrun, FSDP2 by accelerate, which takes it for GPUs only: its ranks here are called so."""
+def gpus_by_name() -> None:
+    """accelerate takes FSDP2 for GPUs only: ranks on CPUs are called so."""
     from accelerate.state import DistributedType, PartialState
-    from torch.distributed.fsdp import FSDPModule
 
     real = PartialState.__init__
 
@@ -381,13 +435,20 @@ def sharded(folder: Path) -> None:
             self.distributed_type = DistributedType.MULTI_GPU
 
     PartialState.__init__ = init
+
+
+def sharded(folder: Path) -> None:
+    """Under torchrun with FSDP2: gradients, a run straight through, and one in two halves."""
+    from torch.distributed.fsdp import FSDPModule
+
+    gpus_by_name()
     found = {}
     for i, spec in enumerate(COUPLED):
-        for micro in (ROWS, 1):
-            step = Step(spec, folder, micro_batch_size=micro)
+        for rows, micro in CUTS:
+            step = Step(spec, folder, rows, micro_batch_size=micro)
             trainer = step.trainer
             trainer.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-            found[f"{i}-{micro}"] = step.gradient()
+            found[f"{i}-{rows}-{micro}"] = step.gradient()
     histories, calls = [], []
     training._digest = lambda *_: "a run, whatever its max_steps"
     for name, folder_ in (("straight", folder / "a"), ("resumed", folder / "b")):
@@ -409,12 +470,12 @@ def sharded(folder: Path) -> None:
         (folder / "about.json").write_text(json.dumps(about))
 
 
-def ranks_run(folder: Path) -> tuple:
+def ranks_run(folder: Path, micro: int = 1) -> tuple:
     """A short run of a coupled objective; 7 rows leave one rank without a row now and then."""
     policy = tiny()
     objective = objectives.build(COUPLED[0])
     config = TrainConfig(
-        batch_size=3, micro_batch_size=1, epochs=1, learning_rate=1e-3, reference_cache=str(folder / "cache")
+        batch_size=3, micro_batch_size=micro, epochs=1, learning_rate=1e-3, reference_cache=str(folder / "cache")
     )
     record = training.train(policy, dataset_for(objective, 7), objective, config)
     return record, weights(policy)
@@ -424,9 +485,8 @@ def ranks(folder: Path) -> None:
     """Under torchrun: gradients of the coupled objectives and one short run, written by rank 0."""
     found, limits = {}, []
     for i, spec in enumerate(COUPLED):
-        for micro in (ROWS, 1):
-            step = Step(spec, folder, micro_batch_size=micro)
-            found[f"{i}-{micro}"] = step.gradient()
+        for rows, micro in CUTS:
+            found[f"{i}-{rows}-{micro}"] = Step(spec, folder, rows, micro_batch_size=micro).gradient()
         step = Step(spec, folder)
         if training._rank() == 1:  # this rank alone runs out of memory; both must take the step again
             step.trainer._logps = functools.partial(starved, step.trainer._logps)
@@ -435,6 +495,11 @@ def ranks(folder: Path) -> None:
     found["micro"] = Step(COUPLED[0], folder, micro_batch_size=2, window="micro").gradient()
     record, after = ranks_run(folder / "two")
     save_file(after, folder / f"weights{training._rank()}.safetensors")
+    if training._rank() == 1:  # out of memory in the first forward pass, inside the wrapper
+        training.sequence_logps = failing_once(training.sequence_logps)
+    starved_record, after = ranks_run(folder / "starved", micro=2)
+    assert starved_record.metrics["micro_batch_size"] == 1
+    save_file(after, folder / f"starved{training._rank()}.safetensors")
     if training._rank() == 0:
         save_file(found, folder / "gradients.safetensors")
         about = {
@@ -543,6 +608,16 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     config = TrainConfig(checkpoint=str(tmp_path / "run"), reference_cache=str(tmp_path))
     with pytest.raises(KitError, match="checkpoints of another run"):
         training.train(tiny(), preferences(2), objective, config)
+
+
+def test_a_checkpoint_of_more_ranks_is_refused(tmp_path):
+    run("beta", tmp_path / "run")
+    for about in (tmp_path / "run").glob("*/checkpoint.json"):
+        text = about.read_text()
+        assert '"1 rank(s)"' in text
+        about.write_text(text.replace("1 rank(s)", "2 rank(s) under FSDP2"))
+    with pytest.raises(KitError, match=r"written by 2 rank\(s\) under FSDP2, and this is 1 rank"):
+        run("beta", tmp_path / "run")
 
 
 # --- reference log-probs
@@ -673,7 +748,7 @@ def test_every_epoch_shuffles_and_drops_no_row():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] in ("ranks", "sharded"):
-        {"ranks": ranks, "sharded": sharded}[sys.argv[1]](Path(sys.argv[2]))
+    if sys.argv[1] != "killed":
+        {"ranks": ranks, "sharded": sharded, "sharded_lora": sharded_lora}[sys.argv[1]](Path(sys.argv[2]))
     else:
         killed(sys.argv[2], Path(sys.argv[3]))
