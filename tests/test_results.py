@@ -77,9 +77,9 @@ def test_gamma_spread():
 @pytest.mark.parametrize(
     ("label", "name"),
     [
-        ("pairs a second against TRL without gradient checkpointing", "ratio_vs_trl_pairs"),
+        ("pairs a second against the faster TRL", "ratio_vs_trl_pairs"),
         ("pairs a second against TRL as it comes", "ratio_vs_trl_default_pairs"),
-        ("peak memory against TRL as it comes", "peak_memory_ratio_vs_trl"),
+        ("peak memory against the leaner TRL", "peak_memory_ratio_vs_trl"),
         ("K = 4 responses, shared against separate rows", "ratio_vs_separate_k4"),
         ("step time, DoRA over ERM", "dora_over_erm"),
         ("step time, gamma-SimPO over SimPO", "gamma_over_base"),
