@@ -243,6 +243,7 @@ def _train(arguments: argparse.Namespace) -> int:
         record.to_json(out / "record.json")
         print(training.run_card(record))
         print(f"policy     {paths.show(out)}")
+    training.end_ranks()
     return 0
 
 

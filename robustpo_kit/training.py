@@ -1010,4 +1010,11 @@ def _barrier() -> None:
         dist.barrier()
 
 
-__all__ = ["TokenRow", "TrainConfig", "run_card", "score", "step_gradient", "train"]
+def end_ranks() -> None:
+    """Wait for the other ranks and leave the process group: a rank that just exits can abort those that still talk."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+__all__ = ["TokenRow", "TrainConfig", "end_ranks", "run_card", "score", "step_gradient", "train"]

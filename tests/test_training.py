@@ -750,5 +750,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] != "killed":
         {"ranks": ranks, "sharded": sharded, "sharded_lora": sharded_lora}[sys.argv[1]](Path(sys.argv[2]))
+        training.end_ranks()
     else:
         killed(sys.argv[2], Path(sys.argv[3]))
