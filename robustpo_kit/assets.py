@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustpo_kit import paths
-from robustpo_kit.records import KitError, write_json
+from robustpo_kit.errors import KitError
+from robustpo_kit.records import write_json
 
 MEND = "robustpo doctor --fetch"
 

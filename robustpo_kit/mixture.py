@@ -11,8 +11,9 @@ import numpy as np
 
 from robustpo_kit import paths
 from robustpo_kit.data import Preference, PreferenceSet
-from robustpo_kit.generation import SamplingConfig, sample_batch
-from robustpo_kit.records import KitError, progress, read_json, write_json, write_text
+from robustpo_kit.errors import KitError
+from robustpo_kit.policies import SamplingConfig, sample_batch
+from robustpo_kit.records import progress, read_json, write_json, write_text
 
 SYNTHETIC_SOURCE = "smollm2"
 

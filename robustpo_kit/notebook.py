@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from robustpo_kit import paths, profiles, records
-from robustpo_kit.records import KitError
+from robustpo_kit.errors import KitError
 
 STYLE = {
     "figure.figsize": (6.4, 4.0),  # nbval compares "<Figure size 640x400 with 1 Axes>": pin it

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from robustpo_kit.records import KitError
+from robustpo_kit.errors import KitError
 
 LISTWISE = ("dpo_pl", "rrhf", "lire")
 AGGREGATORS = ("erm", "dro", "reweight", "dora")

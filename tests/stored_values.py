@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from safetensors.torch import load_file
 
-from robustpo_kit import experiments, objectives, paths, policies, profiles, toydata, toyruns, toyworld, training
+from robustpo_kit import experiments, objectives, paths, policies, profiles, toy, training
 from robustpo_kit.data import Preference, PreferenceSet, Template
 from robustpo_kit.losses import Scores
 
@@ -27,9 +27,9 @@ RUNS = {  # one a way of taking the step: separable, one pass, two passes, super
     "beta_dpo": "beta_dpo(beta=0.1, alpha=0.5, keep=0.75)",
     "sft": "sft()",
 }
-SMALL = toyruns.Setting(
-    world=toyworld.WorldConfig(topics=3, tones=2, symbols=4, length=3),
-    data=toydata.DataConfig(rows=48, contamination=0.25),
+SMALL = toy.runs.Setting(
+    world=toy.world.WorldConfig(topics=3, tones=2, symbols=4, length=3),
+    data=toy.data.DataConfig(rows=48, contamination=0.25),
     sft_epochs=4,
     classifier_rows=48,
     classifier_epochs=2,
@@ -109,7 +109,7 @@ def training_values(spec: str) -> dict[str, list[str]]:
 
 def toy_row() -> dict[str, str]:
     """The row of one run in a small world, its seconds aside."""
-    row = toyruns.run(toyruns.Run("dora(dpo_pl, beta=0.1, lam=1.0)", setting=SMALL, epochs=2))
+    row = toy.runs.run(toy.runs.Run("dora(dpo_pl, beta=0.1, lam=1.0)", setting=SMALL, epochs=2))
     return {name: value.hex() if isinstance(value, float) else str(value) for name, value in row.items()}
 
 

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 
 from robustpo_kit import assets, paths
-from robustpo_kit.records import KitError
+from robustpo_kit.errors import KitError
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from robustpo_kit import bench
+from robustpo_kit.errors import KitError
+
 pytest.importorskip("trl", reason="TRL is an optional peer")
 
-from robustpo_kit import bench
-from robustpo_kit.records import KitError
 
 RATIOS = (
     "ratio_vs_trl_pairs",

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
 
 from robustpo_kit import calibration, encoders
+from robustpo_kit.calibration.classifiers import _combine
+from robustpo_kit.calibration.quality import area_under_curve
 from robustpo_kit.data import Preference, PreferenceSet
-from robustpo_kit.records import KitError
-from robustpo_kit.scorers import FineTune
+from robustpo_kit.encoders import FineTune
+from robustpo_kit.encoders.heads import raw_logits
+from robustpo_kit.errors import KitError
 
 SHARES = st.floats(0, 1, allow_nan=False)
 GOOD = torch.tensor([[0.2, 0.7, 0.9]], dtype=torch.float64)
@@ -226,11 +229,11 @@ def test_out_of_fold_scores_come_from_models_that_never_saw_the_group(tiny):
     assert (table.groupby("group")["fold"].nunique() == 1).all()
     assert sorted(table["fold"].unique()) == [0, 1, 2, 3]
     pairs = [(row.prompt, reply) for row in rows for reply in row.responses]
-    own = calibration._logits(fitted.models["rest"][0], tiny, pairs)
+    own = raw_logits(fitted.models["rest"][0], tiny, pairs)
     labels = table["label"].to_numpy()
     inside = (table["fold"] != 0).to_numpy()
-    assert calibration._auc(labels[inside], own[inside]) > 0.75  # the model does overfit its training rows
-    assert abs(calibration._auc(labels, table["logit"].to_numpy()) - 0.5) < 0.12
+    assert area_under_curve(labels[inside], own[inside]) > 0.75  # the model does overfit its training rows
+    assert abs(area_under_curve(labels, table["logit"].to_numpy()) - 0.5) < 0.12
 
 
 def test_training_rows_are_refused(trained):
@@ -257,8 +260,8 @@ def test_per_source_heads_combine_as_densities_do():
     """P, Q1, Q2 in any unit, 1 golden to 2 of Q1 and 1 of Q2: golden against all is P / (P + 2 Q1 + Q2)."""
     p, q1, q2 = np.array([0.5, 0.1]), np.array([0.2, 0.3]), np.array([0.1, 0.9])
     heads = {"one": p / (p + 2 * q1), "two": p / (p + q2)}
-    np.testing.assert_allclose(calibration._combine(heads, None), p / (p + 2 * q1 + q2))
-    by_own = calibration._combine(heads, ["two", "human"])
+    np.testing.assert_allclose(_combine(heads, None), p / (p + 2 * q1 + q2))
+    by_own = _combine(heads, ["two", "human"])
     np.testing.assert_allclose(by_own, [heads["two"][0], p[1] / (p[1] + 2 * q1[1] + q2[1])])
 
 

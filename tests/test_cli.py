@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from robustpo_kit import __version__, assets, cli, paths, records
+from robustpo_kit.errors import KitError
 
 PAIRS = [
     {"prompt": f"How do I open jar {i}?", "chosen": f"Turn the lid {i} times.", "rejected": f"Break it {i}."}
@@ -107,7 +108,7 @@ def test_missing_asset_names_the_command_that_mends_it(capsys, tmp_path, monkeyp
 
 def test_debug_shows_the_traceback(monkeypatch, tmp_path):
     monkeypatch.setenv("ROBUSTPO_DEBUG", "1")
-    with pytest.raises(records.KitError):
+    with pytest.raises(KitError):
         cli.main(["score", "--data", str(tmp_path / "absent.jsonl"), "--model", "tiny"])
 
 
@@ -218,8 +219,8 @@ def test_module_and_version():
 
 
 def test_numbers_and_assignments():
-    assert cli._numbers("4,05, 06_train_gamma_po") == ("04", "05", "06")
-    assert cli._assignments("-P", ["a=1", "b=true", 'c={"d": [1]}', "e=text", "f=1e-3", "g=a=b"]) == {
+    assert cli.notebook_numbers("4,05, 06_train_gamma_po") == ("04", "05", "06")
+    assert cli.assignments("-P", ["a=1", "b=true", 'c={"d": [1]}', "e=text", "f=1e-3", "g=a=b"]) == {
         "a": 1,
         "b": True,
         "c": {"d": [1]},

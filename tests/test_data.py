@@ -7,7 +7,7 @@ import pytest
 
 from robustpo_kit import assets, data
 from robustpo_kit.data import Preference, PreferenceSet, Template
-from robustpo_kit.records import KitError
+from robustpo_kit.errors import KitError
 
 HH = Path(__file__).resolve().parents[2] / "shared" / "data" / "hh_harmless_1200.jsonl.gz"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustpo_kit import encoders
-from robustpo_kit.records import KitError
+from robustpo_kit.errors import KitError
 
 TEXTS = ["how to boil an egg", "a", "boil it for six minutes, then cool it", "a"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from robustpo_kit import experiments, objectives, paths, profiles
-from robustpo_kit.experiments import Lab, kept
+from robustpo_kit.experiments import Lab, keeping, kept
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,13 @@ def test_a_failed_make_leaves_nothing_behind(tmp_path):
 
 def test_changed_code_makes_it_again(tmp_path, monkeypatch):
     made = []
-    kept(tmp_path / "thing", {}, made.append)
-    monkeypatch.setattr(experiments, "code_key", lambda: "another version")
-    kept(tmp_path / "thing", {}, made.append)
+
+    def make(folder):
+        made.append(folder)
+
+    kept(tmp_path / "thing", {}, make)
+    monkeypatch.setattr(keeping, "key_of_function", lambda *_, **__: "another version")
+    kept(tmp_path / "thing", {}, make)
     assert len(made) == 2
 
 

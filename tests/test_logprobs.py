@@ -15,9 +15,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from robustpo_kit import logprobs, policies
+from robustpo_kit import policies
 from robustpo_kit.data import Preference, PreferenceSet, Template
-from robustpo_kit.records import KitError
+from robustpo_kit.errors import KitError
+from robustpo_kit.policies.attention import _matrix_attention
 
 VOCAB = 61
 SIZE = {
@@ -50,7 +51,7 @@ CONFIGS = {
 }
 
 
-def random_rows(seed: int = 0, shapes=((13, (5, 7, 9)), (20, (1, 11, 3)), (6, (8, 2)))) -> list[logprobs.TokenRow]:
+def random_rows(seed: int = 0, shapes=((13, (5, 7, 9)), (20, (1, 11, 3)), (6, (8, 2)))) -> list[policies.TokenRow]:
     """Rows of random tokens: (prompt length, response lengths) each; the last row has fewer responses."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -58,7 +59,7 @@ def random_rows(seed: int = 0, shapes=((13, (5, 7, 9)), (20, (1, 11, 3)), (6, (8
         return tuple(torch.randint(3, VOCAB, (n,), generator=generator).tolist())
 
     return [
-        logprobs.TokenRow(str(i), draw(prompt), tuple(draw(n) for n in sizes), (0,) * len(sizes))
+        policies.TokenRow(str(i), draw(prompt), tuple(draw(n) for n in sizes), (0,) * len(sizes))
         for i, (prompt, sizes) in enumerate(shapes)
     ]
 
@@ -73,15 +74,15 @@ def random_model(name: str) -> torch.nn.Module:
     return model
 
 
-def gradients(model: torch.nn.Module, batch: logprobs.Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def gradients(model: torch.nn.Module, batch: policies.Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Log-probs, and the gradient of a function of them that weighs every response differently."""
     model.zero_grad()
-    logps = logprobs.sequence_logps(model, batch)
+    logps = policies.sequence_logps(model, batch)
     (logps * torch.linspace(-1, 2, logps.numel()).view_as(logps)).sum().backward()
     return logps.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def by_hand(model: torch.nn.Module, row: logprobs.TokenRow, k: int) -> float:
+def by_hand(model: torch.nn.Module, row: policies.TokenRow, k: int) -> float:
     """The log-prob of one response from the model's own logits, in one plain row."""
     ids = torch.tensor([row.prompt + row.responses[k]])
     logits = model(input_ids=ids).logits[0].double()
@@ -96,9 +97,9 @@ def test_shared_prefix_equals_separate_rows(name):
     expected = torch.tensor(
         [[by_hand(model, row, k) if k < len(row.responses) else 0.0 for k in range(3)] for row in rows]
     )
-    separate, slow = gradients(model, logprobs.collate(rows, layout="separate"))
-    assert logprobs.use_block_attention(model)
-    shared, fast = gradients(model, logprobs.collate(rows))
+    separate, slow = gradients(model, policies.collate(rows, layout="separate"))
+    assert policies.use_block_attention(model)
+    shared, fast = gradients(model, policies.collate(rows))
     torch.testing.assert_close(separate, expected, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(shared, expected, atol=1e-5, rtol=1e-6)
     assert slow.keys() == fast.keys()
@@ -111,13 +112,13 @@ def test_shared_prefix_equals_separate_rows(name):
 def test_a_window_that_is_ignored_would_be_seen(name):
     """The window matters on these texts: without it the log-probs differ, so the test above can fail."""
     model, rows = random_model(name), random_rows()
-    logprobs.use_block_attention(model)
-    batch = logprobs.collate(rows)
-    right = logprobs.sequence_logps(model, batch)
-    blind = logprobs.collate(rows)
+    policies.use_block_attention(model)
+    batch = policies.collate(rows)
+    right = policies.sequence_logps(model, batch)
+    blind = policies.collate(rows)
     mask = blind.blocks.mask
     blind.blocks.mask = lambda index, window, dtype: mask(index, None, dtype)
-    assert float((logprobs.sequence_logps(model, blind) - right).abs().max()) > 1e-2
+    assert float((policies.sequence_logps(model, blind) - right).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
@@ -128,7 +129,7 @@ def test_the_model_still_generates_as_before(name):
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8])
     with torch.no_grad():
         before = model(input_ids=ids, attention_mask=mask).logits[:, -1]
-        logprobs.use_block_attention(model)
+        policies.use_block_attention(model)
         after = model(input_ids=ids, attention_mask=mask).logits[:, -1]
     torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
 
@@ -137,26 +138,26 @@ def test_the_model_still_generates_as_before(name):
 def test_flex_attention_scores_alike(name):
     """FlexAttention's block masks (GPUs; here uncompiled and without gradients) give the same log-probs."""
     model, rows = random_model(name), random_rows()
-    logprobs.use_block_attention(model)
+    policies.use_block_attention(model)
     with torch.no_grad():
-        plain = logprobs.sequence_logps(model, logprobs.collate(rows))
-        flex = logprobs.sequence_logps(model, logprobs.collate(rows, kernel="flex"))
+        plain = policies.sequence_logps(model, policies.collate(rows))
+        flex = policies.sequence_logps(model, policies.collate(rows, kernel="flex"))
     torch.testing.assert_close(plain, flex, atol=1e-5, rtol=1e-6)
 
 
 def test_an_architecture_that_cannot_falls_back_and_says_so_once(caplog):
     config = BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4)
     model = AutoModelForCausalLM.from_config(config)
-    assert not logprobs.use_block_attention(model)
+    assert not policies.use_block_attention(model)
     assert len([r for r in caplog.records if "once a response" in r.getMessage()]) == 1
     row = random_rows()[0]
-    scored = logprobs.sequence_logps(model, logprobs.collate([row], layout="separate"))
+    scored = policies.sequence_logps(model, policies.collate([row], layout="separate"))
     assert float(scored[0, 1]) == pytest.approx(by_hand(model, row, 1), abs=1e-4)
 
 
 def test_a_packed_row_computes_each_prompt_once_and_never_the_last_token():
     rows = random_rows()
-    batch = logprobs.collate(rows)
+    batch = policies.collate(rows)
     assert batch.input_ids.shape == (1, sum(row.tokens() for row in rows))
     assert batch.lengths.tolist() == [[5, 7, 9], [1, 11, 3], [8, 2, 0]]
     assert batch.mask.tolist()[2] == [True, True, False]
@@ -178,7 +179,7 @@ def test_chunked_projection_equals_log_softmax(trained_head, cap, chunk_bytes):
     labels = torch.randint(VOCAB, (37,), generator=generator)
     slope = torch.randn(37, generator=generator)
     inputs = [hidden, weight, bias] if trained_head else [hidden]
-    ours = logprobs.token_logps(hidden, weight, labels, bias=bias, softcap=cap, chunk_bytes=chunk_bytes)
+    ours = policies.token_logps(hidden, weight, labels, bias=bias, softcap=cap, chunk_bytes=chunk_bytes)
     logits = hidden @ weight.T + bias
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
     plain = torch.log_softmax(logits, -1)[range(37), labels]
@@ -201,7 +202,7 @@ def test_no_tensor_of_batch_by_length_by_vocabulary():
             return out
 
     with Watch():
-        logps = logprobs.token_logps(hidden, weight, torch.zeros(400, dtype=torch.long), chunk_bytes=4 * 5000 * 20)
+        logps = policies.token_logps(hidden, weight, torch.zeros(400, dtype=torch.long), chunk_bytes=4 * 5000 * 20)
         logps.sum().backward()
     assert max(shapes) <= 20 * 5000 + 1
     assert max(shapes) < 400 * 5000 / 10
@@ -211,7 +212,7 @@ def test_log_sum_exp_is_fp32_under_bf16():
     hidden = torch.randn(9, 16).bfloat16()
     weight = (4 * torch.randn(VOCAB, 16)).bfloat16()
     labels = torch.arange(9)
-    logps = logprobs.token_logps(hidden, weight, labels)
+    logps = policies.token_logps(hidden, weight, labels)
     assert logps.dtype == torch.float32
     logits = torch.nn.functional.linear(hidden, weight).float()
     torch.testing.assert_close(logps, torch.log_softmax(logits, -1)[range(9), labels])
@@ -223,7 +224,7 @@ def test_attention_by_matrix_products_is_scaled_dot_product_attention(scaling):
     mask = torch.zeros(11, 11, dtype=torch.float64).masked_fill_(torch.rand(11, 11) < 0.4, float("-inf"))
     mask.fill_diagonal_(0)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True)
-    found = logprobs._matrix_attention(q, k, v, mask, scaling)
+    found = _matrix_attention(q, k, v, mask, scaling)
     torch.testing.assert_close(found, expected)
     weight = torch.randn(found.shape, dtype=torch.float64)
     for ours, theirs in zip(
@@ -237,11 +238,11 @@ def test_attention_by_matrix_products_is_scaled_dot_product_attention(scaling):
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
 def test_bf16_on_a_cpu_is_as_near_to_fp32_as_separate_rows_are(name):
     rows = random_rows()
-    truth = logprobs.sequence_logps(random_model(name), logprobs.collate(rows, layout="separate"))
+    truth = policies.sequence_logps(random_model(name), policies.collate(rows, layout="separate"))
     model = random_model(name).bfloat16()
-    separate = logprobs.sequence_logps(model, logprobs.collate(rows, layout="separate"))
-    assert logprobs.use_block_attention(model)
-    shared = logprobs.sequence_logps(model, logprobs.collate(rows))
+    separate = policies.sequence_logps(model, policies.collate(rows, layout="separate"))
+    assert policies.use_block_attention(model)
+    shared = policies.sequence_logps(model, policies.collate(rows))
     errors = [float((found - truth)[truth != 0].square().mean().sqrt()) for found in (shared, separate)]
     assert 0 < errors[0] < 2 * errors[1] and errors[0] < 0.02 * float(truth.abs().max())
 
@@ -263,7 +264,7 @@ def tokenizer():
 
 def test_prompt_and_response_spell_the_rendered_text_and_end_once(tokenizer):
     data = preferences(("hello", ("good day", "x</s>", "y</s></s>")))
-    table = logprobs.tokenize(data, tokenizer, Template("chat"))
+    table = policies.tokenize(data, tokenizer, Template("chat"))
     row = table.rows[0]
     assert tokenizer.decode(row.prompt) == Template("chat").render("hello", tokenizer)
     assert [tokenizer.decode(response) for response in row.responses] == ["good day</s>", "x</s>", "y</s>"]
@@ -283,7 +284,7 @@ def merging_tokenizer():
 
 def test_a_merge_across_the_boundary_is_found_counted_and_scored_as_the_model_reads_it():
     tokenizer = merging_tokenizer()
-    table = logprobs.tokenize(preferences(("a: ", ("x", "y"))), tokenizer, Template("plain"))
+    table = policies.tokenize(preferences(("a: ", ("x", "y"))), tokenizer, Template("plain"))
     row = table.rows[0]
     names = [tokenizer.convert_ids_to_tokens(list(ids)) for ids in (row.prompt, *row.responses)]
     assert names == [["a", ":"], [" x", "<eos>"], [" ", "y", "<eos>"]]
@@ -291,14 +292,14 @@ def test_a_merge_across_the_boundary_is_found_counted_and_scored_as_the_model_re
     assert table.counts["merged_boundary"] == 1
     config = LlamaConfig(**GROUPED)
     model = AutoModelForCausalLM.from_config(config).eval()
-    logprobs.use_block_attention(model)
-    scored = logprobs.sequence_logps(model, logprobs.collate(table.rows))
+    policies.use_block_attention(model)
+    scored = policies.sequence_logps(model, policies.collate(table.rows))
     assert scored[0].tolist() == pytest.approx([by_hand(model, row, 0), by_hand(model, row, 1)], abs=1e-5)
 
 
 def test_over_length_cuts_by_the_stated_rule_and_drops_nothing(tokenizer):
     data = preferences(("p" * 50, ("r" * 40, "s")), ("q", ("t", "u")))
-    table = logprobs.tokenize(data, tokenizer, Template("plain"), max_length=30, max_response=10)
+    table = policies.tokenize(data, tokenizer, Template("plain"), max_length=30, max_response=10)
     long, short = table.rows
     assert len(table) == 2 and [len(r) for r in long.responses] == [10, 2]
     assert tokenizer.eos_token_id not in long.responses[0]  # a cut text has not ended
@@ -310,16 +311,16 @@ def test_over_length_cuts_by_the_stated_rule_and_drops_nothing(tokenizer):
 @pytest.mark.parametrize("empty", ["", "  \n", "</s>"])
 def test_an_empty_response_is_refused_with_its_row(tokenizer, empty):
     with pytest.raises(KitError, match="row r1: response 1"):
-        logprobs.tokenize(preferences(("p", ("a", "b")), ("p", ("a", empty))), tokenizer, Template("plain"))
+        policies.tokenize(preferences(("p", ("a", "b")), ("p", ("a", empty))), tokenizer, Template("plain"))
 
 
 def test_an_empty_prompt_is_refused_with_its_row(tokenizer):
     with pytest.raises(KitError, match="row r0: the prompt has no token"):
-        logprobs.tokenize(preferences(("", ("a", "b"))), tokenizer, Template("plain"))
+        policies.tokenize(preferences(("", ("a", "b"))), tokenizer, Template("plain"))
 
 
 def test_mismatched_pairs_come_from_the_next_row(tokenizer):
-    table = logprobs.tokenize(
+    table = policies.tokenize(
         preferences(("p", ("a", "b")), ("q", ("c", "d"))), tokenizer, Template("plain"), mismatched=True
     )
     assert [tokenizer.decode(row.responses[2][:-1]) for row in table.rows] == ["c", "a"]
@@ -332,9 +333,9 @@ SHAPES = st.tuples(st.integers(1, 9), st.lists(st.integers(1, 6), min_size=1, ma
 @given(st.lists(SHAPES, min_size=1, max_size=4))
 def test_layouts_agree_for_any_shape(shapes):
     model = random_model("llama")
-    logprobs.use_block_attention(model)
+    policies.use_block_attention(model)
     rows = random_rows(7, shapes)
     with torch.no_grad():
-        shared = logprobs.sequence_logps(model, logprobs.collate(rows))
-        separate = logprobs.sequence_logps(model, logprobs.collate(rows, layout="separate"))
+        shared = policies.sequence_logps(model, policies.collate(rows))
+        separate = policies.sequence_logps(model, policies.collate(rows, layout="separate"))
     torch.testing.assert_close(shared, separate, atol=2e-5, rtol=1e-6)

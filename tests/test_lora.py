@@ -6,8 +6,9 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from torch import nn
 
-from robustpo_kit import lora, policies
-from robustpo_kit.logprobs import unwrap
+from robustpo_kit import policies
+from robustpo_kit.policies import unwrap
+from robustpo_kit.policies.lora import _LowRank
 
 
 def layers(dtype=torch.float32, bias=False, **settings):
@@ -21,8 +22,8 @@ def layers(dtype=torch.float32, bias=False, **settings):
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter)
-        found.append(lora.fuse(model) if fused else model)
-    assert isinstance(found[1].base_model.model[0], lora.FusedLinear)
+        found.append(policies.fuse(model) if fused else model)
+    assert isinstance(found[1].base_model.model[0], policies.FusedLinear)
     assert type(found[0].base_model.model[0]) is Linear
     return found
 
@@ -57,7 +58,7 @@ def test_what_is_not_plain_is_left_to_peft(monkeypatch):
     def refuse(*_):
         raise AssertionError("the fused path was taken")
 
-    monkeypatch.setattr(lora._LowRank, "apply", refuse)
+    monkeypatch.setattr(_LowRank, "apply", refuse)
     x = torch.randn(3, 24)
     peft, fused = layers()
     with fused.disable_adapter(), peft.disable_adapter():
@@ -83,4 +84,4 @@ def test_a_policy_has_fused_layers_before_and_after_saving(tmp_path):
     policy = policies.load(tmp_path / "base").add_lora(rank=2)
     policy.save(tmp_path / "adapter")
     for found in (policy, policies.load(tmp_path / "adapter")):
-        assert isinstance(unwrap(found.model).model.layers[0].self_attn.q_proj, lora.FusedLinear)
+        assert isinstance(unwrap(found.model).model.layers[0].self_attn.q_proj, policies.FusedLinear)

@@ -5,8 +5,8 @@ import pytest
 
 from robustpo_kit import mixture, paths, policies
 from robustpo_kit.data import Preference, PreferenceSet, Template
-from robustpo_kit.generation import SamplingConfig, cut_to_sentence, sample, sample_batch
-from robustpo_kit.records import KitError
+from robustpo_kit.errors import KitError
+from robustpo_kit.policies import SamplingConfig, cut_to_sentence, sample, sample_batch
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from robustpo_kit import freshness, notebook, paths, plots, records, refresh, series
-from robustpo_kit.records import KitError
+from robustpo_kit import notebook, paths, plots, records, series
+from robustpo_kit.errors import KitError
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 STORED = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -31,7 +31,7 @@ def problems(path: Path) -> list[str]:
     found = []
     if len(raw.encode()) > LARGEST:
         found.append(f"larger than {LARGEST} bytes")
-    if node.metadata != {"kernelspec": refresh.KERNELSPEC, "language_info": {"name": "python"}}:
+    if node.metadata != {"kernelspec": series.refresh.KERNELSPEC, "language_info": {"name": "python"}}:
         found.append("metadata")
     if [cell.id for cell in node.cells] != [f"{path.stem}-{i:02d}" for i in range(len(node.cells))]:
         found.append("cell ids")
@@ -98,7 +98,7 @@ def _output_problems(outputs: list) -> list[str]:
 
 
 def test_every_declared_notebook_is_there_and_no_other():
-    assert {path.name[:2] for path in STORED} == set(series.NEEDS)
+    assert {path.name[:2] for path in STORED} == set(series.plan.NEEDS)
     assert {path.stem for path in STORED} == {path.stem for path in (NOTEBOOKS / "text").glob("*.py")}
 
 
@@ -110,8 +110,8 @@ def test_stored_notebook_is_clean(path):
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_stored_notebook_is_in_step_with_its_text(path):
     text = NOTEBOOKS / "text" / f"{path.stem}.py"
-    assert freshness.cells(text) == freshness.cells(path), "run `make notebooks`"
-    assert freshness.text_in_step(text, path)
+    assert series.cells.cells(text) == series.cells.cells(path), "run `make notebooks`"
+    assert series.cells.text_in_step(text, path)
 
 
 # ---------------------------------------------------------------- refresh, and the proof that the checks bite
@@ -260,12 +260,12 @@ def test_static_check_sees(refreshed, problem):
 def test_text_out_of_step_is_seen(refreshed, tmp_path):
     project, _, stored = refreshed
     text = project.notebooks / "text" / "00_demo.py"
-    assert freshness.text_in_step(text, stored)
+    assert series.cells.text_in_step(text, stored)
     changed = tmp_path / "00_demo.py"
     changed.write_text(text.read_text().replace("9.0", "9.5"))
-    assert not freshness.text_in_step(changed, stored)
-    assert not freshness.text_in_step(text, tmp_path / "absent.ipynb")
-    assert not freshness.text_in_step(text, tampered(stored, TAMPERINGS["not executed from first to last"]))
+    assert not series.cells.text_in_step(changed, stored)
+    assert not series.cells.text_in_step(text, tmp_path / "absent.ipynb")
+    assert not series.cells.text_in_step(text, tampered(stored, TAMPERINGS["not executed from first to last"]))
 
 
 # ---------------------------------------------------------------- start, tables, figures, finish

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustpo_kit import losses, margins, objectives, robust
+from robustpo_kit.errors import KitError
 from robustpo_kit.losses import Scores
 from robustpo_kit.objectives import PRESETS, SpecError, build
-from robustpo_kit.records import KitError
 
 
 def toy(batch=6, count=2, seed=0):

@@ -5,8 +5,8 @@ import torch
 
 from robustpo_kit import policies
 from robustpo_kit.data import Template
-from robustpo_kit.logprobs import TokenRow, collate, sequence_logps
-from robustpo_kit.records import KitError
+from robustpo_kit.errors import KitError
+from robustpo_kit.policies import TokenRow, collate, sequence_logps
 
 ROW = TokenRow("r", (5, 6, 7), ((8, 9, 2), (10, 2)), (0, 0))
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from robustpo_kit import profiles
-from robustpo_kit.records import KitError
+from robustpo_kit.errors import KitError
 
 
 def test_every_profile_is_frozen_and_named_after_its_key():

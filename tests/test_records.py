@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from robustpo_kit import profiles, records
-from robustpo_kit.records import KitError, RunRecord
+from robustpo_kit.errors import KitError
+from robustpo_kit.records import RunRecord
 
 
 def test_atomic_write_leaves_the_old_file_when_writing_fails(tmp_path):

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from robustpo_kit import encoders, rewards, scorers
+from robustpo_kit import encoders, rewards
 from robustpo_kit.data import Preference, PreferenceSet
-from robustpo_kit.scorers import FineTune
+from robustpo_kit.encoders import FineTune
+from robustpo_kit.rewards.models import _slope_within
 
 TOPICS = ("aaaa", "bbbb", "cccc", "dddd", "eeee", "ffff")
 
@@ -111,7 +112,7 @@ def test_logistic_fit_recovers_known_bradley_terry_weights():
     truth = np.array([1.5, -0.7, 0.0, 0.4])
     difference = rng.standard_normal((40_000, 4))
     wins = rng.random(40_000) < 1 / (1 + np.exp(-difference @ truth))
-    fitted = scorers.fit_logistic(difference, wins, 1e-3, intercept=False)
+    fitted = encoders.fit_logistic(difference, wins, 1e-3, intercept=False)
     np.testing.assert_allclose(fitted.weight, truth, atol=0.05)
     assert fitted.bias == 0
 
@@ -175,8 +176,8 @@ def test_length_slope_is_taken_within_sources():
     """Sources differ in length and score; within each the slope is 0.5."""
     x = np.array([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])
     y = np.array([5.0, 5.5, 6.0, -5.0, -4.5, -4.0])
-    assert rewards._slope_within(x, y, list("aaabbb")) == pytest.approx(0.5)
-    assert rewards._slope_within(np.ones(3), y[:3], list("aaa")) == 0.0
+    assert _slope_within(x, y, list("aaabbb")) == pytest.approx(0.5)
+    assert _slope_within(np.ones(3), y[:3], list("aaa")) == 0.0
 
 
 def test_bias_against_the_slope_takes_length_out(model):
@@ -184,7 +185,7 @@ def test_bias_against_the_slope_takes_length_out(model):
     words = np.log1p([len(reply.split()) for row in new for reply in row.responses])
     sources = [source for row in new for source in row.sources]
     slopes = [
-        abs(rewards._slope_within(words, model.score_set(new, bias=bias).reshape(-1), sources))
+        abs(_slope_within(words, model.score_set(new, bias=bias).reshape(-1), sources))
         for bias in (0.0, -model.length_slope)
     ]
     assert slopes[1] < 0.5 * slopes[0]

@@ -12,9 +12,10 @@ import psutil
 import pytest
 
 from conftest import DONE
-from robustpo_kit import freshness, paths, records, series
-from robustpo_kit.records import KitError
-from robustpo_kit.series import Plan
+from robustpo_kit import paths, records, series
+from robustpo_kit.errors import KitError
+from robustpo_kit.records import freshness
+from robustpo_kit.series.plan import Plan
 
 REAL = (
     "import matplotlib.pyplot as plt\nimport pandas as pd\n\nfrom robustpo_kit.notebook import start",
@@ -30,7 +31,7 @@ def plan(demo, **changes) -> Plan:
     return Plan(**{"profile": "cpu", "notebooks": demo.notebooks, "time_limit": 120.0} | changes)
 
 
-def by_number(results) -> dict[str, series.Result]:
+def by_number(results) -> dict[str, series.plan.Result]:
     return {result.number: result for result in results}
 
 
@@ -65,7 +66,7 @@ def test_statuses_manifest_and_index(demo, monkeypatch, capsys):
         demo.notebook("07_after_real", DONE),
     ]
     before = [path.read_bytes() for path in sources]
-    results = series.run(plan(demo, seed=3, overrides={"epochs": 7}, slots=(None, None), time_limit=25.0))
+    results = series.runner.run(plan(demo, seed=3, overrides={"epochs": 7}, slots=(None, None), time_limit=25.0))
     found = by_number(results)
     assert [result.number for result in results] == ["00", "01", "02", "03", "04", "05", "06", "07"]
     assert [result.status for result in results] == (
@@ -100,12 +101,12 @@ def test_a_failed_series_is_not_published_and_a_good_one_is(demo, monkeypatch):
     needs(monkeypatch, n00="", n01="")
     demo.notebook("00_real", *REAL)
     demo.notebook("01_raises", "1 / 0")
-    series.run(plan(demo))
+    series.runner.run(plan(demo))
     with pytest.raises(KitError, match=r"01_raises"):
-        series.publish("cpu")
+        series.report.publish("cpu")
     demo.notebook("01_raises", DONE)
-    series.run(plan(demo, resume=True))
-    copied = series.publish("cpu")
+    series.runner.run(plan(demo, resume=True))
+    copied = series.report.publish("cpu")
     assert "data/results/reference/points.csv" in copied and "data/results/reference/points.json" in copied
     assert "figures/reference/points.png" in copied and "figures/reference/points.csv" in copied
     assert all((demo.root / name).exists() for name in copied)
@@ -117,7 +118,7 @@ def test_notebooks_run_after_what_they_need_and_one_a_gpu(demo, monkeypatch):
     for name in ("00_last", "01_one", "02_other"):
         write = f'{mark}    _ = stream.write("{name[:2]} " + os.environ["CUDA_VISIBLE_DEVICES"] + "\\n")'
         demo.notebook(name, write, DONE)
-    series.run(plan(demo, slots=("4", "5")))
+    series.runner.run(plan(demo, slots=("4", "5")))
     lines = [line.split() for line in (demo.root / "order").read_text().splitlines()]
     order = [number for number, _ in lines]
     assert sorted(order) == ["00", "01", "02"] and order.index("02") < order.index("00")
@@ -133,7 +134,7 @@ def test_resume_keeps_what_is_unchanged_and_nothing_else(demo, monkeypatch):
         demo.notebook(name, leave_marks(demo, name[:2]), DONE)
 
     def runs(**changes):
-        return by_number(series.run(plan(demo, resume=True, **changes)))
+        return by_number(series.runner.run(plan(demo, resume=True, **changes)))
 
     runs()
     assert [times_run(demo, n) for n in ("00", "01", "02")] == [1, 1, 1]
@@ -157,41 +158,44 @@ def test_resume_keeps_what_is_unchanged_and_nothing_else(demo, monkeypatch):
     # a lost result is made again; without --resume everything is
     (paths.RUNS / "cpu/notebooks/02_alone.ipynb").unlink()
     assert [result.kept for result in runs().values()] == [True, True, False]
-    assert not any(result.kept for result in series.run(plan(demo, only=("02",))))
+    assert not any(result.kept for result in series.runner.run(plan(demo, only=("02",))))
     # another seed is another run
     assert not runs(seed=1)["02"].kept
 
 
 def test_key_covers_parameters_settings_and_imported_modules(demo, monkeypatch):
     path = demo.notebook("00_first", "from robustpo_kit import losses")
-    key = freshness.source_key(path, {"seed": 0, "overrides": {}}, "cpu")
-    assert key == freshness.source_key(path, {"seed": 0, "overrides": {}}, "cpu")
+    key = series.cells.source_key(path, {"seed": 0, "overrides": {}}, "cpu")
+    assert key == series.cells.source_key(path, {"seed": 0, "overrides": {}}, "cpu")
     others = [
-        freshness.source_key(path, {"seed": 1, "overrides": {}}, "cpu"),
-        freshness.source_key(path, {"seed": 0, "overrides": {"epochs": 9}}, "cpu"),
-        freshness.source_key(path, {"seed": 0, "overrides": {}}, "gpu"),
+        series.cells.source_key(path, {"seed": 1, "overrides": {}}, "cpu"),
+        series.cells.source_key(path, {"seed": 0, "overrides": {"epochs": 9}}, "cpu"),
+        series.cells.source_key(path, {"seed": 0, "overrides": {}}, "gpu"),
     ]
     package = demo.root / "package"
     package.mkdir()
     for module in ("losses", "robust"):
         (package / f"{module}.py").write_text("value = 1\n")
     monkeypatch.setattr(freshness, "PACKAGE", package)
-    own = freshness.source_key(path, {}, "cpu")
+    own = series.cells.source_key(path, {}, "cpu")
     (package / "robust.py").write_text("value = 22\n")
-    assert freshness.source_key(path, {}, "cpu") == own, "a module that the notebook does not import"
+    assert series.cells.source_key(path, {}, "cpu") == own, "a module that the notebook does not import"
     (package / "losses.py").write_text("value = 22\n")
-    others.append(freshness.source_key(path, {}, "cpu"))
+    others.append(series.cells.source_key(path, {}, "cpu"))
     paths.SYNTHETIC.mkdir(parents=True)
     (paths.SYNTHETIC / "replies.jsonl").write_text("{}\n")
-    others.append(freshness.source_key(path, {}, "cpu"))
+    others.append(series.cells.source_key(path, {}, "cpu"))
     assert len({key, own, *others}) == 2 + len(others)
 
 
 def test_imported_modules_follows_imports_inside_functions():
-    found = freshness.imported_modules("%matplotlib inline\n!ls\nfrom robustpo_kit.notebook import start")
-    assert {"notebook", "profiles", "records", "paths"} <= found
-    assert "losses" not in found
-    assert "assets" in freshness.imported_modules("def f():\n    from robustpo_kit import cli")
+    found = records.imported_modules("%matplotlib inline\n!ls\nfrom robustpo_kit.notebook import start")
+    assert found == {"robustpo_kit.notebook"}
+    found = records.closure(found)
+    assert {f"robustpo_kit.{name}" for name in ("profiles", "records.files", "paths")} <= found
+    assert "robustpo_kit.losses.pairwise" not in found
+    found = records.imported_modules("def f():\n    from robustpo_kit import cli")
+    assert "robustpo_kit.assets" in records.closure(found)
 
 
 # ---------------------------------------------------------------- death in the middle
@@ -279,39 +283,41 @@ def test_only_runs_the_named_ones(demo, monkeypatch):
     needs(monkeypatch, n00="", n01="00")
     for name in ("00_first", "01_second"):
         demo.notebook(name, leave_marks(demo, name[:2]), DONE)
-    assert [r.number for r in series.run(plan(demo, only=("00",)))] == ["00"]
-    assert [r.status for r in series.run(plan(demo, only=("01",)))] == ["ok"]
+    assert [r.number for r in series.runner.run(plan(demo, only=("00",)))] == ["00"]
+    assert [r.status for r in series.runner.run(plan(demo, only=("01",)))] == ["ok"]
     assert (times_run(demo, "00"), times_run(demo, "01")) == (1, 1)
 
 
 def test_notebook_without_declared_needs_is_refused(demo):
     demo.notebook("55_new", DONE)
     with pytest.raises(KitError, match=r"55_new\.ipynb: its needs are not declared"):
-        series.run(plan(demo))
+        series.runner.run(plan(demo))
     with pytest.raises(KitError, match="no notebook named"):
-        series.sources(demo.root)
+        series.plan.sources(demo.root)
 
 
 def test_circle_of_needs_is_refused(monkeypatch):
     needs(monkeypatch, n00="", n01="02", n02="01")
-    assert series.in_order(["00"]) == ["00"]
+    assert series.plan.in_order(["00"]) == ["00"]
     with pytest.raises(KitError, match="01, 02 need each other"):
-        series.in_order(["00", "01", "02"])
+        series.plan.in_order(["00", "01", "02"])
 
 
 def test_parameters_are_json_clean(demo):
-    assert series.parameters(plan(demo, overrides={"listwise": ("dpo_pl",)}))["overrides"] == {"listwise": ["dpo_pl"]}
+    assert series.plan.parameters(plan(demo, overrides={"listwise": ("dpo_pl",)}))["overrides"] == {
+        "listwise": ["dpo_pl"]
+    }
     with pytest.raises(KitError, match="not JSON serializable"):
-        series.parameters(plan(demo, parameters={"path": {1, 2}}))
+        series.plan.parameters(plan(demo, parameters={"path": {1, 2}}))
 
 
 def test_two_series_under_one_profile_are_refused(demo):
     demo.notebook("00_first", DONE)
     first, second = plan(demo), plan(demo)
-    with series._lock(first), pytest.raises(KitError, match="already running under profile cpu"):
-        series.run(second)
+    with series.runner._lock(first), pytest.raises(KitError, match="already running under profile cpu"):
+        series.runner.run(second)
     other = dataclasses.replace(first, profile="smoke")
-    with series._lock(first), series._lock(other):
+    with series.runner._lock(first), series.runner._lock(other):
         pass
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from robustpo_kit import toydata, toyworld
+from robustpo_kit import toy
 
 
 @pytest.fixture(scope="module")
 def small():
-    return toyworld.build(toyworld.WorldConfig(topics=3, tones=2, symbols=4, length=3, seed=3))
+    return toy.world.build(toy.world.WorldConfig(topics=3, tones=2, symbols=4, length=3, seed=3))
 
 
 def generator(seed=0):
@@ -16,12 +16,12 @@ def generator(seed=0):
 
 
 def drawn(world, seed=0, **config):
-    return toydata.draw(world, toydata.DataConfig(**config), generator(seed))
+    return toy.data.draw(world, toy.data.DataConfig(**config), generator(seed))
 
 
 def test_draws_follow_the_densities(small):
     n = 60000
-    responses = toydata.draw_responses(small, torch.zeros(n).long(), torch.full((n, 1), 2), generator())
+    responses = toy.data.draw_responses(small, torch.zeros(n).long(), torch.full((n, 1), 2), generator())
     share = torch.bincount(responses.flatten(), minlength=64).double() / n
     assert (share - small.log_density[2, 0].exp()).abs().max() < 4 * 0.5 / n**0.5
 
@@ -42,8 +42,8 @@ def test_clean_data_carry_the_true_reward_and_sources(small):
 def test_contaminated_rows_hold_a_synthetic_reply_ranked_first(small):
     data = drawn(small, rows=3000, contamination=0.4)
     assert float(data.contaminated.double().mean()) == pytest.approx(0.4, abs=4 * 0.5 / 3000**0.5)
-    assert (data.true_sources[data.contaminated] != toyworld.GOLDEN).all()
-    assert (data.claimed_sources[:, 0] == toyworld.GOLDEN).all()
+    assert (data.true_sources[data.contaminated] != toy.world.GOLDEN).all()
+    assert (data.claimed_sources[:, 0] == toy.world.GOLDEN).all()
     rewards = torch.tensor([row.rewards for row in data.prefs])
     assert (rewards[data.contaminated].argmax(1) == 0).all()
     style = small.style[data.response_ids[:, 0]]
@@ -64,7 +64,7 @@ def test_a_turned_pair_changes_columns_and_ids_follow(small):
     data = drawn(small, rows=100, responses=2, label_noise=0.5)
     for i, row in enumerate(data.prefs):
         assert row.responses == tuple(small.responses[r] for r in data.response_ids[i])
-        assert row.golden == int(data.turned[i]) == int(data.true_sources[i, 0] != toyworld.GOLDEN)
+        assert row.golden == int(data.turned[i]) == int(data.true_sources[i, 0] != toy.world.GOLDEN)
 
 
 def test_mixture_draws_every_response_from_alpha_and_beta(small):
@@ -72,7 +72,7 @@ def test_mixture_draws_every_response_from_alpha_and_beta(small):
     shares = torch.bincount(data.true_sources.flatten(), minlength=4).double() / 16000
     assert (shares - torch.tensor([0.5, 0.2, 0.2, 0.1])).abs().max() < 4 * 0.5 / 16000**0.5
     assert float(data.contaminated.double().mean()) == pytest.approx(0.5**4, abs=4 * 0.25 / 4000**0.5)
-    assert torch.equal(data.true_sources[:, 0] != toyworld.GOLDEN, data.contaminated)
+    assert torch.equal(data.true_sources[:, 0] != toy.world.GOLDEN, data.contaminated)
 
 
 def test_reward_bias_ranks_style_up(small):

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from robustpo_kit import toyruns, toystudy, toyworld
+from robustpo_kit import toy, toystudy
 from robustpo_kit.records import read_json
-from robustpo_kit.toydata import DataConfig
-from robustpo_kit.toyruns import Run, Setting
+from robustpo_kit.toy.data import DataConfig
+from robustpo_kit.toy.runs import Run, Setting
 
 SMALL = Setting(
-    world=toyworld.WorldConfig(topics=3, tones=2, symbols=4, length=3),
+    world=toy.world.WorldConfig(topics=3, tones=2, symbols=4, length=3),
     data=DataConfig(rows=48, contamination=0.25),
     sft_epochs=4,
     classifier_rows=48,
@@ -35,20 +35,20 @@ def one_thread():
 
 def test_seeds_reproduce_a_run_and_tell_runs_apart():
     config = Run(DORA, setting=SMALL, epochs=2)
-    first = toyruns.run(config)
-    toyruns.drawn.cache_clear()
-    toyruns.start.cache_clear()
-    toyruns.estimate.cache_clear()
+    first = toy.runs.run(config)
+    toy.runs.drawn.cache_clear()
+    toy.runs.start.cache_clear()
+    toy.runs.estimate.cache_clear()
     torch.manual_seed(99)  # the global generator has no say
-    assert toyruns.run(config) == first
-    other = toyruns.run(dataclasses.replace(config, setting=dataclasses.replace(SMALL, seed=1)))
+    assert toy.runs.run(config) == first
+    other = toy.runs.run(dataclasses.replace(config, setting=dataclasses.replace(SMALL, seed=1)))
     assert other["win_rate"] != first["win_rate"]
 
 
 def test_a_run_leaves_its_start_as_it_was():
-    first = toyruns.start(SMALL)
-    toyruns.run(Run("dpo_pl(beta=0.1)", setting=SMALL))
-    assert torch.equal(toyworld.policy_logps(first.policy, first.world).logps, first.logps)
+    first = toy.runs.start(SMALL)
+    toy.runs.run(Run("dpo_pl(beta=0.1)", setting=SMALL))
+    assert torch.equal(toy.language.policy_logps(first.policy, first.world).logps, first.logps)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_run_leaves_its_start_as_it_was():
     ],
 )
 def test_every_kind_of_objective_runs(spec, h, method):
-    row = toyruns.run(Run(spec, h=h, setting=SMALL, epochs=1))
+    row = toy.runs.run(Run(spec, h=h, setting=SMALL, epochs=1))
     assert row["method"] == method and 0 < row["win_rate"] < 1 and 0 < row["mass"] <= 1
     assert row["win"] + row["tie"] + row["lose"] == pytest.approx(1, abs=1e-9)
     assert row["kl_reference"] > 0 and row["kl_golden"] > 0
@@ -78,15 +78,15 @@ def test_h_of_a_run_is_refused_unless_known():
 def test_training_does_what_it_should():
     """SFT moves a policy towards golden, preference training on true rewards above it; and a run costs seconds."""
     setting = Setting(seed=1)
-    world = toyworld.build(dataclasses.replace(setting.world, seed=1))
-    untrained = toyworld.policy_logps(toyruns.fresh_policy(world, setting), world)
+    world = toy.world.build(dataclasses.replace(setting.world, seed=1))
+    untrained = toy.language.policy_logps(toy.runs.fresh_policy(world, setting), world)
     prompts = world.held_out_prompts
     started = time.process_time()
-    row = toyruns.run(Run(DORA, setting=setting))
+    row = toy.runs.run(Run(DORA, setting=setting))
     spent = time.process_time() - started
-    first = toyruns.start(setting)
-    before = toyworld.evaluate(world, untrained.logps, prompts)
-    after = toyworld.evaluate(world, first.logps, prompts)
+    first = toy.runs.start(setting)
+    before = toy.truth.evaluate(world, untrained.logps, prompts)
+    after = toy.truth.evaluate(world, first.logps, prompts)
     assert after["kl_golden"] < before["kl_golden"] / 2 and after["win_rate"] > before["win_rate"] + 0.1
     assert first.mass > 0.95 > float(untrained.mass.mean())
     assert row["win_rate"] > row["sft_win_rate"] + 0.1
@@ -96,7 +96,7 @@ def test_training_does_what_it_should():
 def test_rank_correlation_of_h_grows_with_the_classifiers_data():
     def mean_rank(rows):
         settings = [Setting(seed=seed, data=DataConfig(rows=100), classifier_rows=rows) for seed in (0, 1)]
-        return np.mean([toyruns.h_quality(setting)["h_rank"] for setting in settings])
+        return np.mean([toy.runs.h_quality(setting)["h_rank"] for setting in settings])
 
     few, many = mean_rank(24), mean_rank(400)
     assert many > few + 0.1 and many > 0.5
@@ -105,13 +105,13 @@ def test_rank_correlation_of_h_grows_with_the_classifiers_data():
 def test_untrusted_golden_labels_hurt_the_classifier():
     data = DataConfig(rows=100, contamination=0.5)
     settings = [Setting(data=data, trusted=flag, classifier_rows=200) for flag in (True, False)]
-    trusted, other = (toyruns.h_quality(setting) for setting in settings)
+    trusted, other = (toy.runs.h_quality(setting) for setting in settings)
     assert trusted["auc"] > other["auc"] + 0.05
     assert trusted["bayes_auc"] == other["bayes_auc"] > trusted["auc"]
 
 
 def test_classifier_rows_are_another_draw():
-    _, data, other = toyruns.drawn(SMALL)
+    _, data, other = toy.runs.drawn(SMALL)
     assert not {row.row_id for row in data.prefs} & {row.row_id for row in other.prefs}
     assert [row.responses for row in data.prefs] != [row.responses for row in other.prefs]
     assert data.contaminated.any() and not other.contaminated.any()
@@ -121,7 +121,7 @@ def test_classifier_rows_are_another_draw():
 
 
 def test_quickstart_shows_the_whole_idea():
-    found = toystudy.quickstart(0, setting=SMALL)
+    found = toy.study.quickstart(0, setting=SMALL)
     assert found.sources["source"].tolist() == ["golden", "synthetic1", "synthetic2", "synthetic3"]
     assert found.results["method"].tolist() == ["erm", "reweight", "reweight+oracle", "dro", "dora", "dora+oracle"]
     assert len(found.samples) == 48 and found.samples["contaminated"].any()
@@ -129,30 +129,30 @@ def test_quickstart_shows_the_whole_idea():
 
 
 def test_methods_study_has_its_200_runs_and_names_them():
-    configs = toystudy.methods_study(range(10))
+    configs = toy.study.methods_study(range(10))
     assert len(configs) >= 200 and len(set(configs)) == len(configs)
-    table = pd.DataFrame([toyruns.settings_row(config.setting) for config in configs])
-    named = toystudy.name_conditions(table)
-    assert named["condition"].value_counts().to_dict() == dict.fromkeys(toystudy.CONDITIONS, 60)
+    table = pd.DataFrame([toy.runs.settings_row(config.setting) for config in configs])
+    named = toy.study.name_conditions(table)
+    assert named["condition"].value_counts().to_dict() == dict.fromkeys(toy.study.CONDITIONS, 60)
 
 
 def test_h_study_grows_the_classifiers_data():
-    settings = toystudy.h_study([0, 1], rows=(32, 64))
+    settings = toy.study.h_study([0, 1], rows=(32, 64))
     assert [(s.trusted, s.classifier_rows) for s in settings[::2]] == [(True, 32), (True, 64), (False, 32), (False, 64)]
 
 
 def test_reference_tables_carry_their_record(tmp_path, monkeypatch):
     """The two tables, their JSON beside them, nothing else left behind; a second writing gives the same numbers."""
-    monkeypatch.setattr(toystudy, "methods_study", lambda seeds: list(toystudy.comparison(CLEAN, oracle=False)))
+    monkeypatch.setattr(toystudy, "methods_study", lambda seeds: list(toy.study.comparison(CLEAN, oracle=False)))
     monkeypatch.setattr(toystudy, "h_study", lambda seeds: [SMALL])
     monkeypatch.setattr(toystudy, "CONDITIONS", {"small": CLEAN.data})
-    toystudy.write_reference(tmp_path, seeds=[0], workers=1)
+    toy.study.write_reference(tmp_path, seeds=[0], workers=1)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["toy_h_rank.csv", "toy_h_rank.json", "toy_sweep.csv", "toy_sweep.json"]
     table, record = pd.read_csv(tmp_path / "toy_sweep.csv"), read_json(tmp_path / "toy_sweep.json")
     assert table["method"].tolist() == ["erm", "reweight", "dro", "dora"] and set(table["condition"]) == {"small"}
     assert record["config"]["seeds"] == [0] and record["versions"]["torch"] and record["duration_s"] > 0
     (tmp_path / "again").mkdir()
-    toystudy.write_reference(tmp_path / "again", seeds=[0], workers=1)
+    toy.study.write_reference(tmp_path / "again", seeds=[0], workers=1)
     again = pd.read_csv(tmp_path / "again" / "toy_sweep.csv")
     pd.testing.assert_frame_equal(table.drop(columns="seconds"), again.drop(columns="seconds"))

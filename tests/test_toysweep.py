@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robustpo_kit import toysweep
-from robustpo_kit.records import KitError
+from robustpo_kit import toy
+from robustpo_kit.errors import KitError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +46,19 @@ def marks(tmp_path):
 
 def test_table_keeps_the_order_and_a_second_call_runs_nothing(tmp_path):
     configs = jobs(tmp_path, 5)
-    table = toysweep.sweep(work, configs[:3], tmp_path / "runs.jsonl", workers=1)
+    table = toy.sweep.sweep(work, configs[:3], tmp_path / "runs.jsonl", workers=1)
     assert table["square"].tolist() == [0, 1, 4] and (table["seconds"] >= 0).all()
-    again = toysweep.sweep(work, configs[::-1], tmp_path / "runs.jsonl", workers=1)
+    again = toy.sweep.sweep(work, configs[::-1], tmp_path / "runs.jsonl", workers=1)
     assert again["square"].tolist() == [16, 9, 4, 1, 0]
     assert sorted(marks(tmp_path)) == [0, 1, 2, 3, 4]
 
 
 def test_a_torn_line_is_run_again_and_nothing_else(tmp_path):
     configs, path = jobs(tmp_path, 4), tmp_path / "runs.jsonl"
-    toysweep.sweep(work, configs, path, workers=1)
+    toy.sweep.sweep(work, configs, path, workers=1)
     text = path.read_text()
     path.write_text(text[:-15])
-    table = toysweep.sweep(work, configs, path, workers=1)
+    table = toy.sweep.sweep(work, configs, path, workers=1)
     assert table["number"].tolist() == [0, 1, 2, 3]
     assert marks(tmp_path) == [0, 1, 2, 3, 3]
     assert all(json.loads(line)["key"] for line in path.read_text().splitlines())
@@ -67,20 +67,20 @@ def test_a_torn_line_is_run_again_and_nothing_else(tmp_path):
 def test_a_failed_run_is_named_the_others_kept_and_it_is_tried_again(tmp_path):
     configs = [*jobs(tmp_path, 3), Job(3, str(tmp_path / "log"), fail=True)]
     with pytest.raises(KitError, match=r"1 of 4 runs failed \(ValueError: job 3 is broken\)"):
-        toysweep.sweep(work, configs, tmp_path / "runs.jsonl", workers=1)
+        toy.sweep.sweep(work, configs, tmp_path / "runs.jsonl", workers=1)
     Path(f"{tmp_path / 'log'}.mended").touch()
-    table = toysweep.sweep(work, configs, tmp_path / "runs.jsonl", workers=1)
+    table = toy.sweep.sweep(work, configs, tmp_path / "runs.jsonl", workers=1)
     assert table["number"].tolist() == [0, 1, 2, 3] and marks(tmp_path) == [0, 1, 2, 3, 3]
 
 
 def test_no_workers_is_refused(tmp_path):
     with pytest.raises(ValueError, match="workers = 0"):
-        toysweep.sweep(work, jobs(tmp_path, 1), tmp_path / "runs.jsonl", workers=0)
+        toy.sweep.sweep(work, jobs(tmp_path, 1), tmp_path / "runs.jsonl", workers=0)
 
 
 def test_two_workers_share_the_settings(tmp_path):
     configs = [Job(i, str(tmp_path / "log"), setting=i // 3) for i in range(12)]
-    table = toysweep.sweep(work, configs, tmp_path / "runs.jsonl", workers=2)
+    table = toy.sweep.sweep(work, configs, tmp_path / "runs.jsonl", workers=2)
     assert table["number"].tolist() == list(range(12))
     lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted(int(number) for number, _ in lines) == list(range(12))
@@ -130,8 +130,8 @@ def test_a_killed_sweep_resumes_without_redoing(tmp_path):
 
 
 def test_keys_tell_configs_apart():
-    keys = {toysweep.key(config) for config in (Job(1), Job(2), Job(1, setting=1), Job(1, "x"))}
-    assert len(keys) == 4 and toysweep.key(Job(1)) == toysweep.key(Job(1))
+    keys = {toy.sweep.key(work, config) for config in (Job(1), Job(2), Job(1, setting=1), Job(1, "x"))}
+    assert len(keys) == 4 and toy.sweep.key(work, Job(1)) == toy.sweep.key(work, Job(1))
 
 
 # --- summary -----------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def table(effect, noise=0.01, seeds=10):
 
 
 def test_summary_pairs_by_seed():
-    found = toysweep.summarise(table(0.05), by=["cell"]).set_index("method")
+    found = toy.sweep.summarise(table(0.05), by=["cell"]).set_index("method")
     assert found.loc["b", "difference_low"] > 0.03 and found.loc["b", "difference_high"] < 0.07
     assert found.loc["b", "low"] < found.loc["erm", "mean"]  # unpaired, the seeds would hide it
     assert np.isnan(found.loc["erm", "difference"]) and found.loc["b", "n"] == 10
@@ -157,11 +157,13 @@ def test_summary_pairs_by_seed():
 
 def test_t_interval_covers_at_its_level():
     rng = np.random.default_rng(1)
-    inside = sum(low <= 2.0 <= high for _, low, high in (toysweep.t_interval(rng.normal(2, 3, 8)) for _ in range(4000)))
+    inside = sum(
+        low <= 2.0 <= high for _, low, high in (toy.sweep.t_interval(rng.normal(2, 3, 8)) for _ in range(4000))
+    )
     assert inside / 4000 == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / 4000) ** 0.5)
 
 
 def test_t_interval_by_hand_and_of_one():
-    mean, low, high = toysweep.t_interval(np.array([1.0, 2.0, 3.0]))
+    mean, low, high = toy.sweep.t_interval(np.array([1.0, 2.0, 3.0]))
     assert mean == 2 and high - 2 == pytest.approx(4.302652729911275 / 3**0.5) and low == pytest.approx(4 - high)
-    assert np.isnan(toysweep.t_interval(np.array([1.0]))[1])
+    assert np.isnan(toy.sweep.t_interval(np.array([1.0]))[1])

@@ -5,19 +5,19 @@ import dataclasses
 import pytest
 import torch
 
-from robustpo_kit import calibration, logprobs, policies, toydata, toyworld
+from robustpo_kit import calibration, policies, toy
 
-SMALL = toyworld.WorldConfig(topics=3, tones=2, symbols=4, length=3, seed=3)
+SMALL = toy.world.WorldConfig(topics=3, tones=2, symbols=4, length=3, seed=3)
 
 
 @pytest.fixture(scope="module")
 def world():
-    return toyworld.build()
+    return toy.world.build()
 
 
 @pytest.fixture(scope="module")
 def small():
-    return toyworld.build(SMALL)
+    return toy.world.build(SMALL)
 
 
 def generator(seed=0):
@@ -25,7 +25,7 @@ def generator(seed=0):
 
 
 def drawn(world, seed=0, **config):
-    return toydata.draw(world, toydata.DataConfig(**config), generator(seed))
+    return toy.data.draw(world, toy.data.DataConfig(**config), generator(seed))
 
 
 # --- the world ---------------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ def test_world_has_the_size_of_the_design(world):
 
 def test_densities_sum_to_one(world):
     assert torch.allclose(world.log_density.exp().sum(-1), torch.ones(world.n, 48).double(), atol=1e-12, rtol=0)
-    mixture = toyworld.mixture_log_density(world, world.shares((0.4, 0.3, 0.2, 0.1))).exp()
+    mixture = toy.truth.mixture_log_density(world, world.shares((0.4, 0.3, 0.2, 0.1))).exp()
     by_hand = sum(a * q for a, q in zip((0.4, 0.3, 0.2, 0.1), world.log_density.exp(), strict=True))
     assert torch.allclose(mixture, by_hand, atol=1e-15)
 
@@ -51,24 +51,24 @@ def test_style_is_no_quality(world):
 
 def test_synthetic_sources_lose_to_golden_and_like_the_style(world):
     every = torch.arange(48)
-    measures = [toyworld.evaluate(world, world.log_density[i], every) for i in range(4)]
+    measures = [toy.truth.evaluate(world, world.log_density[i], every) for i in range(4)]
     assert measures[0]["win_rate"] == pytest.approx(0.5, abs=1e-12)
     assert all(m["win_rate"] < 0.45 and m["style"] > measures[0]["style"] + 0.5 for m in measures[1:])
     assert all(m["confidence"] < measures[0]["confidence"] for m in measures[1:])
 
 
 def test_same_seed_same_world_other_seed_another(small):
-    again, other = toyworld.build(SMALL), toyworld.build(dataclasses.replace(SMALL, seed=4))
+    again, other = toy.world.build(SMALL), toy.world.build(dataclasses.replace(SMALL, seed=4))
     assert torch.equal(again.log_density, small.log_density) and torch.equal(again.train_prompts, small.train_prompts)
     assert not torch.equal(other.log_density, small.log_density)
 
 
 def test_no_shift_and_equal_quality_is_no_mixture_shift():
     config = dataclasses.replace(SMALL, shift=0.0, quality=(1.5, 1.5), style=(1.0, 1.0))
-    world = toyworld.build(config)
-    assert all(toyworld.log_density_ratio(world, i).abs().max() < 1e-12 for i in (1, 2))
+    world = toy.world.build(config)
+    assert all(toy.truth.log_density_ratio(world, i).abs().max() < 1e-12 for i in (1, 2))
     data = drawn(world, rows=20)
-    h = toyworld.true_h(world, data.prompt_ids, data.response_ids)
+    h = toy.truth.true_h(world, data.prompt_ids, data.response_ids)
     assert torch.allclose(h, torch.ones(20).double(), atol=1e-12)  # every response is golden: density ratio 1
 
 
@@ -90,10 +90,10 @@ def test_true_h_by_hand(small):
     q = small.log_density[:, 2].exp()
     whole = sum(a * q[i] for i, a in enumerate(shares))
     shared = sum(float(q[0, r] / whole[r]) for r in row[0]) / 4
-    assert float(toyworld.true_h(small, prompt, row, mixture=shares)) == pytest.approx(shared, abs=1e-12)
+    assert float(toy.truth.true_h(small, prompt, row, mixture=shares)) == pytest.approx(shared, abs=1e-12)
     own = [whole] + [0.4 * q[0] + shares[i] * q[i] for i in (1, 2, 3)]
     each = sum(float(q[0, r] / other[r]) for r, other in zip(row[0], own, strict=True)) / 4
-    found = toyworld.true_h(small, prompt, row, torch.tensor([[0, 1, 2, 3]]), mixture=shares)
+    found = toy.truth.true_h(small, prompt, row, torch.tensor([[0, 1, 2, 3]]), mixture=shares)
     assert float(found) == pytest.approx(each, abs=1e-12)
 
 
@@ -103,13 +103,13 @@ def test_relative_factor_of_the_best_classifier_is_the_closed_form(world, mixtur
     data = drawn(world, rows=300, contamination=0.3)
     shares = world.shares(mixture)
     alpha, betas = float(shares[0]), shares[1:]
-    probs = toyworld.bayes_probs(world, data.prompt_ids, data.response_ids, mixture=mixture)
-    h = toyworld.true_h(world, data.prompt_ids, data.response_ids, mixture=mixture)
+    probs = toy.truth.bayes_probs(world, data.prompt_ids, data.response_ids, mixture=mixture)
+    h = toy.truth.true_h(world, data.prompt_ids, data.response_ids, mixture=mixture)
     factor = calibration.calibration_factor(probs, alpha=alpha, beta=1 - alpha, imbalance=(1 - alpha) / alpha)
     assert torch.allclose(factor, h, atol=1e-12, rtol=0)
     ids = data.claimed_sources
-    probs = toyworld.bayes_probs(world, data.prompt_ids, data.response_ids, ids, mixture=mixture)[:, 1:]
-    h = toyworld.true_h(world, data.prompt_ids, data.response_ids[:, 1:], ids[:, 1:], mixture=mixture)
+    probs = toy.truth.bayes_probs(world, data.prompt_ids, data.response_ids, ids, mixture=mixture)[:, 1:]
+    h = toy.truth.true_h(world, data.prompt_ids, data.response_ids[:, 1:], ids[:, 1:], mixture=mixture)
     # drop the contaminated rows, where columns no longer follow the order of the sources
     clean = (ids == torch.arange(4)).all(1)
     factor = calibration.calibration_factor(probs[clean], alpha=alpha, beta=betas, imbalance=betas / alpha)
@@ -118,15 +118,15 @@ def test_relative_factor_of_the_best_classifier_is_the_closed_form(world, mixtur
 
 def test_h_of_uniform_mixture_is_the_sum_of_the_probabilities(world):
     data = drawn(world, rows=300, contamination=0.3)
-    h = toyworld.true_h(world, data.prompt_ids, data.response_ids)
-    probs = toyworld.bayes_probs(world, data.prompt_ids, data.response_ids)
+    h = toy.truth.true_h(world, data.prompt_ids, data.response_ids)
+    probs = toy.truth.bayes_probs(world, data.prompt_ids, data.response_ids)
     assert torch.allclose(h, probs.sum(1), atol=1e-12, rtol=0)
     assert h.min() > 0 and h.max() < 4
 
 
 def test_true_h_tells_contaminated_rows(world):
     data = drawn(world, rows=2000, contamination=0.4)
-    h = toyworld.true_h(world, data.prompt_ids, data.response_ids)
+    h = toy.truth.true_h(world, data.prompt_ids, data.response_ids)
     assert h[~data.contaminated].mean() > h[data.contaminated].mean() + 0.3
 
 
@@ -135,8 +135,8 @@ def test_bayes_probs_are_calibrated(world):
     rows, mixture = 20000, (0.5, 0.2, 0.2, 0.1)
     prompts = torch.randint(48, (rows,), generator=generator(1))
     sources = torch.multinomial(world.shares(mixture), rows, True, generator=generator(2))
-    responses = toydata.draw_responses(world, prompts, sources[:, None], generator(3))
-    probs = toyworld.bayes_probs(world, prompts, responses, mixture=mixture).squeeze(1)
+    responses = toy.data.draw_responses(world, prompts, sources[:, None], generator(3))
+    probs = toy.truth.bayes_probs(world, prompts, responses, mixture=mixture).squeeze(1)
     for low in (0.0, 0.2, 0.4, 0.6, 0.8):
         inside = (probs >= low) & (probs < low + 0.2)
         error = (sources == 0)[inside].double().mean() - probs[inside].mean()
@@ -147,8 +147,8 @@ def test_bayes_probs_are_calibrated(world):
 
 
 def test_win_rate_and_reward_agree_with_monte_carlo(small):
-    policy = toyworld.tilted(small.log_density[1], small.reward, beta=1.0)
-    result, reward = toyworld.outcome(small, policy), toyworld.expected(policy, small.reward)
+    policy = toy.truth.tilted(small.log_density[1], small.reward, beta=1.0)
+    result, reward = toy.truth.outcome(small, policy), toy.truth.expected(policy, small.reward)
     n = 40000
     for prompt in range(len(small.prompts)):
         ours = torch.multinomial(policy[prompt].exp(), n, True, generator=generator(prompt))
@@ -162,15 +162,15 @@ def test_win_rate_and_reward_agree_with_monte_carlo(small):
 
 def test_win_rate_counts_ties_of_equal_rewards(small):
     flat = dataclasses.replace(small, reward=torch.zeros_like(small.reward))
-    result = toyworld.outcome(flat, small.log_density[1])
+    result = toy.truth.outcome(flat, small.log_density[1])
     assert torch.allclose(result.tie, torch.ones(6).double()) and torch.allclose(result.rate, result.tie / 2)
 
 
 def test_kl_is_positive_and_zero_for_identical(small):
     golden, other = small.log_density[0], small.log_density[1]
-    assert torch.equal(toyworld.kl(golden, golden), torch.zeros(6).double())
-    assert (toyworld.kl(golden, other) > 0).all() and (toyworld.kl(other, golden) > 0).all()
-    assert float(toyworld.kl(golden, other)[0]) == pytest.approx(
+    assert torch.equal(toy.truth.kl(golden, golden), torch.zeros(6).double())
+    assert (toy.truth.kl(golden, other) > 0).all() and (toy.truth.kl(other, golden) > 0).all()
+    assert float(toy.truth.kl(golden, other)[0]) == pytest.approx(
         float(torch.nn.functional.kl_div(other[0], golden[0], log_target=True, reduction="sum")), abs=1e-12
     )
 
@@ -179,15 +179,15 @@ def test_kl_of_a_policy_with_a_hole_is_finite(small):
     hole = small.log_density[0].clone()
     hole[:, 0] = -torch.inf
     hole = torch.log_softmax(hole, -1)
-    assert torch.isfinite(toyworld.kl(hole, small.log_density[0])).all()
+    assert torch.isfinite(toy.truth.kl(hole, small.log_density[0])).all()
 
 
 def test_tilted_policy_maximises_the_regularised_reward(small):
     golden, beta = small.log_density[0], 0.5
-    best = toyworld.tilted(golden, small.reward, beta)
+    best = toy.truth.tilted(golden, small.reward, beta)
 
     def value(policy):
-        return toyworld.expected(policy, small.reward) - beta * toyworld.kl(policy, golden)
+        return toy.truth.expected(policy, small.reward) - beta * toy.truth.kl(policy, golden)
 
     for seed in range(20):
         noise = torch.randn(best.shape, generator=generator(seed), dtype=torch.float64)
@@ -200,11 +200,11 @@ def test_tilted_policy_maximises_the_regularised_reward(small):
 
 
 def test_enumeration_agrees_with_sequence_logps(world):
-    policy = policies.tiny(toyworld.tokenizer(world), seed=1)
-    found = toyworld.policy_logps(policy, world)
+    policy = policies.tiny(toy.language.tokenizer(world), seed=1)
+    found = toy.language.policy_logps(policy, world)
     data = drawn(world, rows=30)
-    batch = logprobs.collate(logprobs.tokenize(data.prefs, policy.tokenizer, policy.template).rows)
-    scores = logprobs.sequence_logps(policy.model, batch).double()
+    batch = policies.collate(policies.tokenize(data.prefs, policy.tokenizer, policy.template).rows)
+    scores = policies.sequence_logps(policy.model, batch).double()
     rows = data.prompt_ids[:, None].expand_as(data.response_ids)
     ours = found.logps[rows, data.response_ids] + found.mass.log()[rows]
     assert torch.allclose(ours, scores, atol=2e-5, rtol=0)
@@ -212,13 +212,13 @@ def test_enumeration_agrees_with_sequence_logps(world):
 
 
 def test_enumeration_does_not_depend_on_the_batch(small):
-    policy = policies.tiny(toyworld.tokenizer(small), seed=2)
-    one, all_ = (toyworld.policy_logps(policy, small, prompts_at_once=n).logps for n in (1, 6))
+    policy = policies.tiny(toy.language.tokenizer(small), seed=2)
+    one, all_ = (toy.language.policy_logps(policy, small, prompts_at_once=n).logps for n in (1, 6))
     assert torch.allclose(one, all_, atol=1e-5, rtol=0)
 
 
 def test_tokenizer_reads_every_text_symbol_by_symbol(small):
-    words = toyworld.tokenizer(small)
+    words = toy.language.tokenizer(small)
     for prompt in small.prompts:
         for response in small.responses[::7]:
             ids = words(prompt + response)["input_ids"]

@@ -14,14 +14,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
+import robustpo_kit
 from robustpo_kit import objectives, policies, training
 from robustpo_kit.data import Preference, PreferenceSet, Template
-from robustpo_kit.logprobs import collate, sequence_logps, tokenize
-from robustpo_kit.records import KitError
-from robustpo_kit.training import TrainConfig
+from robustpo_kit.errors import KitError
+from robustpo_kit.policies import collate, sequence_logps, tokenize
+from robustpo_kit.training import TrainConfig, trainer
+from robustpo_kit.training.checkpoints import checkpoint_folders
+from robustpo_kit.training.ranks import this_rank
+from robustpo_kit.training.signals import fitting_rows
+from robustpo_kit.training.trainer import trainer_arguments
 
 ROWS = 8
 LETTERS = "abcdefghijklmnop"
@@ -80,7 +86,7 @@ class Step:
     def __init__(self, spec: str, folder: Path, rows: int = ROWS, **settings):
         self.policy, self.objective = tiny(), objectives.build(spec)
         self.config = TrainConfig(batch_size=ROWS, **{"micro_batch_size": ROWS} | settings)
-        self.rows = training._fit(dataset_for(self.objective, rows), self.objective)
+        self.rows = fitting_rows(dataset_for(self.objective, rows), self.objective)
         self.tokens = tokenize(
             self.rows, self.policy.tokenizer, self.policy.template, mismatched=self.objective.needs_kl
         )
@@ -89,7 +95,7 @@ class Step:
             own = training.response_logps(self.policy.model, self.tokens)
             self.reference = own + 4 * torch.randn(own.shape, generator=torch.Generator().manual_seed(1))
         self.signals = training.Signals.of(self.rows, self.tokens, self.reference)
-        arguments = training._arguments(self.config, str(folder), 1)
+        arguments = trainer_arguments(self.config, str(folder), 1)
         self.trainer = training.StepTrainer(
             self.policy, self.tokens, self.signals, self.objective, self.config, arguments, "test"
         )
@@ -307,7 +313,7 @@ def test_two_fsdp2_ranks_give_the_gradient_and_the_weights_of_one_process(tmp_pa
 @pytest.mark.parametrize("spec", [COUPLED[0], "dpo(beta=0.1)"])
 def test_two_deepspeed_ranks_give_the_weights_of_one_process(spec, tmp_path):
     pytest.importorskip("deepspeed", reason="DeepSpeed is an optional peer")
-    config = Path(training.__file__).parent / "accelerate" / "deepspeed_zero2.yaml"
+    config = Path(robustpo_kit.__file__).parent / "accelerate" / "deepspeed_zero2.yaml"
     text = config.read_text().replace("num_processes: 8", "num_processes: 2").replace("use_cpu: false", "use_cpu: true")
     (tmp_path / "two.yaml").write_text(text)
     dataset_for(objectives.build(spec)).to_jsonl(tmp_path / "rows.jsonl")
@@ -327,13 +333,13 @@ def test_two_deepspeed_ranks_give_the_weights_of_one_process(spec, tmp_path):
 
 
 def test_checkpoints_under_deepspeed_are_refused(tmp_path, monkeypatch):
-    real = training.Trainer.create_accelerator_and_postprocess
+    real = transformers.Trainer.create_accelerator_and_postprocess
 
     def pretend(self):
         real(self)
         self.is_deepspeed_enabled = True
 
-    monkeypatch.setattr(training.Trainer, "create_accelerator_and_postprocess", pretend)
+    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", pretend)
     with pytest.raises(KitError, match="checkpoint: DeepSpeed writes pickles"):
         Step("dpo(beta=0.1)", tmp_path, checkpoint=str(tmp_path / "c"))
 
@@ -342,7 +348,7 @@ def test_checkpoints_under_deepspeed_are_refused(tmp_path, monkeypatch):
 def test_launch_files_are_read_by_accelerate(name):
     from accelerate.commands.config.config_args import load_config_from_file
 
-    path = Path(training.__file__).parent / "accelerate" / f"{name}.yaml"
+    path = Path(robustpo_kit.__file__).parent / "accelerate" / f"{name}.yaml"
     config = load_config_from_file(str(path))
     assert config.num_processes == 8 and config.mixed_precision == "no"
     assert (config.fsdp_config or config.deepspeed_config) and config.distributed_type.name in ("FSDP", "DEEPSPEED")
@@ -381,7 +387,7 @@ def lora_run(folder: Path, name: str, dtype: str, max_steps: int = 0) -> policie
 def sharded_lora(folder: Path) -> None:
     """Under torchrun with FSDP2: straight through, and in two halves."""
     gpus_by_name()
-    training._digest = lambda *_: "a run, whatever its max_steps"
+    _digest = lambda *_: "a run, whatever its max_steps"
     dtype = os.environ["DTYPE"]
     lora_run(folder, "straight", dtype).save(folder / "straight")
     lora_run(folder, "resumed", dtype, max_steps=4)
@@ -450,7 +456,7 @@ def sharded(folder: Path) -> None:
             trainer.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
             found[f"{i}-{rows}-{micro}"] = step.gradient()
     histories, calls = [], []
-    training._digest = lambda *_: "a run, whatever its max_steps"
+    _digest = lambda *_: "a run, whatever its max_steps"
     for name, folder_ in (("straight", folder / "a"), ("resumed", folder / "b")):
         if name == "resumed":  # half of it, and on from its checkpoint
             policy, objective, config = sharded_run(folder_, 4)
@@ -460,7 +466,7 @@ def sharded(folder: Path) -> None:
         record = training.train(policy, dataset_for(objective), objective, config)
         policy.save(folder / name)
         histories.append(record.history)
-    if training._rank() == 0:
+    if this_rank() == 0:
         save_file(found, folder / "gradients.safetensors")
         about = {
             "sharded": isinstance(policy.model.model.layers[0], FSDPModule),
@@ -488,19 +494,19 @@ def ranks(folder: Path) -> None:
         for rows, micro in CUTS:
             found[f"{i}-{rows}-{micro}"] = Step(spec, folder, rows, micro_batch_size=micro).gradient()
         step = Step(spec, folder)
-        if training._rank() == 1:  # this rank alone runs out of memory; both must take the step again
+        if this_rank() == 1:  # this rank alone runs out of memory; both must take the step again
             step.trainer._logps = functools.partial(starved, step.trainer._logps)
         found[f"{i}-starved"] = step.gradient()
         limits.append(step.trainer.micro_limit)
     found["micro"] = Step(COUPLED[0], folder, micro_batch_size=2, window="micro").gradient()
     record, after = ranks_run(folder / "two")
-    save_file(after, folder / f"weights{training._rank()}.safetensors")
-    if training._rank() == 1:  # out of memory in the first forward pass, inside the wrapper
-        training.sequence_logps = failing_once(training.sequence_logps)
+    save_file(after, folder / f"weights{this_rank()}.safetensors")
+    if this_rank() == 1:  # out of memory in the first forward pass, inside the wrapper
+        trainer.sequence_logps = failing_once(trainer.sequence_logps)
     starved_record, after = ranks_run(folder / "starved", micro=2)
     assert starved_record.metrics["micro_batch_size"] == 1
-    save_file(after, folder / f"starved{training._rank()}.safetensors")
-    if training._rank() == 0:
+    save_file(after, folder / f"starved{this_rank()}.safetensors")
+    if this_rank() == 0:
         save_file(found, folder / "gradients.safetensors")
         about = {
             "world": torch.distributed.get_world_size(),
@@ -571,7 +577,7 @@ def uninterrupted(name: str, folder: Path) -> tuple:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_and_restarted_equals_uninterrupted_bit_for_bit(name, dead, tmp_path):
-    assert [path.name for path in training._checkpoints(dead / name)] == ["checkpoint-2", "checkpoint-4"]
+    assert [path.name for path in checkpoint_folders(dead / name)] == ["checkpoint-2", "checkpoint-4"]
     calls = []
     real = training.StepTrainer._step
     with pytest.MonkeyPatch.context() as patch:
@@ -631,7 +637,7 @@ def test_reference_is_scored_once_and_a_damaged_or_stale_cache_is_rebuilt(tmp_pa
     tokens = tokenize(preferences(), policy.tokenizer, policy.template)
     base = training.response_logps(tiny().model, tokens)
     calls, real = [], training.response_logps
-    monkeypatch.setattr(training, "response_logps", lambda *a, **k: calls.append(1) or real(*a, **k))
+    monkeypatch.setattr(training.reference, "response_logps", lambda *a, **k: calls.append(1) or real(*a, **k))
 
     def reference(tokens=tokens):
         return training.reference_logps(policy, tokens, config=config, cache=tmp_path)

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-pytest.importorskip("trl", reason="TRL is an optional peer")
-
 from robustpo_kit import losses
 from robustpo_kit.losses import Scores
+
+pytest.importorskip("trl", reason="TRL is an optional peer")
+
 
 PAIRS, PROMPT, LONGEST, VOCABULARY = 4, 3, 7, 11
 

@@ -26,7 +26,7 @@ import math
 import matplotlib.pyplot as plt
 import torch
 
-from robustpo_kit import losses, plots, toystudy, toysweep
+from robustpo_kit import losses, plots, toy
 from robustpo_kit.losses import Scores
 from robustpo_kit.notebook import start
 
@@ -59,7 +59,7 @@ print(f"at the start {losses.dpo(start_scores, beta=0.1).item():.4f} = log 2; af
 # response that a biased reward likes. One seed of everything takes seconds:
 
 # %%
-world, sources, samples, results = toystudy.quickstart(seed)
+world, sources, samples, results = toy.study.quickstart(seed)
 print(f"{len(world.prompts)} prompts, {len(samples)} samples, {samples['contaminated'].sum()} of them contaminated")
 nb.save_table("toy_sources", sources)
 nb.save_table("toy_samples", samples)
@@ -106,7 +106,7 @@ nb.read_table("toy_methods").round(3)
 
 # %%
 sweep = nb.read_table("toy_sweep", run="reference")
-summary = toysweep.summarise(sweep, by=["condition"], metric="win_rate")
+summary = toy.sweep.summarise(sweep, by=["condition"], metric="win_rate")
 nb.save_table("toy_summary", summary)
 figure, axes = plt.subplots(1, summary["condition"].nunique(), figsize=(14, 3.2), sharey=True, sharex=True)
 for ax, (condition, part) in zip(axes, summary[summary["method"] != "erm"].groupby("condition", sort=False), strict=True):

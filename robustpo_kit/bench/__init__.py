@@ -1,0 +1,19 @@
+"""Bench: this engine beside TRL's DPOTrainer on the same pairs, model, LoRA, precision and batch; memory, scaling.
+
+Contenders alternate, each in a process of its own, so that memory is told apart and a slow minute hits all. TRL runs
+twice: with gradient checkpointing, its default, and without. Speed is compared with the faster of the two, memory with
+the leaner. On a CPU every process has one thread and the clock is its CPU time, which a busy machine does not stretch;
+on a GPU it is the wall clock. `python -m robustpo_kit.bench TASK.json RESULT.json` is such a process.
+"""
+
+from robustpo_kit.bench.config import CONTENDERS, SCALING, BenchConfig
+from robustpo_kit.bench.report import summary
+from robustpo_kit.bench.runner import run
+
+__all__ = [
+    "BenchConfig",
+    "CONTENDERS",
+    "SCALING",
+    "run",
+    "summary",
+]

@@ -1,0 +1,50 @@
+"""What a benchmark measures."""
+
+import dataclasses
+
+LLAMA_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from the cards' data sheets
+
+
+CONTENDERS = ("engine", "trl", "trl_checkpointing")
+
+
+OVERHEADS = {  # published name of the ratio: (objective, its base, prompts a micro-batch)
+    "dora_over_erm": ("dora(dpo(beta=0.1), lam=1.0)", "dpo(beta=0.1)", 4),
+    "gamma_over_base": (
+        "gamma(simpo(beta=10), gamma_beta_ratio=0.4, tau=10)",
+        "simpo(beta=10, gamma_beta_ratio=0.4)",
+        4,
+    ),
+    "dora_over_erm_two_micro_batches": ("dora(dpo(beta=0.1), lam=1.0)", "dpo(beta=0.1)", 2),
+}
+
+
+SCALING = (  # prompt tokens, K, prompts a batch; responses have 32 tokens
+    (32, 2, 2),
+    (128, 2, 2),
+    (512, 2, 2),
+    (128, 4, 2),
+    (128, 8, 2),
+    (128, 2, 1),
+    (128, 2, 4),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What all contenders share."""
+
+    model: str = "smollm2-135m-instruct"  # an asset, a folder, "tiny", or "llama-8b": random weights, for GPUs
+    dtype: str = "bfloat16"
+    pairs: int = 8
+    batch_size: int = 4  # prompts a step, in one micro-batch
+    max_length: int = 512
+    max_overhead_length: int = 128  # tokens of the short rows on which an objective's own time shows most
+    lora_rank: int = 16
+    learning_rate: float = 1e-4
+    threads: int = 1
+    seed: int = 0
+    scaling_repeats: int = 1

@@ -1,0 +1,49 @@
+"""What commands share: a parser of one-line errors, lists and assignments."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from robustpo_kit import records
+from robustpo_kit.errors import KitError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse prints the usage before an error; one line is easier to read in a log."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"robustpo: {message}; see `{self.prog} --help`\n")
+
+
+def write_lines(lines: list[str], out: str | None) -> None:
+    text = "\n".join(lines) + "\n"
+    if out:
+        records.write_text(Path(out), text)
+        print(f"{len(lines)} rows -> {out}")
+    else:
+        sys.stdout.write(text)
+
+
+def comma_list(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def notebook_numbers(text: str) -> tuple[str, ...]:
+    """`4,05` or `04_train_dora` as notebook numbers."""
+    return tuple(item[:2] if "_" in item else item.zfill(2) for item in comma_list(text))
+
+
+def assignments(flag: str, given: list[str]) -> dict[str, Any]:
+    """KEY=VALUE items as a dict; a value that is not JSON is a string."""
+    values = {}
+    for item in given:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise KitError(f"{flag} {item}: expected KEY=VALUE")
+        try:
+            values[key] = json.loads(text)
+        except json.JSONDecodeError:
+            values[key] = text
+    return values

@@ -1,0 +1,135 @@
+"""Commands on preference data: synthesise, score, judge."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from robustpo_kit import paths, records
+from robustpo_kit.cli.parsing import write_lines
+from robustpo_kit.errors import KitError
+
+
+def add_synthesise(commands: Any) -> None:
+    p = commands.add_parser("synthesise", help="sample the synthetic replies of a task into data/synthetic/; resumable")
+    p.add_argument(
+        "--task", required=True, help="how_to | dialogue | summaries | hh | tldr | ultrafeedback | FILE.jsonl"
+    )
+    p.add_argument("--model", default="smollm2-135m-instruct", help="asset, Hub id or folder")
+    p.add_argument("--dtype", default="bfloat16")
+    p.add_argument("--rows", type=int, default=0, metavar="N", help="a seeded choice of N rows (default: all)")
+    p.add_argument("--extra", action="store_true", help="the one further reply of contaminated samples (seed + 1)")
+    p.add_argument("--max-new-tokens", type=int, default=40)
+    p.add_argument("--batch-size", type=int, default=64, help="prompts a batch")
+    p.add_argument("--seed", type=int, default=0)
+    p.set_defaults(run=_synthesise)
+
+
+def _synthesise(arguments: argparse.Namespace) -> int:
+    from robustpo_kit import data, mixture, policies
+    from robustpo_kit.policies import SamplingConfig
+
+    rows = data.load(arguments.task)
+    if arguments.rows:
+        rows = rows.split({"rows": arguments.rows}, arguments.seed)["rows"][: arguments.rows]
+    rows = rows.select(
+        sorted(range(len(rows)), key=lambda i: len(rows[i].prompt)) if arguments.rows else range(len(rows))
+    )
+    policy = policies.load(arguments.model, template=rows.template, dtype=arguments.dtype)
+    samples = 1 if arguments.extra else 2
+    config = SamplingConfig(max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size, samples=samples)
+    out = mixture.store_path(f"{rows.name}_extra" if arguments.extra else rows.name)
+    seed = arguments.seed + 1 if arguments.extra else arguments.seed
+    about = {"model": arguments.model, "dtype": arguments.dtype}
+    mixture.synthesise(rows, policy.model, policy.tokenizer, config, out, seed=seed, about=about)
+    print(f"{len(rows)} rows, {samples * len(rows)} replies -> {paths.show(out)}")
+    return 0
+
+
+def add_score(commands: Any) -> None:
+    p = commands.add_parser("score", help="score every response of a preference file: one JSON line a row")
+    p.add_argument("--data", required=True, metavar="FILE.jsonl")
+    p.add_argument("--model", help="adds logps (nats, summed) and lengths: asset, Hub id, folder, policy, or tiny")
+    p.add_argument("--classifier", metavar="DIR", help="adds c, the probability of the target source")
+    p.add_argument("--reward", metavar="DIR", help="adds rewards, in Bradley-Terry units")
+    p.add_argument("--dtype", default="float32", help="of the model")
+    p.add_argument("--out", metavar="FILE.jsonl", help="default: standard output")
+    p.set_defaults(run=_score)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from robustpo_kit.data import PreferenceSet
+
+    if not (arguments.model or arguments.classifier or arguments.reward):
+        raise KitError("score: name at least one of --model, --classifier, --reward")
+    rows = PreferenceSet.from_jsonl(arguments.data)
+    columns: dict[str, list[list[float]]] = {}
+    if arguments.model:
+        from robustpo_kit import policies, training
+
+        logps, lengths = training.score(policies.load(arguments.model, dtype=arguments.dtype), rows)
+        columns |= {"logps": logps.tolist(), "lengths": lengths.tolist()}
+    if arguments.classifier:
+        from robustpo_kit.calibration import SourceClassifier
+
+        columns["c"] = SourceClassifier.load(arguments.classifier).score_set(rows).tolist()
+    if arguments.reward:
+        from robustpo_kit.rewards import RewardModel
+
+        columns["rewards"] = RewardModel.load(arguments.reward).score_set(rows).tolist()
+    lines = []
+    for position, row in enumerate(rows):
+        count = len(row.responses)  # a model's columns are padded to the longest row
+        values = {name: column[position][:count] for name, column in columns.items()}
+        lines.append(json.dumps({"row_id": row.row_id} | values, ensure_ascii=False))
+    write_lines(lines, arguments.out)
+    return 0
+
+
+def add_judge(commands: Any) -> None:
+    p = commands.add_parser("judge", help="win, tie and lose of each source's replies against those of one column")
+    p.add_argument("--data", required=True, metavar="FILE.jsonl", help="prompt, responses, sources (who wrote each)")
+    p.add_argument("--judge", required=True, metavar="DIR", help="a reward model trained on other rows")
+    p.add_argument("--against", type=int, default=0, metavar="COLUMN", help="the replies to beat (default: 0)")
+    p.add_argument("--tie-band", type=float, default=0.05, help="|preference - 1/2| within it is a tie")
+    p.add_argument("--seed", type=int, default=0, help="of the order in which the judge sees two replies")
+    p.add_argument("--out", metavar="FILE.csv", help="the table, with its provenance beside it as JSON")
+    p.set_defaults(run=_judge)
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    from robustpo_kit import judging
+    from robustpo_kit.data import PreferenceSet
+    from robustpo_kit.rewards import RewardModel
+
+    started = time.time()
+    rows = PreferenceSet.from_jsonl(arguments.data)
+    names = rows[0].sources
+    for row in rows:
+        if row.sources != names:
+            raise KitError(
+                f"{arguments.data}, row {row.row_id}: sources {row.sources}, not {names} as in the first row"
+            )
+    if not 0 <= arguments.against < len(names) or len(set(names)) < len(names):
+        raise KitError(f"judge: --against {arguments.against} should name one of the columns of {names}, all different")
+    judge = judging.RewardJudge(RewardModel.load(arguments.judge), tie_band=arguments.tie_band)
+    replies = {
+        name: [row.responses[column] for row in rows]
+        for column, name in enumerate(names)
+        if column != arguments.against
+    }
+    verdicts = judging.compare(
+        judge,
+        [row.prompt for row in rows],
+        replies,
+        [row.responses[arguments.against] for row in rows],
+        seed=arguments.seed,
+        prompt_ids=[row.group for row in rows],
+    )
+    table = judging.win_table(verdicts, seed=arguments.seed)
+    print(table[["policy", "prompts", "win", "tie", "lose", "score"]].round(3).to_string(index=False))
+    if arguments.out:
+        config = {"data": arguments.data, "judge": arguments.judge, "against": names[arguments.against]}
+        records.write_table(Path(arguments.out), table, records.provenance(config, arguments.seed, started))
+    return 0

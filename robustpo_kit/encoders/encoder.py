@@ -1,0 +1,148 @@
+"""Encoders: the BERT that classifiers and reward models share, and its embeddings, kept in memory."""
+
+import copy
+import functools
+import hashlib
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+
+from robustpo_kit import assets
+from robustpo_kit.errors import KitError
+from robustpo_kit.records import progress
+
+
+@dataclass(eq=False)
+class Encoder:
+    """A BERT-like model with its tokenizer; embeddings are kept in memory, so a text is encoded once."""
+
+    name: str  # an asset, a Hub id, a local folder, or "tiny"
+    model: nn.Module
+    tokenizer: Any
+    dtype: torch.dtype  # of inference and of autocast in fine-tuning; weights stay float32
+    device: torch.device
+    max_length: int = 256  # tokens
+    seed: int = 0  # of the weights of "tiny"
+    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @functools.cached_property
+    def _inference_model(self) -> nn.Module:
+        return self.model if self.dtype == torch.float32 else copy.deepcopy(self.model).to(self.dtype)
+
+    def embed(self, texts: Sequence[str], *, batch_size: int = 32) -> Tensor:
+        """[N, D] float32 embeddings of length 1: the masked mean of the last hidden states, as MiniLM was trained."""
+        new = sorted({text for text in texts if text not in self._cache}, key=lambda text: (len(text), text))
+        batches = [new[i : i + batch_size] for i in range(0, len(new), batch_size)]
+        for batch in progress(batches, f"embed with {self.name}") if batches else ():
+            self._cache.update(zip(batch, self._embed_batch(batch), strict=True))
+        if not texts:
+            return torch.empty(0, self.width)
+        return torch.stack([self._cache[text] for text in texts])
+
+    @torch.inference_mode()
+    def _embed_batch(self, batch: list[str]) -> Tensor:
+        tokens = self.tokenizer(
+            batch, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(self.device)
+        model = self._inference_model.eval()
+        pooled = masked_mean(model(**tokens).last_hidden_state.float(), tokens["attention_mask"])
+        return nn.functional.normalize(pooled, dim=-1).cpu()
+
+    def about(self) -> dict[str, Any]:
+        """What a stored scorer must know of its encoder; the fingerprint is a short sha256 of the weights."""
+        return {
+            "name": self.name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "max_length": self.max_length,
+            "seed": self.seed,
+            "fingerprint": self._fingerprint,
+        }
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def width(self) -> int:
+        """D, the size of an embedding."""
+        return self.model.config.hidden_size
+
+
+def load(
+    name: str = "minilm-l6", *, dtype: str = "auto", device: str | None = None, max_length: int = 256, seed: int = 0
+) -> Encoder:
+    """The encoder `name`: an asset, a Hub id, a local folder, or "tiny" (random weights from `seed`, no files).
+
+    `dtype` auto = bfloat16 where the machine computes it fast (on AVX-512-BF16 twice as fast as float32), else float32.
+    Raises KitError for an unknown asset or a folder that holds no encoder.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if name == "tiny":
+        model, tokenizer = _tiny(seed)
+    else:
+        folder = assets.resolve(name)
+        try:
+            with assets.quiet_transformers():
+                model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+                tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise KitError(f"encoder '{name}': cannot be loaded ({reason}); a BERT folder is expected") from None
+    limit = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
+    return Encoder(name, model.to(where), tokenizer, _dtype(dtype, name, where), where, limit, seed)
+
+
+def _dtype(dtype: str, name: str, device: torch.device) -> torch.dtype:
+    if dtype in ("float32", "bfloat16"):
+        return getattr(torch, dtype)
+    if dtype != "auto":
+        raise ValueError(f"dtype = '{dtype}': 'auto', 'float32' or 'bfloat16' is expected")
+    if name == "tiny":  # smoke runs are compared across machines
+        return torch.float32
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _tiny(seed: int) -> tuple[nn.Module, Any]:
+    """A two-layer random BERT over single characters."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{c}" for c in characters)]
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        initializer_range=0.2,  # at 0.02 a random encoder maps all texts to nearly one point
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BertModel(config, add_pooling_layer=False).eval(), wrapped
+
+
+def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """[N, T, D], [N, T] -> [N, D], the mean over real tokens."""
+    mask = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1)

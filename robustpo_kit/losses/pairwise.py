@@ -1,0 +1,174 @@
+"""Losses of a chosen and a rejected response."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustpo_kit.losses.checks import check_at_least, check_between, check_positive
+from robustpo_kit.losses.scores import (
+    Scores,
+    check_pair,
+    check_reduction,
+    log_ratios,
+    mean_logps,
+    mean_nll,
+    response_lengths,
+    softplus,
+    target_margin,
+)
+
+
+def dpo(scores: Scores, *, beta: float, margin: Tensor | None = None) -> Tensor:
+    """DPO: sp(-(beta D - margin)); ln 2 at the start of training (Rafailov et al. 2023, Eq. 7).
+
+    `margin` [B] is an extra target margin in units of beta D (gamma-PO, Eq. 11). Returns [B].
+    """
+    gap = dpo_gap(scores, beta=beta)
+    return softplus(target_margin(margin, gap) - gap)  # [B]
+
+
+def cdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None) -> Tensor:
+    """Conservative DPO, label smoothing: (1-e) sp(-beta D) + e sp(beta D) (Mitchell 2023).
+
+    gamma-PO calls this loss "rDPO" (Eq. 5, with a margin on either side Eq. 13). Returns [B].
+    """
+    check_between("epsilon", epsilon, 0.0, 1.0)
+    kept, flipped = _both_labels(scores, beta, margin)
+    return (1 - epsilon) * kept + epsilon * flipped
+
+
+def rdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None) -> Tensor:
+    """Robust DPO: [(1-e) sp(-beta D) - e sp(beta D)] / (1-2e), unbiased under a flip rate e (Chowdhury et al. 2024).
+
+    Returns [B]; values can be negative. Raises ValueError for epsilon outside [0, 0.5).
+    """
+    check_between("epsilon", epsilon, 0.0, 0.5)
+    kept, flipped = _both_labels(scores, beta, margin)
+    return ((1 - epsilon) * kept - epsilon * flipped) / (1 - 2 * epsilon)
+
+
+def r_dpo_length(scores: Scores, *, beta: float, alpha: float, margin: Tensor | None = None) -> Tensor:
+    """R-DPO, regularised for length: sp(-(beta D - alpha (n_w - n_l))) (Park et al. 2024). Returns [B]."""
+    check_at_least("alpha", alpha, 0.0)
+    gap = dpo_gap(scores, beta=beta)
+    n = response_lengths(scores)
+    return softplus(target_margin(margin, gap) + alpha * (n[:, 0] - n[:, 1]) - gap)
+
+
+def ipo(scores: Scores, *, tau: float, reduction: str = "sum") -> Tensor:
+    """IPO: (D - 1/(2 tau))^2 (Azar et al. 2024, Eq. 17). Returns [B].
+
+    `reduction` "sum" is the paper's D; "mean" takes each r_k per token, as the paper's experiments and TRL do.
+    """
+    check_positive("tau", tau)
+    check_pair(scores, reference=True)
+    ratios = log_ratios(scores)
+    if check_reduction(reduction) == "mean":
+        ratios = ratios / response_lengths(scores)
+    return (ratios[:, 0] - ratios[:, 1] - 1 / (2 * tau)) ** 2
+
+
+def exo(scores: Scores, *, beta: float, epsilon: float = 1e-3) -> Tensor:
+    """EXO-pref: KL(softmax(beta r) || (1-e, e)), the reverse KL of DPO's (Ji et al. 2024, Eq. 16). Returns [B].
+
+    The authors' code takes log e = -10 and a temperature of 0.8: epsilon = exp(-10), beta / 0.8.
+    """
+    check_between("epsilon", epsilon, 0.0, 1.0, open_low=True)
+    gap = dpo_gap(scores, beta=beta)
+    chosen = torch.sigmoid(gap) * (F.logsigmoid(gap) - math.log1p(-epsilon))
+    rejected = torch.sigmoid(-gap) * (F.logsigmoid(-gap) - math.log(epsilon))
+    return chosen + rejected
+
+
+def simpo(
+    scores: Scores,
+    *,
+    beta: float,
+    gamma0: float | None = None,
+    gamma_beta_ratio: float | None = None,
+    margin: Tensor | None = None,
+) -> Tensor:
+    """SimPO: sp(-(beta (a_w - a_l) - gamma0)), no reference (Meng et al. 2024, Eq. 6). Returns [B].
+
+    The target margin is exactly one of `gamma0`, `gamma_beta_ratio` (gamma0 = ratio * beta) and `margin` [B], one
+    target a sample in place of gamma0 (gamma-PO, Eq. 12). Raises ValueError when several or none are given.
+    """
+    gap = simpo_gap(scores, beta=beta)
+    if margin is not None:
+        if gamma0 is not None or gamma_beta_ratio is not None:
+            raise ValueError("margin: takes the place of gamma0 and gamma_beta_ratio; give only one of the three")
+        return softplus(target_margin(margin, gap) - gap)
+    return softplus(target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio) - gap)
+
+
+def cpo(scores: Scores, *, beta: float, lam: float = 1.0, reduction: str = "sum") -> Tensor:
+    """CPO: sp(-beta (s_w - s_l)) + lam * NLL(y_w) (Xu et al. 2024, Eq. 3, 5). Returns [B].
+
+    `reduction` of the NLL: "sum" over tokens (-s_w, the paper) or "mean" (-a_w, what TRL's token average resembles).
+    """
+    check_positive("beta", beta)
+    check_at_least("lam", lam, 0.0)
+    check_pair(scores)
+    s = scores.logps
+    return softplus(-beta * (s[:, 0] - s[:, 1])) + lam * mean_nll(scores, reduction)
+
+
+def orpo(scores: Scores, *, lam: float = 0.1) -> Tensor:
+    """ORPO: -a_w - lam log sigmoid(logodds(a_w) - logodds(a_l)), logodds(a) = a - log(1 - e^a).
+
+    Hong et al. 2024, Eq. 6; TRL calls `lam` beta. Returns [B].
+    """
+    check_at_least("lam", lam, 0.0)
+    check_pair(scores)
+    a = mean_logps(scores)
+    # a probability of exactly 1 has infinite odds: stay one rounding step below it
+    below = a.clamp(max=-torch.finfo(a.dtype).eps)
+    odds = below - _log1mexp(below)
+    return -a[:, 0] + lam * softplus(odds[:, 1] - odds[:, 0])
+
+
+def dpo_gap(scores: Scores, *, beta: float) -> Tensor:
+    """Reward gap of DPO and its kin: beta D [B]."""
+    check_positive("beta", beta)
+    check_pair(scores, reference=True)
+    r = log_ratios(scores)
+    return beta * (r[:, 0] - r[:, 1])
+
+
+def simpo_gap(scores: Scores, *, beta: float) -> Tensor:
+    """Reward gap of SimPO: beta (a_w - a_l) [B]."""
+    check_positive("beta", beta)
+    check_pair(scores)
+    a = mean_logps(scores)
+    return beta * (a[:, 0] - a[:, 1])
+
+
+def target_gamma0(*, beta: float, gamma0: float | None = None, gamma_beta_ratio: float | None = None) -> float:
+    """The target margin gamma0 from exactly one of its two published forms; raises ValueError otherwise."""
+    if (gamma0 is None) == (gamma_beta_ratio is None):
+        raise ValueError(
+            "gamma0, gamma_beta_ratio: give exactly one (gamma0 = gamma_beta_ratio * beta), got "
+            + ("both" if gamma0 is not None else "none")
+        )
+    if gamma0 is None:
+        check_at_least("gamma_beta_ratio", gamma_beta_ratio, 0.0)
+        return gamma_beta_ratio * beta
+    check_at_least("gamma0", gamma0, 0.0)
+    return gamma0
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """log(1 - e^x) for x < 0, exact on both sides of -ln 2; each branch sees only arguments it is finite for."""
+    near = x > -math.log(2)
+    small = torch.where(near, x, -1.0)
+    large = torch.where(near, -1.0, x)
+    return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
+
+
+def _both_labels(scores: Scores, beta: float, margin: Tensor | None) -> tuple[Tensor, Tensor]:
+    """DPO loss of the pair as labelled and with its label flipped, each against the same target margin."""
+    gap = dpo_gap(scores, beta=beta)
+    margin = target_margin(margin, gap)
+    return softplus(margin - gap), softplus(margin + gap)

@@ -1,0 +1,35 @@
+"""A language model and the log-probabilities of K responses a prompt, the prompt computed once."""
+
+from robustpo_kit.policies.batches import Batch, collate
+from robustpo_kit.policies.loading import load
+from robustpo_kit.policies.logprobs import sequence_logps
+from robustpo_kit.policies.lora import FusedLinear, fuse
+from robustpo_kit.policies.policy import Policy
+from robustpo_kit.policies.probing import use_block_attention
+from robustpo_kit.policies.projection import token_logps, unwrap
+from robustpo_kit.policies.sampling import Reply, SamplingConfig, cut_to_sentence, sample, sample_batch
+from robustpo_kit.policies.tiny import byte_tokenizer, tiny
+from robustpo_kit.policies.tokens import TokenRow, TokenTable, tokenize
+
+__all__ = [
+    "Batch",
+    "FusedLinear",
+    "Policy",
+    "Reply",
+    "SamplingConfig",
+    "TokenRow",
+    "TokenTable",
+    "byte_tokenizer",
+    "collate",
+    "cut_to_sentence",
+    "fuse",
+    "load",
+    "sample",
+    "sample_batch",
+    "sequence_logps",
+    "tiny",
+    "token_logps",
+    "tokenize",
+    "unwrap",
+    "use_block_attention",
+]

@@ -1,0 +1,46 @@
+"""Sequence log-probabilities of K responses a prompt: tokens, shared-prefix batches, chunked vocabulary projection.
+
+A prompt and its K responses are one block `[prompt | y1 | ... | yK]`; blocks are packed into one row without padding.
+Responses see the prompt and themselves, never each other, and their positions restart at the end of the prompt, so a
+prompt is computed once instead of K times. The vocabulary projection runs over response positions only, in chunks:
+no [B, L, V] tensor exists.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from robustpo_kit.policies.batches import Batch
+from robustpo_kit.policies.projection import CHUNK_BYTES, token_logps, unwrap
+
+
+def sequence_logps(model: nn.Module, batch: Batch, *, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+    """Summed response log-probabilities [B, K] in nats, fp32; absent columns are 0.
+
+    `model` is a transformers causal language model, with or without peft adapters, on the batch's device. A shared
+    batch needs `use_block_attention(model)` once before.
+    """
+    core = unwrap(model)
+    decoder, head = core.base_model, core.get_output_embeddings()
+    if batch.blocks is None:
+        hidden = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    else:
+        # A 4-D mask is handed through untouched by transformers; block_attention reads `blocks` in its place.
+        placeholder = torch.zeros((1, 1, 1, 1), device=batch.input_ids.device)
+        hidden = decoder(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=placeholder,
+            use_cache=False,
+            blocks=batch.blocks,
+        ).last_hidden_state
+    flat = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.source)
+    logps = token_logps(
+        flat,
+        head.weight,
+        batch.labels,
+        bias=getattr(head, "bias", None),
+        softcap=getattr(core.config, "final_logit_softcapping", None),
+        chunk_bytes=chunk_bytes,
+    )
+    out = torch.zeros(batch.lengths.numel(), dtype=torch.float32, device=logps.device)
+    return out.index_add(0, batch.owner, logps).view(batch.lengths.shape)

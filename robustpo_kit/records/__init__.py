@@ -1,0 +1,30 @@
+"""How anything is written: whole or not at all, with its origin, its progress, and the key of its code."""
+
+from robustpo_kit.records.digests import digest, file_digest
+from robustpo_kit.records.files import atomic_write, read_json, write_json, write_text
+from robustpo_kit.records.freshness import UnknownModuleError, closure, code_key, imported_modules, key_of_function
+from robustpo_kit.records.machine import cores, device_name
+from robustpo_kit.records.progress import progress
+from robustpo_kit.records.provenance import RunRecord, git_revision, provenance, versions, write_table
+
+__all__ = [
+    "RunRecord",
+    "UnknownModuleError",
+    "atomic_write",
+    "closure",
+    "code_key",
+    "cores",
+    "device_name",
+    "digest",
+    "file_digest",
+    "git_revision",
+    "imported_modules",
+    "key_of_function",
+    "progress",
+    "provenance",
+    "read_json",
+    "versions",
+    "write_json",
+    "write_table",
+    "write_text",
+]

@@ -1,0 +1,21 @@
+"""Rewards: Bradley-Terry models of how well a reply answers its prompt, checked not to be source classifiers.
+
+Both sides of every training pair come from the same kind of writer: a reply against one of the same source to another
+prompt, matched in length, and the human pairs of the data. So neither source nor length decides a training pair.
+"""
+
+from robustpo_kit.rewards.models import RewardModel, bradley_terry, fit_reward_model
+from robustpo_kit.rewards.pairs import RankedPair, pairs_across_sources, replies_elsewhere, training_pairs
+from robustpo_kit.rewards.tables import accuracy_table, correlation_table
+
+__all__ = [
+    "RankedPair",
+    "RewardModel",
+    "accuracy_table",
+    "bradley_terry",
+    "correlation_table",
+    "fit_reward_model",
+    "pairs_across_sources",
+    "replies_elsewhere",
+    "training_pairs",
+]

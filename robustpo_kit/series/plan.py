@@ -1,0 +1,166 @@
+"""What a run of the series is: notebooks in the order of their needs, parameters, state."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from robustpo_kit import paths, profiles, records
+from robustpo_kit.errors import KitError
+from robustpo_kit.notebook import done_file
+from robustpo_kit.records import file_digest
+from robustpo_kit.series.cells import source_key
+
+# What each notebook reads that another one writes.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "00": (),
+    "01": (),
+    "02": ("01",),
+    "03": ("01",),
+    "04": ("02", "03"),
+    "05": ("04",),
+    "06": ("03", "04"),  # 04 trains the SFT policy that gamma-PO starts from
+    "07": ("06",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One invocation of the runner."""
+
+    profile: str
+    seed: int = 0
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings of the profile
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)  # further notebook parameters
+    only: tuple[str, ...] = ()  # numbers; empty = all
+    resume: bool = False  # keep notebooks that are ok and whose inputs have not changed
+    time_limit: float = 3600.0  # seconds a notebook
+    slots: tuple[str | None, ...] = (None,)  # one notebook at a time a slot; a slot names its CUDA_VISIBLE_DEVICES
+    notebooks: Path = dataclasses.field(default_factory=lambda: paths.NOTEBOOKS)
+
+    @property
+    def work(self) -> Path:
+        """Folder of this profile's runs."""
+        return paths.work(self.profile)
+
+
+@dataclasses.dataclass
+class Result:
+    """What became of one notebook."""
+
+    name: str
+    status: str  # ok | failed | incomplete | skipped
+    reason: str = ""
+    kept: bool = False  # ok from an earlier run, not executed again
+    seconds: float = 0.0
+    tables: list[str] = dataclasses.field(default_factory=list)
+    figures: list[str] = dataclasses.field(default_factory=list)
+    key: str = ""
+
+    @property
+    def number(self) -> str:
+        """The two digits that order the series."""
+        return self.name[:2]
+
+
+def sources(folder: Path) -> dict[str, Path]:
+    """Number -> notebook file; raises KitError where there is none, or one whose needs are not declared."""
+    found = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    if not found:
+        raise KitError(f"{paths.show(folder)}: no notebook named NN_name.ipynb")
+    undeclared = sorted(set(found) - set(NEEDS))
+    if undeclared:
+        raise KitError(f"{found[undeclared[0]].name}: its needs are not declared; add it to NEEDS in series.py")
+    return found
+
+
+def in_order(numbers: list[str]) -> list[str]:
+    """`numbers` with every notebook after those it needs, otherwise ascending."""
+    done: list[str] = []
+    waiting = sorted(numbers)
+    while waiting:
+        ready = next((n for n in waiting if not set(NEEDS[n]) & set(waiting)), None)
+        if ready is None:
+            raise KitError(
+                f"series: notebooks {', '.join(waiting)} need each other in a circle; see NEEDS in series.py"
+            )
+        waiting.remove(ready)
+        done.append(ready)
+    return done
+
+
+def check(plan: Plan) -> dict[str, Path]:
+    """The notebooks that `plan` runs, in order; raises KitError for anything that it names and does not exist."""
+    profiles.get(plan.profile, plan.overrides)
+    known = sources(plan.notebooks)
+    for number in plan.only:
+        if number not in known:
+            raise KitError(f"--only: there is no notebook {number}; choose among {', '.join(known)}")
+    chosen = {number: known[number] for number in in_order(list(known)) if not plan.only or number in plan.only}
+    for path in chosen.values():
+        _check_parameters(path, plan)
+    for number in chosen if plan.only else ():
+        missing = [need for need in NEEDS[number] if need not in chosen and not _was_ok(plan, need)]
+        if missing:
+            numbers = ",".join(sorted({*plan.only, *missing}))
+            raise KitError(
+                f"--only: {number} needs {', '.join(missing)}, which has not run under profile {plan.profile}; "
+                f"run --only {numbers}, or the whole series"
+            )
+    return chosen
+
+
+def _check_parameters(path: Path, plan: Plan) -> None:
+    """papermill only warns of an unknown parameter, and the run would silently use the default."""
+    from papermill import inspect_notebook
+
+    known = inspect_notebook(path)
+    for name in parameters(plan):
+        if name not in known:
+            raise KitError(f"{path.name}: parameter '{name}' is unknown; it has {', '.join(known) or 'none'}")
+
+
+def parameters(plan: Plan) -> dict[str, Any]:
+    """What papermill injects into every notebook; raises KitError for a value that JSON cannot carry."""
+    for name in ("profile", "seed", "overrides"):
+        if name in plan.parameters:
+            raise KitError(f"-P {name}: use --profile, --seed or --set instead")
+    values = {"profile": plan.profile, "seed": plan.seed, "overrides": plan.overrides} | plan.parameters
+    try:
+        return json.loads(json.dumps(values))
+    except TypeError as error:
+        raise KitError(f"parameters: {error}") from None
+
+
+def plan_key(plan: Plan, path: Path) -> str:
+    """`source_key` and the states of the notebooks before: when one of those ran again, this one must too."""
+    before = [state_file(plan, need) for need in NEEDS[path.name[:2]]]
+    parts = [source_key(path, parameters(plan), plan.profile)]
+    parts += [file_digest(state) if state.exists() else "" for state in before]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def state_file(plan: Plan, number: str) -> Path:
+    return plan.work / "state" / f"{number}.json"
+
+
+def _was_ok(plan: Plan, number: str) -> bool:
+    state = state_file(plan, number)
+    return state.exists() and records.read_json(state)["status"] == "ok" and done_file(plan.profile, number).exists()
+
+
+def kept_result(plan: Plan, path: Path, key: str) -> Result | None:
+    """The earlier result of a notebook, if it was ok, nothing that decides it has changed and its files are there."""
+    number = path.name[:2]
+    if not plan.resume or not _was_ok(plan, number):
+        return None
+    result = Result(**records.read_json(state_file(plan, number)))
+    files = [paths.ROOT / name for name in result.tables + result.figures]
+    if result.key != key or not all(file.exists() for file in [*files, output_path(plan, path)]):
+        return None
+    return dataclasses.replace(result, kept=True)
+
+
+def output_path(plan: Plan, path: Path) -> Path:
+    return plan.work / "notebooks" / path.name

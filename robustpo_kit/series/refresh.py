@@ -1,0 +1,125 @@
+"""Refresh: from the text notebooks to the committed, executed ones, with the same bytes every time.
+
+`notebooks/text/NN_name.py` (jupytext percent) is the source. Each is executed under profile smoke by a kernel of this
+interpreter; then everything that depends on the machine or the moment is dropped from `notebooks/NN_name.ipynb`.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from robustpo_kit import paths, records
+from robustpo_kit.errors import KitError
+from robustpo_kit.notebook import kernel_environment
+from robustpo_kit.series.cells import source_key, text_in_step
+from robustpo_kit.series.execution import kernel_transport
+from robustpo_kit.series.plan import NEEDS
+
+CELL_SECONDS = 300  # nbval gives a cell as long
+
+
+KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def refresh(*, only: list[str] | None = None, everything: bool = False, folder: Path | None = None) -> list[str]:
+    """Execute the text notebooks that changed and write their .ipynb; returns the names of those executed.
+
+    A notebook has changed when its cells, the modules it imports, the committed data it may read or a notebook before
+    it did. `everything` executes all; `only` restricts to numbers such as "04". Raises KitError when a cell fails; the
+    notebook on disk then stays as it was.
+    """
+    folder = folder or paths.NOTEBOOKS
+    sources = sorted((folder / "text").glob("[0-9][0-9]_*.py"))
+    unknown = sorted(set(only or []) - {source.name[:2] for source in sources})
+    if unknown:
+        raise KitError(f"notebooks: there is no {unknown[0]}; choose among {', '.join(s.name[:2] for s in sources)}")
+    stamp_path = paths.RUNS / "smoke" / "refresh.json"
+    stamps = records.read_json(stamp_path) if stamp_path.exists() else {}
+    keys: dict[str, str] = {}
+    executed = []
+    for source in sources:
+        number, target = source.name[:2], folder / f"{source.stem}.ipynb"
+        keys[number] = _key(source, [keys.get(need, "") for need in NEEDS.get(number, ())])
+        current = stamps.get(target.name) == keys[number] and text_in_step(source, target)
+        if (only and number not in only) or (current and not everything):
+            continue
+        print(f"{source.stem}: executing under profile smoke", flush=True)
+        write_notebook(execute(source, cwd=folder), target)
+        executed.append(source.stem)
+        stamps[target.name] = keys[number]
+        records.write_json(stamp_path, stamps)
+    return executed
+
+
+def execute(source: Path, *, cwd: Path) -> Any:
+    """Run the cells of a text notebook in a fresh kernel under profile smoke; returns the canonical notebook node."""
+    import jupytext
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from traitlets.config import Config
+
+    notebook = jupytext.read(source)
+    notebook.metadata["kernelspec"] = dict(KERNELSPEC)
+    environment = {k: v for k, v in os.environ.items() if k != "ROBUSTPO_DONE"}
+    with tempfile.TemporaryDirectory(prefix="nb") as private:
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            config=Config(kernel_transport(private)),
+            timeout=CELL_SECONDS,
+            startup_timeout=120,
+            record_timing=False,
+            store_widget_state=False,
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(cwd)}},
+        )
+        try:
+            client.execute(env=environment | kernel_environment("smoke"))
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            raise KitError(f"{source.name}: {failed_cell(notebook, error)}") from None
+    return canonical(notebook, source.stem)
+
+
+def failed_cell(notebook: Any, error: Exception) -> str:
+    """One line: which cell failed, and how."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for count, cell in enumerate(code, start=1):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return f"code cell {count}: {output.ename}: {output.evalue}"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{type(error).__name__}: {lines[-1]}"
+
+
+def canonical(notebook: Any, stem: str) -> Any:
+    """`notebook` with ids `stem-NN` and only the metadata that says which kernel runs it and how cells are tagged."""
+    notebook.metadata = {"kernelspec": dict(KERNELSPEC), "language_info": {"name": "python"}}
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for position, cell in enumerate(notebook.cells):
+        cell["id"] = f"{stem}-{position:02d}"
+        tags = cell.metadata.get("tags")
+        cell["metadata"] = {"tags": list(tags)} if tags else {}
+        for output in cell.get("outputs", []):
+            if "metadata" in output:
+                output["metadata"] = {}
+    return notebook
+
+
+def write_notebook(notebook: Any, target: Path) -> None:
+    """Validate and write a notebook by rename."""
+    import nbformat
+
+    notebook = nbformat.from_dict(notebook)
+    nbformat.validate(notebook)
+    records.write_text(target, nbformat.writes(notebook).rstrip("\n") + "\n")
+
+
+def _key(source: Path, needs: list[str]) -> str:
+    """Hash of all that decides a stored notebook, the committed results it shows included."""
+    parts = [source_key(source, {}, "smoke"), sys.version.split()[0], *needs]
+    committed = sorted((paths.RESULTS / "reference").glob("*.csv")) + sorted((paths.RESULTS / "gpu").glob("*.csv"))
+    parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in committed]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

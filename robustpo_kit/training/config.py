@@ -1,0 +1,43 @@
+"""The settings of one training run."""
+
+import dataclasses
+
+from robustpo_kit.errors import KitError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Sizes count prompts; `batch_size` is the whole step, over all micro-batches and ranks."""
+
+    batch_size: int = 16
+    micro_batch_size: int = 16  # a forward pass on one rank; halved when memory runs out, the step stays exact
+    epochs: int = 1
+    max_steps: int = 0  # 0: as many as the epochs need
+    learning_rate: float = 5e-4
+    schedule: str = "cosine"  # cosine | linear | constant
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    window: str = "step"  # step: the objective sees the whole step | micro: each micro-batch alone, as the authors do
+    layout: str = "shared"  # shared: a prompt is computed once | separate: once a response
+    kernel: str = "auto"  # attention of shared rows: sdpa | flex (GPU) | auto
+    max_length: int = 1024  # tokens of prompt + response
+    max_response: int | None = None  # default: half of max_length
+    gradient_checkpointing: bool = False
+    checkpoint: str | None = None  # folder; None: no checkpoints
+    checkpoint_every: int = 20  # steps
+    reference_cache: str | None = None  # folder of reference log-probs; None: the kit's cache
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("schedule", ("cosine", "linear", "constant")),
+            ("window", ("step", "micro")),
+            ("layout", ("shared", "separate")),
+            ("kernel", ("auto", "sdpa", "flex")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise KitError(f"{name}: {getattr(self, name)!r} should be one of {', '.join(allowed)}")
+        for name in ("batch_size", "micro_batch_size", "epochs", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise KitError(f"{name}: {getattr(self, name)} should be at least 1")
