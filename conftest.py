@@ -14,7 +14,9 @@ for _name, _value in kernel_environment("smoke").items():
     if _name.startswith("ROBUSTPO_"):
         os.environ[_name] = _value
     else:
-        os.environ.setdefault(_name, _value)  # CUDA_VISIBLE_DEVICES=0 make test: shows the tests a GPU
+        os.environ.setdefault(
+            _name, _value
+        )  # CUDA_VISIBLE_DEVICES=0 make test: shows the tests a GPU
 
 
 def pytest_configure():
@@ -74,7 +76,11 @@ class DemoProject:
         import jupytext
 
         node = jupytext.read(self.text(name, *cells))
-        node.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        node.metadata["kernelspec"] = {
+            "display_name": "Python 3",
+            "language": "python",
+            "name": "python3",
+        }
         path = self.notebooks / f"{name}.ipynb"
         jupytext.write(node, path)
         return path
@@ -87,7 +93,13 @@ class DemoProject:
         """Run the command line on this project."""
         command = [sys.executable, "-m", "robustpo_kit", *arguments]
         return subprocess.run(
-            command, cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=300, **options
+            command,
+            cwd=self.root,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            **options,
         )
 
     def pytest(self, *arguments: str) -> subprocess.CompletedProcess:

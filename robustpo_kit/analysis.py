@@ -51,7 +51,9 @@ def reward_confidence(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def slope_difference(table: pd.DataFrame, baseline: str, policy: str, *, level: float = 0.95) -> pd.DataFrame:
+def slope_difference(
+    table: pd.DataFrame, baseline: str, policy: str, *, level: float = 0.95
+) -> pd.DataFrame:
     """Slope of `policy` minus slope of `baseline` as the interaction term of one OLS, clustered by prompt.
 
     Both policies answer the same prompts, so two separate fits would not give this interval. One row: difference, se,
@@ -59,8 +61,12 @@ def slope_difference(table: pd.DataFrame, baseline: str, policy: str, *, level: 
     """
     for name in (baseline, policy):
         if name not in set(table["policy"]):
-            raise ValueError(f"policy '{name}' is not in the table; it has {sorted(set(table['policy']))}")
-    part = table[table["policy"].isin([baseline, policy])].assign(is_policy=lambda t: (t["policy"] == policy) * 1.0)
+            raise ValueError(
+                f"policy '{name}' is not in the table; it has {sorted(set(table['policy']))}"
+            )
+    part = table[table["policy"].isin([baseline, policy])].assign(
+        is_policy=lambda t: (t["policy"] == policy) * 1.0
+    )
     fit = _clustered_ols("confidence ~ reward * is_policy", part)
     low, high = fit.conf_int(1 - level).loc["reward:is_policy"]
     return pd.DataFrame(
@@ -94,12 +100,16 @@ def training_curves(records: Mapping[str, RunRecord]) -> pd.DataFrame:
     return table[["policy", "step", *[c for c in table.columns if c not in ("policy", "step")]]]
 
 
-def gap_quantiles(gaps: Sequence[float], quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> pd.DataFrame:
+def gap_quantiles(
+    gaps: Sequence[float], quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)
+) -> pd.DataFrame:
     """Quantiles of reward margins and the share within 0.1 of zero (gamma-PO Fig. 2), one row."""
     values = np.asarray(gaps, dtype=float)
     row = {f"q{round(100 * q):02d}": np.quantile(values, q) for q in quantiles}
     near = float(np.mean(np.abs(values) < 0.1))
-    return pd.DataFrame([row | {"near_zero": near, "positive": float(np.mean(values > 0)), "pairs": len(values)}])
+    return pd.DataFrame(
+        [row | {"near_zero": near, "positive": float(np.mean(values > 0)), "pairs": len(values)}]
+    )
 
 
 def energy_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -115,10 +125,14 @@ def energy_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(2 * cdist(first, second).mean() - pdist(first).mean() - pdist(second).mean())
 
 
-def mean_by(table: pd.DataFrame, by: Sequence[str], value: str, *, seed: int, level: float = 0.95) -> pd.DataFrame:
+def mean_by(
+    table: pd.DataFrame, by: Sequence[str], value: str, *, seed: int, level: float = 0.95
+) -> pd.DataFrame:
     """Mean of `value` in each cell of `by` with a bootstrap interval over its rows: columns by, value, low, high, n."""
     rows = []
     for cell, part in table.groupby(list(by), sort=False):
         mean, low, high, n = bootstrap_mean(part[value], level=level, seed=seed)
-        rows.append(dict(zip(by, cell, strict=True)) | {value: mean, "low": low, "high": high, "n": n})
+        rows.append(
+            dict(zip(by, cell, strict=True)) | {value: mean, "low": low, "high": high, "n": n}
+        )
     return pd.DataFrame(rows)

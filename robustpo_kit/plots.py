@@ -54,9 +54,18 @@ def composition(table: pd.DataFrame, ax: Any, *, legend: bool = True) -> Any:
     wide = table.pivot_table(index="column", columns="source", values="share", fill_value=0.0)
     bottom = np.zeros(len(wide))
     for place, source in enumerate(wide.columns):
-        ax.bar(wide.index, wide[source], bottom=bottom, color=colour(source, place), label=label(source), width=0.7)
+        ax.bar(
+            wide.index,
+            wide[source],
+            bottom=bottom,
+            color=colour(source, place),
+            label=label(source),
+            width=0.7,
+        )
         bottom += wide[source].to_numpy()
-    ax.set_xticks(wide.index, [f"$y_{k}$" + (" (golden slot)" if k == 0 else "") for k in wide.index])
+    ax.set_xticks(
+        wide.index, [f"$y_{k}$" + (" (golden slot)" if k == 0 else "") for k in wide.index]
+    )
     ax.set(ylabel="share of samples", ylim=(0, 1), title="Who wrote each response")
     if legend:
         ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
@@ -72,8 +81,19 @@ def reliability(table: pd.DataFrame, ax: Any) -> Any:
     ax.plot([0, 1], [0, 1], color="#555555", lw=1, ls=":", label="perfect")
     for place, (stage, part) in enumerate(table.groupby("stage", sort=False)):
         ax.plot(part["mean_c"], part["golden_share"], color=PALETTE[place], lw=1.2, label=stage)
-        ax.scatter(part["mean_c"], part["golden_share"], s=4 + 0.25 * part["count"], color=PALETTE[place], alpha=0.7)
-    ax.set(xlabel="predicted probability of golden", ylabel="observed share of golden", xlim=(0, 1), ylim=(0, 1))
+        ax.scatter(
+            part["mean_c"],
+            part["golden_share"],
+            s=4 + 0.25 * part["count"],
+            color=PALETTE[place],
+            alpha=0.7,
+        )
+    ax.set(
+        xlabel="predicted probability of golden",
+        ylabel="observed share of golden",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
     ax.set_aspect("equal")
     ax.legend(loc="upper left")
     return ax
@@ -82,7 +102,9 @@ def reliability(table: pd.DataFrame, ax: Any) -> Any:
 def violins(table: pd.DataFrame, ax: Any, *, value: str, by: str, ylabel: str) -> Any:
     """One violin with median and quartiles a level of `by`."""
     names = list(dict.fromkeys(table[by]))
-    parts = ax.violinplot([table.loc[table[by] == name, value] for name in names], showextrema=False, widths=0.8)
+    parts = ax.violinplot(
+        [table.loc[table[by] == name, value] for name in names], showextrema=False, widths=0.8
+    )
     for place, (body, name) in enumerate(zip(parts["bodies"], names, strict=True)):
         body.set(facecolor=colour(name, place), alpha=0.55)
         low, mid, high = table.loc[table[by] == name, value].quantile([0.25, 0.5, 0.75])
@@ -94,7 +116,13 @@ def violins(table: pd.DataFrame, ax: Any, *, value: str, by: str, ylabel: str) -
 
 
 def bars_with_ci(
-    table: pd.DataFrame, ax: Any, *, name: str, value: str, xlabel: str, reference: float | None = None
+    table: pd.DataFrame,
+    ax: Any,
+    *,
+    name: str,
+    value: str,
+    xlabel: str,
+    reference: float | None = None,
 ) -> Any:
     """Horizontal points with intervals and an optional vertical reference line.
 
@@ -114,7 +142,14 @@ def bars_with_ci(
 def curves(table: pd.DataFrame, ax: Any, *, value: str, ylabel: str) -> Any:
     """One line a method over optimizer steps."""
     for place, (policy, part) in enumerate(table.groupby("policy", sort=False)):
-        ax.plot(part["step"], part[value], color=colour(policy, place), label=label(policy), marker=".", ms=5)
+        ax.plot(
+            part["step"],
+            part[value],
+            color=colour(policy, place),
+            label=label(policy),
+            marker=".",
+            ms=5,
+        )
     ax.set(xlabel="optimizer step", ylabel=ylabel)
     ax.legend()
     return ax
@@ -150,11 +185,21 @@ def reward_confidence(points: pd.DataFrame, fits: pd.DataFrame, ax: Any) -> Any:
     return ax
 
 
-def gamma_versus_gap(table: pd.DataFrame, ax: Any, *, gamma0: float | Sequence[float] | None = None) -> Any:
+def gamma_versus_gap(
+    table: pd.DataFrame, ax: Any, *, gamma0: float | Sequence[float] | None = None
+) -> Any:
     """gamma-PO Fig. 5: target margin against reward gap; columns setting, gap, gamma; dotted line(s) at gamma0."""
     for place, (setting, part) in enumerate(table.groupby("setting", sort=False)):
         part = part.sort_values("gap")
-        ax.plot(part["gap"], part["gamma"], color=PALETTE[place % 8], lw=1.2, marker=".", ms=4, label=setting)
+        ax.plot(
+            part["gap"],
+            part["gamma"],
+            color=PALETTE[place % 8],
+            lw=1.2,
+            marker=".",
+            ms=4,
+            label=setting,
+        )
     for value in np.atleast_1d(gamma0) if gamma0 is not None else ():
         ax.axhline(value, color="#555555", lw=1, ls=":")
     ax.set(xlabel="reward gap $m = r_w - r_l$", ylabel=r"target margin $\gamma_i$")
@@ -167,16 +212,29 @@ def word_histogram(table: pd.DataFrame, ax: Any, *, longest: int = 60) -> Any:
     for place, (source, part) in enumerate(table.groupby("source", sort=False)):
         part = part.sort_values("words")
         share = part["responses"] / part["responses"].sum()
-        ax.plot(part["words"], share.rolling(3, min_periods=1).mean(), color=colour(source, place), label=label(source))
-    ax.set(xlabel="words (3-word running mean)", ylabel="share of the source's responses", xlim=(0, longest))
+        ax.plot(
+            part["words"],
+            share.rolling(3, min_periods=1).mean(),
+            color=colour(source, place),
+            label=label(source),
+        )
+    ax.set(
+        xlabel="words (3-word running mean)",
+        ylabel="share of the source's responses",
+        xlim=(0, longest),
+    )
     ax.legend()
     return ax
 
 
-def points_with_band(table: pd.DataFrame, ax: Any, *, x: str, y: str, xlabel: str, ylabel: str) -> Any:
+def points_with_band(
+    table: pd.DataFrame, ax: Any, *, x: str, y: str, xlabel: str, ylabel: str
+) -> Any:
     """A line through `y` over `x` with its interval (columns low, high) as a band."""
     table = table.sort_values(x)
-    ax.fill_between(table[x], table["low"], table["high"], color=PALETTE[4], alpha=0.35, label="95 % CI")
+    ax.fill_between(
+        table[x], table["low"], table["high"], color=PALETTE[4], alpha=0.35, label="95 % CI"
+    )
     ax.plot(table[x], table[y], color=PALETTE[0], marker="o")
     ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
     ax.legend()
@@ -187,7 +245,9 @@ def margin_range(table: pd.DataFrame, ax: Any) -> Any:
     """Smallest to largest target margin of each step as a band, one a method; columns step, gamma_min, gamma_max."""
     for place, (policy, part) in enumerate(table.groupby("policy", sort=False)):
         shade = PALETTE[place % 8]
-        ax.fill_between(part["step"], part["gamma_min"], part["gamma_max"], color=shade, alpha=0.3, label=policy)
+        ax.fill_between(
+            part["step"], part["gamma_min"], part["gamma_max"], color=shade, alpha=0.3, label=policy
+        )
         ax.plot(part["step"], part["margin_mean"], color=shade, lw=1.2)
     ax.set(xlabel="optimizer step", ylabel=r"target margin $\gamma_i$: min, mean, max")
     ax.legend()
@@ -199,9 +259,19 @@ def smoothing(table: pd.DataFrame, ax: Any, *, delta: float) -> Any:
     for sign in (-1, 1):
         part = table[np.sign(table["m"]) == sign]
         shown = sign < 0
-        ax.plot(part["m"], part["exact"], color=PALETTE[0], lw=2.5, label="exact" if shown else None)
-        ax.plot(part["m"], part["approximate"], color=PALETTE[1], ls="--", label="Eq. 14" if shown else None)
+        ax.plot(
+            part["m"], part["exact"], color=PALETTE[0], lw=2.5, label="exact" if shown else None
+        )
+        ax.plot(
+            part["m"],
+            part["approximate"],
+            color=PALETTE[1],
+            ls="--",
+            label="Eq. 14" if shown else None,
+        )
     ax.axhline(0, color="#555555", lw=1, ls=":")
-    ax.set(xlabel="reward margin $m$", ylabel=r"smoothing $\varepsilon$", title=rf"$\delta$ = {delta}")
+    ax.set(
+        xlabel="reward margin $m$", ylabel=r"smoothing $\varepsilon$", title=rf"$\delta$ = {delta}"
+    )
     ax.legend()
     return ax

@@ -33,8 +33,12 @@ class Profile:
     classifier_kind: str = "per_source"  # of h~: per_source (Eq. 5) | shared (Sec. 4)
     classifier_features: str = "frozen"  # of h~: frozen | fine_tuned
     classifier_epochs: int = 2
-    reward_features: str = "frozen"  # of the proxy that ranks the training set: cosine | frozen | fine_tuned
-    judge_features: str = "fine_tuned"  # of the judge: another kind, so that it does not share the proxy's errors
+    reward_features: str = (
+        "frozen"  # of the proxy that ranks the training set: cosine | frozen | fine_tuned
+    )
+    judge_features: str = (
+        "fine_tuned"  # of the judge: another kind, so that it does not share the proxy's errors
+    )
     reward_epochs: int = 2
     folds: int = 3
     # policies
@@ -47,7 +51,9 @@ class Profile:
     batch_size: int = 16  # prompts an optimizer step: the robust objectives couple all of them
     micro_batch_size: int = 16
     lam: float = 1.0  # lambda of KL-DRO
-    listwise: tuple[str, ...] = tuple(f"{loss} {a}" for loss in LISTWISE for a in AGGREGATORS)  # methods of notebook 04
+    listwise: tuple[str, ...] = tuple(
+        f"{loss} {a}" for loss in LISTWISE for a in AGGREGATORS
+    )  # methods of notebook 04
     workers: int = 1  # training processes at once; 0 = one a core, each with one thread
     # generation and judging
     max_new_tokens: int = 48
@@ -166,6 +172,8 @@ def get(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         if isinstance(current, tuple) and isinstance(value, list):
             value = tuple(value)
         if type(value) is not type(current):
-            raise KitError(f"overrides: {key} = {value!r} should be of type {type(current).__name__}, like {current!r}")
+            raise KitError(
+                f"overrides: {key} = {value!r} should be of type {type(current).__name__}, like {current!r}"
+            )
         profile = dataclasses.replace(profile, **{key: value})
     return profile

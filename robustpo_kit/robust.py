@@ -98,7 +98,9 @@ def effective_sample_size(sample_weights: Tensor) -> Tensor:
     """(sum w)^2 / sum w^2 of weights [B] >= 0: how many samples drive the step, from 1 to B; 0 if all are 0."""
     squares = sample_weights.square().sum()
     return torch.where(
-        squares > 0, sample_weights.sum().square() / squares.clamp(min=torch.finfo(squares.dtype).tiny), 0.0
+        squares > 0,
+        sample_weights.sum().square() / squares.clamp(min=torch.finfo(squares.dtype).tiny),
+        0.0,
     )
 
 
@@ -115,7 +117,11 @@ def lambda_from_radius(per_sample: Tensor, rho: float, h: Tensor | None = None) 
     reaches log(B / ties of the largest loss), where the ball holds the point mass on the worst sample and lambda is 0.
     """
     x, _ = _modulated(per_sample, h)
-    if isinstance(rho, bool) or not isinstance(rho, int | float) or not (math.isfinite(rho) and rho > 0):
+    if (
+        isinstance(rho, bool)
+        or not isinstance(rho, int | float)
+        or not (math.isfinite(rho) and rho > 0)
+    ):
         raise ValueError(f"rho: must be a positive number of nats, got {rho!r}")
     limit = math.log(len(x) / int((x == x.max()).sum()))
     if rho >= limit:
@@ -159,9 +165,17 @@ def _prepare(
     """Checked losses, shifted, and checked h, normalised; h is None for kinds that do not take it."""
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    if isinstance(lam, bool) or not isinstance(lam, int | float) or not (math.isfinite(lam) and lam > 0):
+    if (
+        isinstance(lam, bool)
+        or not isinstance(lam, int | float)
+        or not (math.isfinite(lam) and lam > 0)
+    ):
         raise ValueError(f"lam: must be a positive number, got {lam!r}")
-    if isinstance(loss_shift, bool) or not isinstance(loss_shift, int | float) or not math.isfinite(loss_shift):
+    if (
+        isinstance(loss_shift, bool)
+        or not isinstance(loss_shift, int | float)
+        or not math.isfinite(loss_shift)
+    ):
         raise ValueError(f"loss_shift: must be a finite number, got {loss_shift!r}")
     if normalise_h not in ("none", "mean_one"):
         raise ValueError(f"normalise_h: expected 'none' or 'mean_one', got {normalise_h!r}")
@@ -173,13 +187,17 @@ def _prepare(
         raise ValueError(f"h: '{kind}' needs the calibration factor h~ of every sample, got None")
     _check_vector("h", h)
     if h.shape != per_sample.shape:
-        raise ValueError(f"h: expected shape {list(per_sample.shape)} like per_sample, got {list(h.shape)}")
+        raise ValueError(
+            f"h: expected shape {list(per_sample.shape)} like per_sample, got {list(h.shape)}"
+        )
     if not bool((h >= 0).all()):
         raise ValueError("h: must not be negative")
     h = h.detach().to(losses)
     if normalise_h == "mean_one":
         if not bool(h.sum() > 0):
-            raise ValueError("h: all factors are 0, so normalise_h='mean_one' has no mean to divide by")
+            raise ValueError(
+                "h: all factors are 0, so normalise_h='mean_one' has no mean to divide by"
+            )
         h = h / h.mean()
     return losses, h
 

@@ -67,7 +67,12 @@ def objective_values(spec: str) -> dict[str, list[str]]:
         scores, h = fixed_scores(columns)
         result = objective.step_loss(scores, h)
         (gradient,) = torch.autograd.grad(result.loss, scores.logps)
-        parts = {"loss": result.loss, "per_sample": result.per_sample, "weights": result.weights, "gradient": gradient}
+        parts = {
+            "loss": result.loss,
+            "per_sample": result.per_sample,
+            "weights": result.weights,
+            "gradient": gradient,
+        }
         found |= {f"{name} {step}": hexadecimal(value) for name, value in parts.items()}
     return found
 
@@ -77,8 +82,14 @@ def objective_specs() -> dict[str, str]:
     bases = ("dpo(beta=0.1)", "dpo_pl(beta=0.1)", "lire(temperature=2.0)")
     specs = {f"{a} {base}": f"{a}({base})" for a in AGGREGATORS for base in bases}
     specs |= {spec: spec for spec in RUNS.values()}
-    specs |= {spec: spec for spec in ("kto(beta=0.1)", "kto_pair(beta=0.1)", "orpo(lam=0.1)", "ipo(tau=0.1)")}
-    specs |= {spec: spec for spec in ("cdpo(beta=0.1, epsilon=0.1)", "rdpo(beta=0.1, epsilon=0.1)", "cpo(beta=0.1)")}
+    specs |= {
+        spec: spec
+        for spec in ("kto(beta=0.1)", "kto_pair(beta=0.1)", "orpo(lam=0.1)", "ipo(tau=0.1)")
+    }
+    specs |= {
+        spec: spec
+        for spec in ("cdpo(beta=0.1, epsilon=0.1)", "rdpo(beta=0.1, epsilon=0.1)", "cpo(beta=0.1)")
+    }
     return specs | {name: name for name in objectives.PRESETS}
 
 
@@ -87,10 +98,24 @@ def preferences(columns: int) -> PreferenceSet:
     words = "so the quick brown fox jumps over a lazy dog".split()
     rows = []
     for i in range(8):
-        responses = tuple(" ".join(words[(i + k) % 5 : (i + k) % 5 + 2 + k]) for k in range(columns))
+        responses = tuple(
+            " ".join(words[(i + k) % 5 : (i + k) % 5 + 2 + k]) for k in range(columns)
+        )
         rewards = tuple(float((3 * i + 5 * k) % 7) for k in range(columns))
         prompt = " ".join(words[i : i + 3])
-        rows.append(Preference(f"r{i}", f"g{i}", prompt, responses, ("x",) * columns, rewards, 0, False, 0.4 + i / 5))
+        rows.append(
+            Preference(
+                f"r{i}",
+                f"g{i}",
+                prompt,
+                responses,
+                ("x",) * columns,
+                rewards,
+                0,
+                False,
+                0.4 + i / 5,
+            )
+        )
     return PreferenceSet(rows, template=Template("chat"))
 
 
@@ -99,7 +124,9 @@ def training_values(spec: str) -> dict[str, list[str]]:
     policy = policies.tiny(policies.byte_tokenizer()).add_lora("attention", 4, seed=3)
     columns = 2 if objectives.build(spec).responses == "pair" else 3
     with tempfile.TemporaryDirectory() as cache:
-        config = training.TrainConfig(batch_size=4, micro_batch_size=2, epochs=2, seed=5, reference_cache=cache)
+        config = training.TrainConfig(
+            batch_size=4, micro_batch_size=2, epochs=2, seed=5, reference_cache=cache
+        )
         record = training.train(policy, preferences(columns), objectives.build(spec), config)
         cached = [load_file(path)["logps"] for path in sorted(Path(cache).glob("*.safetensors"))]
     found = {name: hexadecimal(p) for name, p in policy.model.named_parameters() if p.requires_grad}
@@ -110,7 +137,9 @@ def training_values(spec: str) -> dict[str, list[str]]:
 def toy_row() -> dict[str, str]:
     """The row of one run in a small world, its seconds aside."""
     row = toy.runs.run(toy.runs.Run("dora(dpo_pl, beta=0.1, lam=1.0)", setting=SMALL, epochs=2))
-    return {name: value.hex() if isinstance(value, float) else str(value) for name, value in row.items()}
+    return {
+        name: value.hex() if isinstance(value, float) else str(value) for name, value in row.items()
+    }
 
 
 def lab_values() -> dict[str, list[str]]:

@@ -17,7 +17,9 @@ def made_up(rng, prompts=120, difference=0.3, prompt_noise=0.1):
     noise = rng.normal(0, prompt_noise, prompts)[ids] + rng.normal(0, 0.05, 2 * prompts)
     confidence = 0.2 + 0.4 * reward + difference * reward * policy + noise
     names = np.where(policy == 1, "dora", "erm")
-    return pd.DataFrame({"policy": names, "prompt_id": ids, "reward": reward, "confidence": confidence})
+    return pd.DataFrame(
+        {"policy": names, "prompt_id": ids, "reward": reward, "confidence": confidence}
+    )
 
 
 def test_slopes_agree_with_least_squares_by_hand():
@@ -28,7 +30,9 @@ def test_slopes_agree_with_least_squares_by_hand():
         assert fits.loc[name, "slope"] == pytest.approx(slope, abs=1e-9)
         assert fits.loc[name, "intercept"] == pytest.approx(intercept, abs=1e-9)
     difference = analysis.slope_difference(table, "erm", "dora").iloc[0]
-    assert difference["difference"] == pytest.approx(fits.loc["dora", "slope"] - fits.loc["erm", "slope"], abs=1e-9)
+    assert difference["difference"] == pytest.approx(
+        fits.loc["dora", "slope"] - fits.loc["erm", "slope"], abs=1e-9
+    )
 
 
 def test_the_interval_of_the_slope_difference_covers_the_truth_as_often_as_it_says():
@@ -70,7 +74,16 @@ def test_quantiles_of_gaps():
 
 
 def test_histories_become_one_tidy_table():
-    record = RunRecord("dpo(beta=0.1)", {}, 0, {}, "cpu", 1.0, {}, [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}])
+    record = RunRecord(
+        "dpo(beta=0.1)",
+        {},
+        0,
+        {},
+        "cpu",
+        1.0,
+        {},
+        [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}],
+    )
     table = analysis.training_curves({"erm": record, "dora": record})
     assert list(table.columns) == ["policy", "step", "loss"] and len(table) == 4
 
@@ -78,7 +91,10 @@ def test_histories_become_one_tidy_table():
 def test_means_of_cells_have_an_interval_that_covers_them():
     table = pd.DataFrame({"size": [1] * 100 + [2] * 3, "value": [*range(100), 5.0, 5.0, 5.0]})
     found = analysis.mean_by(table, ["size"], "value", seed=0).set_index("size")
-    assert found.loc[1, "low"] < found.loc[1, "value"] == 49.5 < found.loc[1, "high"] and found.loc[1, "n"] == 100
+    assert (
+        found.loc[1, "low"] < found.loc[1, "value"] == 49.5 < found.loc[1, "high"]
+        and found.loc[1, "n"] == 100
+    )
     assert (found.loc[2, ["low", "value", "high"]] == 5.0).all()
 
 
@@ -93,7 +109,9 @@ def ax():
 
 
 def labelled(ax):
-    return bool(ax.get_xlabel() or ax.get_xticklabels()) and bool(ax.get_ylabel() or ax.get_yticklabels())
+    return bool(ax.get_xlabel() or ax.get_xticklabels()) and bool(
+        ax.get_ylabel() or ax.get_yticklabels()
+    )
 
 
 def test_regressions_draw_a_line_and_a_cloud_a_policy(ax):
@@ -104,14 +122,19 @@ def test_regressions_draw_a_line_and_a_cloud_a_policy(ax):
 
 def test_win_lose_bars_fill_the_whole_width(ax):
     table = pd.DataFrame(
-        [{"policy": p, "win": 0.5, "tie": 0.2, "lose": 0.3, "win_low": 0.4, "win_high": 0.6} for p in ("erm", "dora")]
+        [
+            {"policy": p, "win": 0.5, "tie": 0.2, "lose": 0.3, "win_low": 0.4, "win_high": 0.6}
+            for p in ("erm", "dora")
+        ]
     )
     plots.win_lose(table, ax)
     assert sum(patch.get_width() for patch in ax.patches) == pytest.approx(2.0) and labelled(ax)
 
 
 def test_intervals_are_found_under_either_name(ax):
-    table = pd.DataFrame([{"policy": "dora", "score": 0.1, "score_low": 0.0, "score_high": 0.3, "low": 9, "high": 9}])
+    table = pd.DataFrame(
+        [{"policy": "dora", "score": 0.1, "score_low": 0.0, "score_high": 0.3, "low": 9, "high": 9}]
+    )
     plots.bars_with_ci(table, ax, name="policy", value="score", xlabel="x", reference=0.0)
     segment = ax.collections[0].get_segments()[0]
     assert segment[:, 0].tolist() == pytest.approx([0.0, 0.3])
@@ -120,13 +143,33 @@ def test_intervals_are_found_under_either_name(ax):
 def test_every_other_figure_draws_on_its_axis(ax):
     gaps = pd.DataFrame({"setting": "s", "gap": [0.0, 1.0], "gamma": [1.0, 1.1], "policy": "dpo"})
     plots.gamma_versus_gap(gaps, ax, gamma0=1.0)
-    plots.violins(pd.DataFrame({"v": [0.0, 1.0, 2.0], "by": "a"}), ax, value="v", by="by", ylabel="v")
-    plots.curves(pd.DataFrame({"policy": "erm", "step": [1, 2], "loss": [1.0, 0.5]}), ax, value="loss", ylabel="loss")
-    steps = {"policy": "g", "step": [1, 2], "gamma_min": [1, 1], "gamma_max": [2, 2], "margin_mean": [1.5, 1.5]}
+    plots.violins(
+        pd.DataFrame({"v": [0.0, 1.0, 2.0], "by": "a"}), ax, value="v", by="by", ylabel="v"
+    )
+    plots.curves(
+        pd.DataFrame({"policy": "erm", "step": [1, 2], "loss": [1.0, 0.5]}),
+        ax,
+        value="loss",
+        ylabel="loss",
+    )
+    steps = {
+        "policy": "g",
+        "step": [1, 2],
+        "gamma_min": [1, 1],
+        "gamma_max": [2, 2],
+        "margin_mean": [1.5, 1.5],
+    }
     plots.margin_range(pd.DataFrame(steps), ax)
-    plots.smoothing(pd.DataFrame({"m": [-1.0, 1.0], "exact": [1.0, -1.0], "approximate": [1.0, -1.0]}), ax, delta=-0.1)
+    plots.smoothing(
+        pd.DataFrame({"m": [-1.0, 1.0], "exact": [1.0, -1.0], "approximate": [1.0, -1.0]}),
+        ax,
+        delta=-0.1,
+    )
     assert labelled(ax) and len(ax.lines) >= 7
 
 
 def test_sources_and_methods_keep_their_colour():
-    assert plots.colour("dora") == plots.COLOURS["dora"] and plots.colour("unknown", 3) == plots.PALETTE[3]
+    assert (
+        plots.colour("dora") == plots.COLOURS["dora"]
+        and plots.colour("unknown", 3) == plots.PALETTE[3]
+    )

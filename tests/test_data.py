@@ -27,7 +27,10 @@ def rows(count=6, k=2, rewards=False):
 
 
 def write(path, *values):
-    path.write_text("".join((v if isinstance(v, str) else json.dumps(v)) + "\n" for v in values), encoding="utf-8")
+    path.write_text(
+        "".join((v if isinstance(v, str) else json.dumps(v)) + "\n" for v in values),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -41,7 +44,9 @@ def test_a_set_survives_the_way_through_a_file(tmp_path):
 
 
 def test_pairs_may_come_as_chosen_and_rejected(tmp_path):
-    (row,) = PreferenceSet.from_jsonl(write(tmp_path / "p.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"}))
+    (row,) = PreferenceSet.from_jsonl(
+        write(tmp_path / "p.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"})
+    )
     assert (row.responses, row.golden, row.group) == (("a", "b"), 0, "q")
 
 
@@ -51,17 +56,35 @@ def test_pairs_may_come_as_chosen_and_rejected(tmp_path):
         ("{not json", "bad.jsonl, row 2: not JSON"),
         ([1, 2], "bad.jsonl, row 2: a JSON list; an object is expected"),
         ({"prompt": "q"}, "row 2, field responses|row 2, field chosen: missing"),
-        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "row 2, field prompt: 3 has the wrong type"),
-        ({"prompt": "q", "chosen": "a", "rejected": None}, "row 2, field rejected: None has the wrong type"),
+        (
+            {"prompt": 3, "chosen": "a", "rejected": "b"},
+            "row 2, field prompt: 3 has the wrong type",
+        ),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": None},
+            "row 2, field rejected: None has the wrong type",
+        ),
         ({"prompt": "q", "responses": ["a", ""]}, r"row 2, field responses\[1\]: empty"),
         ({"prompt": " ", "responses": ["a", "b"]}, "row 2, field prompt: empty"),
-        ({"prompt": "q", "responses": ["a", "b"], "rewards": [1]}, "row 2, field rewards: 1 for 2 responses"),
+        (
+            {"prompt": "q", "responses": ["a", "b"], "rewards": [1]},
+            "row 2, field rewards: 1 for 2 responses",
+        ),
         ({"prompt": "q", "responses": ["a", "b"], "rewards": [1, "x"]}, "row 2, field rewards"),
-        ({"prompt": "q", "responses": ["a", "b"], "sources": ["x"]}, "row 2, field sources: 1 for 2 responses"),
-        ({"prompt": "q", "responses": ["a", "b"], "golden": 2}, "row 2, field golden: 2 is not a column"),
+        (
+            {"prompt": "q", "responses": ["a", "b"], "sources": ["x"]},
+            "row 2, field sources: 1 for 2 responses",
+        ),
+        (
+            {"prompt": "q", "responses": ["a", "b"], "golden": 2},
+            "row 2, field golden: 2 is not a column",
+        ),
         ({"prompt": "q", "responses": ["a", "b"], "h": -1}, "row 2, field h: -1"),
         ({"prompt": "q", "response": ["a", "b"]}, "row 2, field response: unknown"),
-        ({"prompt": "q", "responses": ["a", "b"], "row_id": "1"}, "row 2, field row_id: '1' appears twice"),
+        (
+            {"prompt": "q", "responses": ["a", "b"], "row_id": "1"},
+            "row 2, field row_id: '1' appears twice",
+        ),
     ],
 )
 def test_a_bad_row_is_named_by_file_row_and_field(tmp_path, value, words):
@@ -89,7 +112,9 @@ def test_splits_keep_groups_whole_and_apart():
     groups = [{row.group for row in part} for part in parts.values()]
     assert groups[0].isdisjoint(groups[1])
     assert {name: len(part) for name, part in parts.items()} == {"a": 10, "b": 12}
-    assert [r.row_id for r in rows(40).split({"a": 10}, seed=3)["a"]] == [r.row_id for r in parts["a"]]
+    assert [r.row_id for r in rows(40).split({"a": 10}, seed=3)["a"]] == [
+        r.row_id for r in parts["a"]
+    ]
     with pytest.raises(KitError, match="40 rows are too few"):
         rows(40).split({"a": 30, "b": 20}, seed=0)
 
@@ -97,7 +122,9 @@ def test_splits_keep_groups_whole_and_apart():
 def test_flips_are_a_fixed_share_and_undo_themselves():
     flipped = rows(10).flip(0.3, seed=1)
     assert sum(row.flipped for row in flipped) == 3
-    changed = [new for new, old in zip(flipped, rows(10), strict=True) if new.responses != old.responses]
+    changed = [
+        new for new, old in zip(flipped, rows(10), strict=True) if new.responses != old.responses
+    ]
     assert all(row.flipped and row.golden == 1 for row in changed) and len(changed) == 3
     assert flipped.flip(1.0, seed=0).flip(1.0, seed=0).rows == flipped.rows
 
@@ -147,12 +174,21 @@ def test_how_to_reads_the_options_and_counts_what_it_drops(tmp_path, monkeypatch
     asset_of(monkeypatch, write(tmp_path / "piqa.jsonl", *values))
     loaded = data.load_how_to()
     assert [row.responses for row in loaded] == [("drop it", "wash it")]
-    assert loaded.dropped == {"duplicate": 1, "malformed": 1, "empty": 1, "over-long": 1, "equal responses": 1}
+    assert loaded.dropped == {
+        "duplicate": 1,
+        "malformed": 1,
+        "empty": 1,
+        "over-long": 1,
+        "equal responses": 1,
+    }
     assert loaded.template == Template("chat", data.SYSTEM["how_to"])
 
 
 def test_dialogue_pairs_a_reply_with_one_of_another_conversation(tmp_path, monkeypatch):
-    turns = {k: [[{"text": f"{k} hello"}], [{"text": f"{k} hi you"}], [{"text": f"{k} fine"}]] for k in "abc"}
+    turns = {
+        k: [[{"text": f"{k} hello"}], [{"text": f"{k} hi you"}], [{"text": f"{k} fine"}]]
+        for k in "abc"
+    }
     path = tmp_path / "chat.json"
     path.write_text(json.dumps({k: {"messages": v} for k, v in turns.items()}))
     asset_of(monkeypatch, path)
@@ -166,7 +202,9 @@ def test_dialogue_pairs_a_reply_with_one_of_another_conversation(tmp_path, monke
 
 
 def test_summaries_take_the_other_summary_from_another_article(tmp_path, monkeypatch):
-    values = [{"id": str(i), "document": f"article {i}", "summary": f"summary {i}"} for i in range(4)]
+    values = [
+        {"id": str(i), "document": f"article {i}", "summary": f"summary {i}"} for i in range(4)
+    ]
     asset_of(monkeypatch, write(tmp_path / "xsum.jsonl", *values))
     for row in data.load_summaries():
         assert row.responses[0] == f"summary {row.group}" and row.responses[1] != row.responses[0]
@@ -176,7 +214,11 @@ def test_the_papers_loaders_read_local_files_of_the_hubs_format(tmp_path):
     dialogue = "\n\nHuman: hi\n\nAssistant:"
     hh = write(tmp_path / "hh.jsonl", {"chosen": dialogue + " yes", "rejected": dialogue + " no"})
     (row,) = data.load_hh(hh)
-    assert (row.prompt, row.responses, row.group) == (dialogue.strip(), (" yes", " no"), "Human: hi")
+    assert (row.prompt, row.responses, row.group) == (
+        dialogue.strip(),
+        (" yes", " no"),
+        "Human: hi",
+    )
     assert row.prompt + row.responses[0] == (dialogue + " yes").strip()
     tldr = write(tmp_path / "tldr.jsonl", {"prompt": "post", "chosen": "a", "rejected": "b"})
     assert data.load_tldr(tldr)[0].responses == ("a", "b")

@@ -26,7 +26,9 @@ def test_a_text_is_encoded_once(tiny, monkeypatch):
     encoder = encoders.load("tiny")
     batches = []
     original = encoder._embed_batch
-    monkeypatch.setattr(encoder, "_embed_batch", lambda batch: batches.append(batch) or original(batch))
+    monkeypatch.setattr(
+        encoder, "_embed_batch", lambda batch: batches.append(batch) or original(batch)
+    )
     encoder.embed(TEXTS)
     encoder.embed(TEXTS[::-1])
     assert sorted(text for batch in batches for text in batch) == sorted(set(TEXTS))

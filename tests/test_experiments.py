@@ -51,7 +51,9 @@ def test_changed_code_makes_it_again(tmp_path, monkeypatch):
 def test_splits_share_no_prompt(lab):
     groups = [{row.group for row in part} for part in lab.splits.values()]
     assert sum(map(len, groups)) == len(set.union(*groups))
-    assert [len(part) for part in lab.splits.values()] == [getattr(lab.cfg, f"{n}_rows") for n in experiments.SPLITS]
+    assert [len(part) for part in lab.splits.values()] == [
+        getattr(lab.cfg, f"{n}_rows") for n in experiments.SPLITS
+    ]
 
 
 def test_the_training_set_carries_rewards_h_and_contamination(lab):
@@ -69,7 +71,9 @@ def test_a_method_is_trained_scored_and_kept(lab):
     trained = lab.trained("dpo_pl dora", spec, rows)
     assert trained.record.history[0]["loss_mean"] == pytest.approx(np.log(24), abs=1e-4)
     assert {"reward", "confidence", "verdict", "log_ratio"} <= set(trained.replies.columns)
-    assert not set(trained.replies["prompt_id"]) & {row.group for row in lab.rows}, "tables hold no human text"
+    assert not set(trained.replies["prompt_id"]) & {row.group for row in lab.rows}, (
+        "tables hold no human text"
+    )
     again = lab.trained("dpo_pl dora", spec, rows)
     assert again.replies.equals(trained.replies)
     other = Lab(dataclasses.replace(lab.cfg), seed=0).trained("dpo_pl dora", spec, rows)

@@ -13,13 +13,17 @@ def test_equal_rows_give_a_point():
 def test_half_width_is_that_of_the_normal_for_many_rows():
     values = np.random.default_rng(0).standard_normal(2000)
     found = intervals.bootstrap_mean(values, draws=4000)
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(2000), rel=0.06)
+    assert (found.high - found.low) / 2 == pytest.approx(
+        1.96 * values.std() / np.sqrt(2000), rel=0.06
+    )
 
 
 def test_repeating_every_row_changes_nothing_when_the_row_is_the_cluster():
     values = np.random.default_rng(0).standard_normal(50)
     once = intervals.bootstrap_mean(values, np.arange(50), draws=300, seed=1)
-    thrice = intervals.bootstrap_mean(np.repeat(values, 3), np.repeat(np.arange(50), 3), draws=300, seed=1)
+    thrice = intervals.bootstrap_mean(
+        np.repeat(values, 3), np.repeat(np.arange(50), 3), draws=300, seed=1
+    )
     np.testing.assert_allclose(once, thrice)
 
 
@@ -48,7 +52,9 @@ def test_statistic_of_rows_agrees_with_the_mean():
     values = np.random.default_rng(0).standard_normal(400)
     clusters = np.repeat(np.arange(100), 4)
     mean = intervals.bootstrap_mean(values, clusters, draws=2000)
-    statistic = intervals.bootstrap_statistic(lambda rows: values[rows].mean(), clusters, draws=2000)
+    statistic = intervals.bootstrap_statistic(
+        lambda rows: values[rows].mean(), clusters, draws=2000
+    )
     assert statistic.value == pytest.approx(mean.value)
     assert statistic.high - statistic.low == pytest.approx(mean.high - mean.low, rel=0.1)
 

@@ -14,7 +14,8 @@ class ByLength:
 
     def verdicts(self, prompts, first, second):
         return [
-            "C" if len(a) == len(b) else "A" if len(a) > len(b) else "B" for a, b in zip(first, second, strict=True)
+            "C" if len(a) == len(b) else "A" if len(a) > len(b) else "B"
+            for a, b in zip(first, second, strict=True)
         ]
 
 
@@ -62,9 +63,16 @@ def test_position_bias_cancels():
 def test_reward_judge_ties_within_its_band():
     judge = judging.RewardJudge(Scores(), tie_band=0.1)
     # sigmoid(0.4) = 0.599 is within 0.1 of one half, sigmoid(0.42) = 0.603 is not
-    assert judge.verdicts(["p"] * 4, ["0.4", "0.42", "0", "1"], ["0", "0", "0.42", "1"]) == ["C", "A", "B", "C"]
+    assert judge.verdicts(["p"] * 4, ["0.4", "0.42", "0", "1"], ["0", "0", "0.42", "1"]) == [
+        "C",
+        "A",
+        "B",
+        "C",
+    ]
     assert judge.preference(["p"], ["1000"], ["0"])[0] == 1.0
-    assert judging.RewardJudge(Scores(), bias=-2.0).verdicts(["p"], ["1.00"], ["0"]) == ["B"]  # longer by three
+    assert judging.RewardJudge(Scores(), bias=-2.0).verdicts(["p"], ["1.00"], ["0"]) == [
+        "B"
+    ]  # longer by three
     with pytest.raises(ValueError, match="^tie_band"):
         judging.RewardJudge(Scores(), tie_band=0.5)
 
@@ -121,14 +129,21 @@ def test_win_intervals_are_over_prompts_not_replies():
     once = verdicts(a="wwltlwlwtl" * 4)
     often = pd.concat([once] * 4, ignore_index=True)
     narrow, wide = (judging.win_table(table, draws=400).iloc[0] for table in (often, once))
-    assert narrow["win_low"] == pytest.approx(wide["win_low"]) and narrow["win_high"] == pytest.approx(wide["win_high"])
+    assert narrow["win_low"] == pytest.approx(wide["win_low"]) and narrow[
+        "win_high"
+    ] == pytest.approx(wide["win_high"])
     assert narrow["replies"] == 160 and narrow["prompts"] == 40
 
 
 def test_mean_table_takes_prompts_as_the_unit():
     table = pd.DataFrame({"policy": "a", "prompt_id": [0, 0, 1, 1], "reward": [1.0, 1.0, 3.0, 3.0]})
     row = judging.mean_table(table, ["reward"], draws=500).iloc[0]
-    assert (row["reward"], row["reward_low"], row["reward_high"], row["prompts"]) == (2.0, 1.0, 3.0, 2)
+    assert (row["reward"], row["reward_low"], row["reward_high"], row["prompts"]) == (
+        2.0,
+        1.0,
+        3.0,
+        2,
+    )
 
 
 def test_text_table_by_hand():
@@ -143,10 +158,15 @@ def test_kl_estimators_agree_with_a_known_divergence():
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.4, 0.4, 0.2])
     truth = (p * np.log(p / q)).sum()
     drawn = np.random.default_rng(0).choice(3, size=20_000, p=p)
-    table = judging.kl_to_reference(np.log(p)[drawn], np.log(q)[drawn], draws=200).set_index("estimator")
+    table = judging.kl_to_reference(np.log(p)[drawn], np.log(q)[drawn], draws=200).set_index(
+        "estimator"
+    )
     for name in ("k1", "k3"):
         assert table.loc[name, "low"] < truth < table.loc[name, "high"]
-    assert table.loc["k3", "high"] - table.loc["k3", "low"] < table.loc["k1", "high"] - table.loc["k1", "low"]
+    assert (
+        table.loc["k3", "high"] - table.loc["k3", "low"]
+        < table.loc["k1", "high"] - table.loc["k1", "low"]
+    )
     same = judging.kl_to_reference([-1.0, -2.0], [-1.0, -2.0], draws=10)
     assert (same["kl"] == 0).all()
     with pytest.raises(ValueError, match="logps"):

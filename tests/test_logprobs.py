@@ -32,12 +32,21 @@ SIZE = {
     "eos_token_id": 2,
 }
 GROUPED = SIZE | {"num_key_value_heads": 2}
-GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2}
+GPT2 = {
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 WINDOW = 6  # shorter than every text below
 CONFIGS = {
     "llama": LlamaConfig(**GROUPED),
     "mistral": MistralConfig(**GROUPED, sliding_window=WINDOW),
-    "qwen2": Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
+    "qwen2": Qwen2Config(
+        **GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2
+    ),
     "gemma2": Gemma2Config(
         **GROUPED,
         head_dim=8,
@@ -51,7 +60,9 @@ CONFIGS = {
 }
 
 
-def random_rows(seed: int = 0, shapes=((13, (5, 7, 9)), (20, (1, 11, 3)), (6, (8, 2)))) -> list[policies.TokenRow]:
+def random_rows(
+    seed: int = 0, shapes=((13, (5, 7, 9)), (20, (1, 11, 3)), (6, (8, 2)))
+) -> list[policies.TokenRow]:
     """Rows of random tokens: (prompt length, response lengths) each; the last row has fewer responses."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -74,12 +85,16 @@ def random_model(name: str) -> torch.nn.Module:
     return model
 
 
-def gradients(model: torch.nn.Module, batch: policies.Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def gradients(
+    model: torch.nn.Module, batch: policies.Batch
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Log-probs, and the gradient of a function of them that weighs every response differently."""
     model.zero_grad()
     logps = policies.sequence_logps(model, batch)
     (logps * torch.linspace(-1, 2, logps.numel()).view_as(logps)).sum().backward()
-    return logps.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return logps.detach(), {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
 
 
 def by_hand(model: torch.nn.Module, row: policies.TokenRow, k: int) -> float:
@@ -95,7 +110,10 @@ def by_hand(model: torch.nn.Module, row: policies.TokenRow, k: int) -> float:
 def test_shared_prefix_equals_separate_rows(name):
     model, rows = random_model(name), random_rows()
     expected = torch.tensor(
-        [[by_hand(model, row, k) if k < len(row.responses) else 0.0 for k in range(3)] for row in rows]
+        [
+            [by_hand(model, row, k) if k < len(row.responses) else 0.0 for k in range(3)]
+            for row in rows
+        ]
     )
     separate, slow = gradients(model, policies.collate(rows, layout="separate"))
     assert policies.use_block_attention(model)
@@ -179,7 +197,9 @@ def test_chunked_projection_equals_log_softmax(trained_head, cap, chunk_bytes):
     labels = torch.randint(VOCAB, (37,), generator=generator)
     slope = torch.randn(37, generator=generator)
     inputs = [hidden, weight, bias] if trained_head else [hidden]
-    ours = policies.token_logps(hidden, weight, labels, bias=bias, softcap=cap, chunk_bytes=chunk_bytes)
+    ours = policies.token_logps(
+        hidden, weight, labels, bias=bias, softcap=cap, chunk_bytes=chunk_bytes
+    )
     logits = hidden @ weight.T + bias
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
     plain = torch.log_softmax(logits, -1)[range(37), labels]
@@ -198,11 +218,17 @@ def test_no_tensor_of_batch_by_length_by_vocabulary():
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            shapes.extend(x.numel() for x in (out if isinstance(out, tuple | list) else [out]) if hasattr(x, "numel"))
+            shapes.extend(
+                x.numel()
+                for x in (out if isinstance(out, tuple | list) else [out])
+                if hasattr(x, "numel")
+            )
             return out
 
     with Watch():
-        logps = policies.token_logps(hidden, weight, torch.zeros(400, dtype=torch.long), chunk_bytes=4 * 5000 * 20)
+        logps = policies.token_logps(
+            hidden, weight, torch.zeros(400, dtype=torch.long), chunk_bytes=4 * 5000 * 20
+        )
         logps.sum().backward()
     assert max(shapes) <= 20 * 5000 + 1
     assert max(shapes) < 400 * 5000 / 10
@@ -220,10 +246,16 @@ def test_log_sum_exp_is_fp32_under_bf16():
 
 @pytest.mark.parametrize("scaling", [None, 0.3])
 def test_attention_by_matrix_products_is_scaled_dot_product_attention(scaling):
-    q, k, v = (torch.randn(1, heads, 11, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2))
-    mask = torch.zeros(11, 11, dtype=torch.float64).masked_fill_(torch.rand(11, 11) < 0.4, float("-inf"))
+    q, k, v = (
+        torch.randn(1, heads, 11, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2)
+    )
+    mask = torch.zeros(11, 11, dtype=torch.float64).masked_fill_(
+        torch.rand(11, 11) < 0.4, float("-inf")
+    )
     mask.fill_diagonal_(0)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True
+    )
     found = _matrix_attention(q, k, v, mask, scaling)
     torch.testing.assert_close(found, expected)
     weight = torch.randn(found.shape, dtype=torch.float64)
@@ -243,7 +275,9 @@ def test_bf16_on_a_cpu_is_as_near_to_fp32_as_separate_rows_are(name):
     separate = policies.sequence_logps(model, policies.collate(rows, layout="separate"))
     assert policies.use_block_attention(model)
     shared = policies.sequence_logps(model, policies.collate(rows))
-    errors = [float((found - truth)[truth != 0].square().mean().sqrt()) for found in (shared, separate)]
+    errors = [
+        float((found - truth)[truth != 0].square().mean().sqrt()) for found in (shared, separate)
+    ]
     assert 0 < errors[0] < 2 * errors[1] and errors[0] < 0.02 * float(truth.abs().max())
 
 
@@ -267,7 +301,11 @@ def test_prompt_and_response_spell_the_rendered_text_and_end_once(tokenizer):
     table = policies.tokenize(data, tokenizer, Template("chat"))
     row = table.rows[0]
     assert tokenizer.decode(row.prompt) == Template("chat").render("hello", tokenizer)
-    assert [tokenizer.decode(response) for response in row.responses] == ["good day</s>", "x</s>", "y</s>"]
+    assert [tokenizer.decode(response) for response in row.responses] == [
+        "good day</s>",
+        "x</s>",
+        "y</s>",
+    ]
     assert [response.count(tokenizer.eos_token_id) for response in row.responses] == [1, 1, 1]
     assert table.counts["eos_present"] == 2
 
@@ -288,13 +326,18 @@ def test_a_merge_across_the_boundary_is_found_counted_and_scored_as_the_model_re
     row = table.rows[0]
     names = [tokenizer.convert_ids_to_tokens(list(ids)) for ids in (row.prompt, *row.responses)]
     assert names == [["a", ":"], [" x", "<eos>"], [" ", "y", "<eos>"]]
-    assert row.skips == (0, 1) and row.lengths() == [2, 2]  # the second response does not score the prompt's own space
+    assert row.skips == (0, 1) and row.lengths() == [
+        2,
+        2,
+    ]  # the second response does not score the prompt's own space
     assert table.counts["merged_boundary"] == 1
     config = LlamaConfig(**GROUPED)
     model = AutoModelForCausalLM.from_config(config).eval()
     policies.use_block_attention(model)
     scored = policies.sequence_logps(model, policies.collate(table.rows))
-    assert scored[0].tolist() == pytest.approx([by_hand(model, row, 0), by_hand(model, row, 1)], abs=1e-5)
+    assert scored[0].tolist() == pytest.approx(
+        [by_hand(model, row, 0), by_hand(model, row, 1)], abs=1e-5
+    )
 
 
 def test_over_length_cuts_by_the_stated_rule_and_drops_nothing(tokenizer):
@@ -311,7 +354,9 @@ def test_over_length_cuts_by_the_stated_rule_and_drops_nothing(tokenizer):
 @pytest.mark.parametrize("empty", ["", "  \n", "</s>"])
 def test_an_empty_response_is_refused_with_its_row(tokenizer, empty):
     with pytest.raises(KitError, match="row r1: response 1"):
-        policies.tokenize(preferences(("p", ("a", "b")), ("p", ("a", empty))), tokenizer, Template("plain"))
+        policies.tokenize(
+            preferences(("p", ("a", "b")), ("p", ("a", empty))), tokenizer, Template("plain")
+        )
 
 
 def test_an_empty_prompt_is_refused_with_its_row(tokenizer):
@@ -321,7 +366,10 @@ def test_an_empty_prompt_is_refused_with_its_row(tokenizer):
 
 def test_mismatched_pairs_come_from_the_next_row(tokenizer):
     table = policies.tokenize(
-        preferences(("p", ("a", "b")), ("q", ("c", "d"))), tokenizer, Template("plain"), mismatched=True
+        preferences(("p", ("a", "b")), ("q", ("c", "d"))),
+        tokenizer,
+        Template("plain"),
+        mismatched=True,
     )
     assert [tokenizer.decode(row.responses[2][:-1]) for row in table.rows] == ["c", "a"]
 

@@ -17,7 +17,9 @@ def layers(dtype=torch.float32, bias=False, **settings):
     for fused in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(24, 40, bias=bias).to(dtype))
-        model = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, target_modules=["0"], **settings))
+        model = get_peft_model(
+            model, LoraConfig(r=4, lora_alpha=6, target_modules=["0"], **settings)
+        )
         torch.manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -84,4 +86,6 @@ def test_a_policy_has_fused_layers_before_and_after_saving(tmp_path):
     policy = policies.load(tmp_path / "base").add_lora(rank=2)
     policy.save(tmp_path / "adapter")
     for found in (policy, policies.load(tmp_path / "adapter")):
-        assert isinstance(unwrap(found.model).model.layers[0].self_attn.q_proj, policies.FusedLinear)
+        assert isinstance(
+            unwrap(found.model).model.layers[0].self_attn.q_proj, policies.FusedLinear
+        )

@@ -27,7 +27,9 @@ GAPS = st.lists(st.floats(-30, 30), min_size=2, max_size=60)
 
 
 def draw(count, scale=3.0, seed=0):
-    return scale * torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return scale * torch.randn(
+        count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("gamma0", [0.375, 1.0, 3.0, 5.0, 10.0])
@@ -81,7 +83,9 @@ def test_order_does_not_matter_and_large_tau_is_the_constant(values, gamma0, see
     gaps = torch.tensor(values, dtype=torch.float64)
     order = torch.randperm(len(gaps), generator=torch.Generator().manual_seed(seed))
     found = target_margins(gaps, gamma0=gamma0, tau=3.0)
-    torch.testing.assert_close(target_margins(gaps[order], gamma0=gamma0, tau=3.0), found[order], rtol=1e-11, atol=0)
+    torch.testing.assert_close(
+        target_margins(gaps[order], gamma0=gamma0, tau=3.0), found[order], rtol=1e-11, atol=0
+    )
     constant = target_margins(gaps, gamma0=gamma0, tau=1e9)
     torch.testing.assert_close(constant, torch.full_like(constant, gamma0), rtol=1e-7, atol=0)
 
@@ -102,10 +106,17 @@ def test_published_settings_have_the_stated_strength():
     """gamma-PO Table 7: gamma0 / tau is 0.4 (Llama), 0.25 (Gemma), 1.0 (Qwen); Mistral's margins hardly move."""
     far = torch.tensor([-50.0, 50.0], dtype=torch.float64)
     spread = {}
-    for name, gamma0, tau in (("llama", 4.0, 10.0), ("gemma", 5.0, 20.0), ("qwen", 3.0, 3.0), ("mistral", 0.375, 10.0)):
+    for name, gamma0, tau in (
+        ("llama", 4.0, 10.0),
+        ("gemma", 5.0, 20.0),
+        ("qwen", 3.0, 3.0),
+        ("mistral", 0.375, 10.0),
+    ):
         low, high = target_margins(far, gamma0=gamma0, tau=tau).tolist()
         spread[name] = math.log(high / low)
-        assert spread[name] == pytest.approx(gamma0 / tau, rel=1e-9)  # sigmoids 1 and 0 at gaps this far
+        assert spread[name] == pytest.approx(
+            gamma0 / tau, rel=1e-9
+        )  # sigmoids 1 and 0 at gaps this far
     assert min(spread, key=spread.get) == "mistral"
     values = target_margins(draw(256), gamma0=0.375, tau=10.0)
     assert float(values.max() - values.min()) <= 0.04 * 0.375  # practically SimPO
@@ -139,20 +150,29 @@ def published(gaps, gamma0, tau, updates, epsilon):
     n, rate = len(gaps), min(0.5 / tau, 1.0)
     p = np.full(n, 1 / n)
     for _ in range(updates):
-        gradient = gamma0 / (1 + np.exp(gaps - n * p * gamma0)) + tau * (1 + np.log(n * (p + epsilon)))
+        gradient = gamma0 / (1 + np.exp(gaps - n * p * gamma0)) + tau * (
+            1 + np.log(n * (p + epsilon))
+        )
         p = p * np.exp(-rate * gradient)
         p /= p.sum()
     return n * p * gamma0
 
 
-@pytest.mark.parametrize(("gamma0", "tau"), [(4.0, 10.0), (0.375, 10.0), (5.0, 20.0), (3.0, 3.0), (0.2, 0.3)])
+@pytest.mark.parametrize(
+    ("gamma0", "tau"), [(4.0, 10.0), (0.375, 10.0), (5.0, 20.0), (3.0, 3.0), (0.2, 0.3)]
+)
 def test_mirror_descent_is_the_published_iteration(gamma0, tau):
     gaps = draw(64)
     found = target_margins(gaps, gamma0=gamma0, tau=tau, solver="mirror_descent", steps=20)
     np.testing.assert_allclose(found, published(gaps.numpy(), gamma0, tau, 20, 0.0), rtol=1e-10)
     official = target_margins(gaps, gamma0=gamma0, tau=tau, parity="official")
-    np.testing.assert_allclose(official, published(gaps.numpy(), gamma0, tau, 19, 1e-10), rtol=1e-12)
-    assert np.abs(official.numpy() - published(gaps.numpy(), gamma0, tau, 20, 1e-10)).max() > 1e-12 * gamma0
+    np.testing.assert_allclose(
+        official, published(gaps.numpy(), gamma0, tau, 19, 1e-10), rtol=1e-12
+    )
+    assert (
+        np.abs(official.numpy() - published(gaps.numpy(), gamma0, tau, 20, 1e-10)).max()
+        > 1e-12 * gamma0
+    )
 
 
 @pytest.mark.parametrize(("gamma0", "tau"), [(4.0, 10.0), (0.375, 10.0), (5.0, 20.0), (3.0, 3.0)])
@@ -203,7 +223,9 @@ def test_queue_resumes_bit_for_bit():
     queue = GapQueue(generator=torch.Generator().manual_seed(7))
     queue.push(draw(300))
     queue.sample(5)
-    state = {name: value.tolist() for name, value in queue.state_dict().items()}  # as JSON would carry it
+    state = {
+        name: value.tolist() for name, value in queue.state_dict().items()
+    }  # as JSON would carry it
     twin = GapQueue(generator=torch.Generator().manual_seed(99))
     twin.load_state_dict(state)
     assert torch.equal(queue.sample(64), twin.sample(64))
@@ -244,7 +266,10 @@ def test_evaluation_only_reads_the_queue():
 def test_official_queue_starts_with_eight_normals():
     assert len(GapQueue(parity="official")) == 8
     values = torch.cat(
-        [GapQueue(generator=torch.Generator().manual_seed(s), parity="official").sample(8) for s in range(500)]
+        [
+            GapQueue(generator=torch.Generator().manual_seed(s), parity="official").sample(8)
+            for s in range(500)
+        ]
     )
     assert abs(float(values.mean())) < 0.06  # 4 standard errors of 4000 normals
     assert float(values.std()) == pytest.approx(1.0, abs=0.05)
@@ -255,7 +280,9 @@ def test_official_queue_starts_with_eight_normals():
 
 def test_smoothing_makes_both_losses_equal_and_eq_14_is_its_first_order():
     gaps = torch.tensor([-3.0, -0.5, 0.7, 2.0, 6.0], dtype=torch.float64)
-    scores = Scores(torch.stack([gaps, 0 * gaps], dim=1), torch.zeros(5, 2).double(), torch.ones(5, 2))
+    scores = Scores(
+        torch.stack([gaps, 0 * gaps], dim=1), torch.zeros(5, 2).double(), torch.ones(5, 2)
+    )
     gamma0, delta = 0.8, torch.tensor([0.3, -0.2, 0.1, -0.3, 0.4], dtype=torch.float64)
     epsilon = implied_smoothing(gaps, delta, gamma0=gamma0, exact=True)
     constant = torch.full_like(gaps, gamma0)
@@ -268,7 +295,9 @@ def test_smoothing_makes_both_losses_equal_and_eq_14_is_its_first_order():
         exact = implied_smoothing(gaps, small, gamma0=gamma0, exact=True)
         first = implied_smoothing(gaps, small, gamma0=gamma0)
         assert (exact / first - 1).abs().max() < 2 * shrink
-    assert torch.equal(epsilon.sign(), delta.sign() * gaps.sign())  # where the theorem's reading holds and fails
+    assert torch.equal(
+        epsilon.sign(), delta.sign() * gaps.sign()
+    )  # where the theorem's reading holds and fails
 
 
 BAD = [

@@ -18,7 +18,11 @@ def rows(count=5):
     return PreferenceSet(
         [
             Preference(
-                f"r{i}", f"g{i}", f"question {i}", (f"right {i}", f"wrong {i}"), ("human_correct", "human_wrong")
+                f"r{i}",
+                f"g{i}",
+                f"question {i}",
+                (f"right {i}", f"wrong {i}"),
+                ("human_correct", "human_wrong"),
             )
             for i in range(count)
         ],
@@ -72,7 +76,9 @@ def test_a_reply_out_of_budget_ends_at_its_last_sentence(text, cut):
 # ---- the store -------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_synthesis_continues_and_ends_like_an_uninterrupted_one(policy, tmp_path, monkeypatch):
+def test_a_killed_synthesis_continues_and_ends_like_an_uninterrupted_one(
+    policy, tmp_path, monkeypatch
+):
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     mixture.synthesise(rows(), policy.model, policy.tokenizer, CONFIG, whole, seed=3, about={})
     calls = []
@@ -100,7 +106,9 @@ def test_a_store_is_held_against_its_sha256(policy, tmp_path, monkeypatch):
     with pytest.raises(KitError, match=r"toy\.jsonl: no stored replies for task 'toy'"):
         mixture.load_store("toy")
     path = mixture.store_path("toy")
-    mixture.synthesise(rows(), policy.model, policy.tokenizer, CONFIG, path, seed=3, about={"model": "tiny"})
+    mixture.synthesise(
+        rows(), policy.model, policy.tokenizer, CONFIG, path, seed=3, about={"model": "tiny"}
+    )
     assert set(mixture.load_store("toy")) == {row.row_id for row in rows()}
     path.write_text(path.read_text().replace("r0", "r9"))
     with pytest.raises(KitError, match=r"toy\.jsonl: differs from its recorded sha256"):
@@ -117,7 +125,11 @@ def test_rows_get_their_replies_and_unusable_ones_are_counted():
     mixed = mixture.with_synthetic(rows(), store)
     assert [row.responses for row in mixed] == [("right 0", "wrong 0", "a", "b")]
     assert mixed[0].sources == ("human_correct", "human_wrong", "smollm2", "smollm2")
-    assert mixed.dropped == {"empty synthetic reply": 1, "equal synthetic replies": 2, "no synthetic reply": 1}
+    assert mixed.dropped == {
+        "empty synthetic reply": 1,
+        "equal synthetic replies": 2,
+        "no synthetic reply": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -129,7 +141,10 @@ def test_the_committed_stores_are_whole(name, rows, replies):
     about = json.loads(mixture.store_path(name).with_suffix(".json").read_text())
     assert len(store) == about["rows"] == rows and about["sampling"]["samples"] == replies
     assert all(len(entry["replies"]) == replies for entry in store.values())
-    assert np.mean([bool(text.strip()) for entry in store.values() for text in entry["replies"]]) > 0.99
+    assert (
+        np.mean([bool(text.strip()) for entry in store.values() for text in entry["replies"]])
+        > 0.99
+    )
     assert (about["sampling"]["temperature"], about["sampling"]["repetition_penalty"]) == (0.8, 1.1)
 
 
@@ -137,7 +152,9 @@ def test_the_committed_stores_are_whole(name, rows, replies):
 
 
 def test_contamination_replaces_the_golden_reply_of_a_fixed_share():
-    mixed, mask = mixture.contaminate(rows(10), 0.3, {f"r{i}": {"replies": [f"fake {i}"]} for i in range(10)}, seed=0)
+    mixed, mask = mixture.contaminate(
+        rows(10), 0.3, {f"r{i}": {"replies": [f"fake {i}"]} for i in range(10)}, seed=0
+    )
     assert mask.sum() == 3
     for row, dirty, old in zip(mixed, mask, rows(10), strict=True):
         assert row.golden == 0 and row.responses[1] == old.responses[1]
@@ -157,7 +174,9 @@ def test_contamination_refuses_bad_shares_and_missing_replies():
 
 
 def test_the_composition_adds_up_to_one_a_column():
-    mixed, _ = mixture.contaminate(rows(10), 0.3, {f"r{i}": {"replies": [f"fake {i}"]} for i in range(10)}, seed=0)
+    mixed, _ = mixture.contaminate(
+        rows(10), 0.3, {f"r{i}": {"replies": [f"fake {i}"]} for i in range(10)}, seed=0
+    )
     table = mixture.composition(mixed)
     assert table.groupby("column")["share"].sum().tolist() == pytest.approx([1.0, 1.0])
     assert table.set_index(["column", "source"]).loc[(0, "smollm2"), "share"] == pytest.approx(0.3)

@@ -31,17 +31,26 @@ def problems(path: Path) -> list[str]:
     found = []
     if len(raw.encode()) > LARGEST:
         found.append(f"larger than {LARGEST} bytes")
-    if node.metadata != {"kernelspec": series.refresh.KERNELSPEC, "language_info": {"name": "python"}}:
+    if node.metadata != {
+        "kernelspec": series.refresh.KERNELSPEC,
+        "language_info": {"name": "python"},
+    }:
         found.append("metadata")
     if [cell.id for cell in node.cells] != [f"{path.stem}-{i:02d}" for i in range(len(node.cells))]:
         found.append("cell ids")
     code = [cell for cell in node.cells if cell.cell_type == "code"]
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
-        found.append("not executed from first to last")  # nbval compares nothing in a cell that was never run
+        found.append(
+            "not executed from first to last"
+        )  # nbval compares nothing in a cell that was never run
     found += _parameter_problems(code)
     found += [problem for cell in code for problem in _source_problems(cell.source)]
     found += [problem for cell in code for problem in _output_problems(cell.outputs)]
-    if not any(f"{path.stem}: profile smoke, seed 0\n" in output.get("text", "") for c in code for output in c.outputs):
+    if not any(
+        f"{path.stem}: profile smoke, seed 0\n" in output.get("text", "")
+        for c in code
+        for output in c.outputs
+    ):
         found.append("no start() under profile smoke")
     if not any(f"{path.stem}: done," in output.get("text", "") for output in code[-1].outputs):
         found.append("no finish() in the last code cell")
@@ -52,7 +61,11 @@ def problems(path: Path) -> list[str]:
 
 def _parameter_problems(code: list) -> list[str]:
     tags = [tag for cell in code for tag in cell.metadata.get("tags", [])]
-    found = [f"tag {tag}" for tag in tags if tag in ("injected-parameters", "raises-exception", "nbval-skip")]
+    found = [
+        f"tag {tag}"
+        for tag in tags
+        if tag in ("injected-parameters", "raises-exception", "nbval-skip")
+    ]
     cells = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         return [*found, "not exactly one parameters cell"]
@@ -62,7 +75,9 @@ def _parameter_problems(code: list) -> list[str]:
             (target,) = statement.targets
             values[target.id] = ast.literal_eval(statement.value)
         except (AttributeError, ValueError):
-            found.append("parameters cell: not a literal")  # it would keep the default when papermill injects
+            found.append(
+                "parameters cell: not a literal"
+            )  # it would keep the default when papermill injects
     for name, default in {"profile": "auto", "seed": 0, "overrides": {}}.items():
         if values.get(name) != default:
             found.append(f"parameters cell: {name} is not {default!r}")
@@ -72,9 +87,12 @@ def _parameter_problems(code: list) -> list[str]:
 def _source_problems(source: str) -> list[str]:
     checks = {
         "empty code cell": not source.strip(),
-        "trailing semicolon": bool(re.search(r";\s*$", source)),  # nbval shows the value all the same
+        "trailing semicolon": bool(
+            re.search(r";\s*$", source)
+        ),  # nbval shows the value all the same
         "tqdm import": bool(re.search(r"^\s*(import|from) tqdm", source, re.M)),
-        "def or class": bool(re.search(r"^(def|class) ", source, re.M)) and "# built here for the reader" not in source,
+        "def or class": bool(re.search(r"^(def|class) ", source, re.M))
+        and "# built here for the reader" not in source,
     }
     return [name for name, bad in checks.items() if bad]
 
@@ -99,7 +117,9 @@ def _output_problems(outputs: list) -> list[str]:
 
 def test_every_declared_notebook_is_there_and_no_other():
     assert {path.name[:2] for path in STORED} == set(series.plan.NEEDS)
-    assert {path.stem for path in STORED} == {path.stem for path in (NOTEBOOKS / "text").glob("*.py")}
+    assert {path.stem for path in STORED} == {
+        path.stem for path in (NOTEBOOKS / "text").glob("*.py")
+    }
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
@@ -182,7 +202,9 @@ def test_nbval_passes_on_the_stored_notebook_under_profile_smoke(refreshed):
     done = project.pytest("notebooks/00_demo.ipynb")
     assert done.returncode == 0, done.stdout
     assert "7 passed" in done.stdout
-    assert "smoke off 1" in stored.read_text()  # what the kernel of nbval printed too, since it compared equal
+    assert (
+        "smoke off 1" in stored.read_text()
+    )  # what the kernel of nbval printed too, since it compared equal
 
 
 def test_notebooks_keep_their_order_with_several_workers(demo):
@@ -194,8 +216,12 @@ def test_notebooks_keep_their_order_with_several_workers(demo):
 
 
 def _change_number(node):
-    outputs = [output for cell in node["cells"] for output in cell.get("outputs", []) if "data" in output]
-    plain = next(output["data"] for output in outputs if "4.123" in "".join(output["data"]["text/plain"]))
+    outputs = [
+        output for cell in node["cells"] for output in cell.get("outputs", []) if "data" in output
+    ]
+    plain = next(
+        output["data"] for output in outputs if "4.123" in "".join(output["data"]["text/plain"])
+    )
     plain["text/plain"] = "".join(plain["text/plain"]).replace("4.123", "4.124")
 
 
@@ -228,11 +254,17 @@ TAMPERINGS = {
     "metadata": lambda n: n["metadata"].update(papermill={}),
     "cell ids": lambda n: n["cells"][0].update(id="other"),
     "not executed from first to last": lambda n: _code(n, 2).update(execution_count=None),
-    "tag injected-parameters": lambda n: _code(n, 1)["metadata"].update(tags=["injected-parameters"]),
+    "tag injected-parameters": lambda n: _code(n, 1)["metadata"].update(
+        tags=["injected-parameters"]
+    ),
     "tag raises-exception": lambda n: _code(n, 1)["metadata"].update(tags=["raises-exception"]),
     "not exactly one parameters cell": lambda n: _code(n, 0)["metadata"].clear(),
-    "parameters cell: not a literal": lambda n: _code(n, 0)["source"].append("\nrows = len(profile)"),
-    "parameters cell: seed is not 0": lambda n: _code(n, 0).update(source='profile = "auto"\nseed = 1\noverrides = {}'),
+    "parameters cell: not a literal": lambda n: _code(n, 0)["source"].append(
+        "\nrows = len(profile)"
+    ),
+    "parameters cell: seed is not 0": lambda n: _code(n, 0).update(
+        source='profile = "auto"\nseed = 1\noverrides = {}'
+    ),
     "empty code cell": lambda n: _code(n, 1).update(source=""),
     "trailing semicolon": lambda n: _code(n, 1).update(source="1;"),
     "tqdm import": lambda n: _code(n, 1).update(source="from tqdm import tqdm"),
@@ -265,7 +297,9 @@ def test_text_out_of_step_is_seen(refreshed, tmp_path):
     changed.write_text(text.read_text().replace("9.0", "9.5"))
     assert not series.cells.text_in_step(changed, stored)
     assert not series.cells.text_in_step(text, tmp_path / "absent.ipynb")
-    assert not series.cells.text_in_step(text, tampered(stored, TAMPERINGS["not executed from first to last"]))
+    assert not series.cells.text_in_step(
+        text, tampered(stored, TAMPERINGS["not executed from first to last"])
+    )
 
 
 # ---------------------------------------------------------------- start, tables, figures, finish
@@ -340,7 +374,11 @@ def test_table_goes_out_and_comes_back_with_its_record(demo, settings, capsys):
 
 def test_read_table_prefers_this_run_except_under_smoke(demo, settings):
     def write(folder, value):
-        records.write_table(demo.root / folder / "t.csv", pd.DataFrame({"x": [value]}), {"profile": folder, "seed": 0})
+        records.write_table(
+            demo.root / folder / "t.csv",
+            pd.DataFrame({"x": [value]}),
+            {"profile": folder, "seed": 0},
+        )
 
     write("data/results/reference", 1)
     write("data/results/cpu", 2)
@@ -352,7 +390,9 @@ def test_read_table_prefers_this_run_except_under_smoke(demo, settings):
     assert begin(profile="smoke").read_table("t", run="gpu").x[0] == 4
     (demo.root / "data/results/reference/t.csv").unlink()
     assert begin(profile="smoke").read_table("t").x[0] == 3
-    with pytest.raises(KitError, match=r"table 't': not in data/results/paper or data/results/reference"):
+    with pytest.raises(
+        KitError, match=r"table 't': not in data/results/paper or data/results/reference"
+    ):
         begin(profile="paper").read_table("t")
 
 
@@ -363,7 +403,11 @@ def test_read_table_prefers_this_run_except_under_smoke(demo, settings):
         ("../wins", pd.DataFrame({"x": [1]}), "should be of lower-case letters"),
         ("wins", pd.DataFrame({"x": []}), "table 'wins': is empty"),
         ("wins", [1, 2], "expected a pandas DataFrame, got list"),
-        ("wins", pd.DataFrame({"x": [1]}, index=pd.Index(["a"], name="method")), r"call reset_index\(\) first"),
+        (
+            "wins",
+            pd.DataFrame({"x": [1]}, index=pd.Index(["a"], name="method")),
+            r"call reset_index\(\) first",
+        ),
     ],
 )
 def test_save_table_refuses(demo, settings, name, table, said):

@@ -23,7 +23,15 @@ def toy(batch=6, count=2, seed=0):
     logps = -30 * draw(batch, count) - 1
     lengths = torch.randint(1, 20, (batch, count), generator=g)
     kl = -10 * draw(batch)
-    return Scores(logps, logps + 4 * draw(batch, count) - 2, lengths, draw(batch, count), None, kl, kl - draw(batch))
+    return Scores(
+        logps,
+        logps + 4 * draw(batch, count) - 2,
+        lengths,
+        draw(batch, count),
+        None,
+        kl,
+        kl - draw(batch),
+    )
 
 
 def factors(batch=6, seed=1):
@@ -78,13 +86,17 @@ def test_coupling_is_what_the_gradients_say(spec):
     objective = build(spec)
     scores = toy(count=columns(objective))
     # KL estimates above their clamp at 0
-    scores = scores._replace(ref_logps=scores.ref_logps - 4.0, kl_ref_logps=scores.kl_ref_logps - 1.0)
+    scores = scores._replace(
+        ref_logps=scores.ref_logps - 4.0, kl_ref_logps=scores.kl_ref_logps - 1.0
+    )
     other_logps, other_kl, other_h = scores.logps.clone(), scores.kl_logps.clone(), factors()
     other_logps[5] -= torch.linspace(0, 9, columns(objective), dtype=torch.float64)
     other_kl[5] += 3.0
     other_h[5] += 1.0
     before = gradient(build(spec), scores, factors())[:5]
-    after = gradient(build(spec), scores._replace(logps=other_logps, kl_logps=other_kl), other_h)[:5]
+    after = gradient(build(spec), scores._replace(logps=other_logps, kl_logps=other_kl), other_h)[
+        :5
+    ]
     assert objective.coupling == COUPLING[spec]
     assert torch.equal(before, after) == (objective.coupling == "separable")
 
@@ -114,7 +126,9 @@ def test_parts_of_a_log_sum_exp_add_up_by_their_mass(spec):
     shares = torch.softmax(torch.stack(masses), dim=0)
     found = torch.cat([part * share for part, share in zip(parts, shares, strict=True)])
     torch.testing.assert_close(found, whole, rtol=1e-11, atol=1e-14)
-    assert float((torch.cat(parts) / 2 - whole).abs().max()) > 1e-3  # a plain mean of the parts is something else
+    assert (
+        float((torch.cat(parts) / 2 - whole).abs().max()) > 1e-3
+    )  # a plain mean of the parts is something else
 
 
 def test_only_a_log_mean_exp_has_a_mass():
@@ -134,7 +148,10 @@ def test_canonical_spec_and_step(spec):
     assert step.per_sample.shape == step.weights.shape == (6,)
     assert not step.weights.requires_grad
     expected = robust.aggregate(
-        step.per_sample, h if objective.needs_h else None, kind=objective.aggregator, **objective.aggregation
+        step.per_sample,
+        h if objective.needs_h else None,
+        kind=objective.aggregator,
+        **objective.aggregation,
     )
     torch.testing.assert_close(step.loss, expected)
     assert all(torch.isfinite(value) and value.dim() == 0 for value in step.metrics.values())
@@ -178,7 +195,9 @@ def test_an_objective_asks_for_nothing_more_than_it_says(spec):
     objective = build(spec)
     scores = toy(count=columns(objective))
     if objective.responses == "one":
-        scores = Scores(*(x[:, :1] if x.dim() == 2 else x for x in scores if x is not None))._replace(mask=None)
+        scores = Scores(
+            *(x[:, :1] if x.dim() == 2 else x for x in scores if x is not None)
+        )._replace(mask=None)
     lean = Scores(
         scores.logps,
         scores.ref_logps if objective.needs_reference else None,
@@ -242,13 +261,17 @@ def test_no_gradient_flows_through_the_margins():
 
 
 def test_official_parity_starts_with_eight_normals_and_nineteen_updates():
-    objective = build("gamma(simpo, beta=10, gamma_beta_ratio=0.4, tau=10, parity='official', seed=3)")
+    objective = build(
+        "gamma(simpo, beta=10, gamma_beta_ratio=0.4, tau=10, parity='official', seed=3)"
+    )
     queue = margins.GapQueue(generator=torch.Generator().manual_seed(3), parity="official")
     assert torch.equal(objective.state_dict()["queue.gaps"], queue.state_dict()["gaps"])
     scores = toy()
     gaps = losses.simpo_gap(scores, beta=10)
     pool = torch.cat([gaps, queue.sample(250)])
-    expected = margins.target_margins(pool, gamma0=4.0, tau=10, solver="mirror_descent", steps=19)[:6]
+    expected = margins.target_margins(pool, gamma0=4.0, tau=10, solver="mirror_descent", steps=19)[
+        :6
+    ]
     step = objective.step_loss(scores)
     torch.testing.assert_close(step.metrics["gamma_max"], expected.max(), rtol=1e-7, atol=0)
 
@@ -267,11 +290,15 @@ def test_resume_is_bit_for_bit(spec):
     for step in range(4):
         straight.step_loss(toy(seed=step))
         first.step_loss(toy(seed=step))
-    as_json = json.dumps({k: v.tolist() if torch.is_tensor(v) else v for k, v in first.state_dict().items()})
+    as_json = json.dumps(
+        {k: v.tolist() if torch.is_tensor(v) else v for k, v in first.state_dict().items()}
+    )
     resumed = build(spec)
     resumed.load_state_dict(json.loads(as_json))
     for step in range(4, 8):
-        assert torch.equal(straight.step_loss(toy(seed=step)).loss, resumed.step_loss(toy(seed=step)).loss)
+        assert torch.equal(
+            straight.step_loss(toy(seed=step)).loss, resumed.step_loss(toy(seed=step)).loss
+        )
 
 
 @pytest.mark.parametrize("spec", STATEFUL)
@@ -364,11 +391,19 @@ def test_presets_are_the_papers_numbers():
     assert build("ultrafeedback/dora_lire").options == {"temperature": 2.0}
     assert build("hh/dora_rrhf").aggregation == {"lam": 1.0}
     strength = {}
-    for model in ("llama3-8b-instruct", "mistral-7b-instruct", "gemma-2-9b-it", "qwen2.5-7b-instruct"):
+    for model in (
+        "llama3-8b-instruct",
+        "mistral-7b-instruct",
+        "gemma-2-9b-it",
+        "qwen2.5-7b-instruct",
+    ):
         objective = build(f"{model}/gamma_simpo")
         gamma0 = objective.margin["gamma_beta_ratio"] * objective.options["beta"]
         strength[model] = (gamma0, gamma0 / objective.margin["tau"])
-        assert build(f"{model}/simpo").options["gamma_beta_ratio"] == objective.margin["gamma_beta_ratio"]
+        assert (
+            build(f"{model}/simpo").options["gamma_beta_ratio"]
+            == objective.margin["gamma_beta_ratio"]
+        )
     assert strength == {
         "llama3-8b-instruct": (4.0, 0.4),
         "mistral-7b-instruct": (0.375, 0.0375),
@@ -383,7 +418,9 @@ def test_presets_are_the_papers_numbers():
 def test_searched_values_are_accepted_by_their_losses():
     for base, ranges in objectives.SEARCH_RANGES.items():
         for position in range(max(len(values) for values in ranges.values())):
-            arguments = {key: values[min(position, len(values) - 1)] for key, values in ranges.items()}
+            arguments = {
+                key: values[min(position, len(values) - 1)] for key, values in ranges.items()
+            }
             build(f"{base}({', '.join(f'{key}={value}' for key, value in arguments.items())})")
 
 

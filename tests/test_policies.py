@@ -12,7 +12,9 @@ ROW = TokenRow("r", (5, 6, 7), ((8, 9, 2), (10, 2)), (0, 0))
 
 
 def tiny(**options) -> policies.Policy:
-    return policies.tiny(policies.byte_tokenizer(), template=Template("plain"), hidden=16, **options)
+    return policies.tiny(
+        policies.byte_tokenizer(), template=Template("plain"), hidden=16, **options
+    )
 
 
 def moved_adapter(targets: str = "attention") -> policies.Policy:
@@ -47,7 +49,9 @@ def test_a_new_adapter_is_its_reference_and_a_moved_one_is_not(targets):
 
 def test_the_seed_of_an_adapter_decides_it_and_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
-    first, again, other = (dict(tiny().add_lora(rank=2, seed=seed).trainable()) for seed in (1, 1, 2))
+    first, again, other = (
+        dict(tiny().add_lora(rank=2, seed=seed).trainable()) for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -70,7 +74,9 @@ def test_merging_keeps_the_log_probs_and_leaves_a_plain_model():
     expected = logps(policy.model)
     policy.merge()
     torch.testing.assert_close(logps(policy.model), expected, atol=1e-5, rtol=1e-6)
-    assert not policy.has_adapter and len(policy.trainable()) == len(list(policy.model.parameters()))
+    assert not policy.has_adapter and len(policy.trainable()) == len(
+        list(policy.model.parameters())
+    )
 
 
 def test_the_fingerprint_is_of_the_base_weights():

@@ -16,7 +16,9 @@ def test_every_profile_is_frozen_and_named_after_its_key():
 def test_overrides_replace_one_setting_and_keep_the_others():
     changed = profiles.get("cpu", {"contamination": 1, "listwise": ["lire"]})
     assert (changed.contamination, changed.listwise) == (1.0, ("lire",))
-    assert dataclasses.replace(changed, contamination=0.3, listwise=profiles.get("cpu").listwise) == profiles.get("cpu")
+    assert dataclasses.replace(
+        changed, contamination=0.3, listwise=profiles.get("cpu").listwise
+    ) == profiles.get("cpu")
 
 
 @pytest.mark.parametrize(

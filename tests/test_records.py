@@ -25,10 +25,20 @@ def test_atomic_write_leaves_the_old_file_when_writing_fails(tmp_path):
 
 
 def test_json_takes_numbers_of_numpy_and_torch_paths_and_dataclasses(tmp_path):
-    value = {"a": np.float32(0.5), "b": torch.tensor([1, 2]), "c": Path("x") / "y.csv", "d": profiles.get("cpu")}
+    value = {
+        "a": np.float32(0.5),
+        "b": torch.tensor([1, 2]),
+        "c": Path("x") / "y.csv",
+        "d": profiles.get("cpu"),
+    }
     records.write_json(tmp_path / "value.json", value)
     found = records.read_json(tmp_path / "value.json")
-    assert found["a"] == 0.5 and found["b"] == [1, 2] and found["c"] == "y.csv" and found["d"]["name"] == "cpu"
+    assert (
+        found["a"] == 0.5
+        and found["b"] == [1, 2]
+        and found["c"] == "y.csv"
+        and found["d"]["name"] == "cpu"
+    )
     with pytest.raises(TypeError, match="not JSON"):
         records.write_json(tmp_path / "value.json", {"a": object()})
     assert records.read_json(tmp_path / "value.json") == found
@@ -48,11 +58,18 @@ def test_table_and_its_provenance(tmp_path):
     assert (tmp_path / "t.csv").read_text() == "x,n\n0.333333,2\n"
     found = records.read_json(tmp_path / "t.json")
     assert found["seed"] == 7 and found["config"]["name"] == "smoke" and found["duration_s"] > 0
-    assert found["versions"]["python"] and found["versions"]["torch"] and "revision" in found and found["device"]
+    assert (
+        found["versions"]["python"]
+        and found["versions"]["torch"]
+        and "revision" in found
+        and found["device"]
+    )
 
 
 def test_run_record_round_trip_and_missing_field(tmp_path):
-    record = RunRecord("dpo(beta=0.1)", {"epochs": 1}, 3, {"torch": "2"}, "cpu", 1.5, {"loss": 0.69}, [{"step": 1}])
+    record = RunRecord(
+        "dpo(beta=0.1)", {"epochs": 1}, 3, {"torch": "2"}, "cpu", 1.5, {"loss": 0.69}, [{"step": 1}]
+    )
     record.to_json(tmp_path / "record.json")
     assert RunRecord.from_json(tmp_path / "record.json") == record
     value = dataclasses.asdict(record)

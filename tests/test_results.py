@@ -28,17 +28,25 @@ def interval(row, value, places=2):
 
 def classifier(name, head, stage):
     found = table("classifier_metrics")
-    return found[(found["classifier"] == name) & (found["head"] == head) & (found["stage"] == stage)].iloc[0]
+    return found[
+        (found["classifier"] == name) & (found["head"] == head) & (found["stage"] == stage)
+    ].iloc[0]
 
 
 def test_classifier_quality():
     for label, name, head in (
         ("classifier, golden against the rest (fine-tuned, shared)", "fine-tuned, shared", "rest"),
-        ("classifier, golden against SmolLM2 (frozen, per source)", "frozen, per source", "smollm2"),
+        (
+            "classifier, golden against SmolLM2 (frozen, per source)",
+            "frozen, per source",
+            "smollm2",
+        ),
     ):
         row, before = classifier(name, head, "temperature"), classifier(name, head, "before")
         assert f"AUC {interval(row, 'auc')}" in stated(label)
-        assert f"ECE {before['ece']:.3f} before, {row['ece']:.3f} after temperature" in stated(label)
+        assert f"ECE {before['ece']:.3f} before, {row['ece']:.3f} after temperature" in stated(
+            label
+        )
 
 
 def test_confidence_and_h():
@@ -47,8 +55,15 @@ def test_confidence_and_h():
         ("correct human", "human_correct"), ("wrong human", "human_wrong"), ("SmolLM2", "smollm2")
     ))  # fmt: skip
     assert words in stated("mean confidence c by source")
-    h = table("h_by_sample").query("classifier == 'frozen, per source'").groupby("sample")["h"].mean()
-    assert f"{h['clean']:.2f} clean, {h['contaminated']:.2f} contaminated" in stated("mean h~ of samples")
+    h = (
+        table("h_by_sample")
+        .query("classifier == 'frozen, per source'")
+        .groupby("sample")["h"]
+        .mean()
+    )
+    assert f"{h['clean']:.2f} clean, {h['contaminated']:.2f} contaminated" in stated(
+        "mean h~ of samples"
+    )
 
 
 @pytest.mark.parametrize("judge", ["plain", "length-controlled"])
@@ -86,7 +101,9 @@ def test_gamma_spread():
     ],
 )
 def test_speed_and_memory(label, name):
-    found = pd.read_csv(REFERENCE.parent / "bench" / "bench.csv").query("quantity == @name")["value"]
+    found = pd.read_csv(REFERENCE.parent / "bench" / "bench.csv").query("quantity == @name")[
+        "value"
+    ]
     times = " times" if name.startswith("ratio") else ""
     assert f"{found.median():.2f}{times} | {found.min():.2f} to {found.max():.2f}" in stated(label)
 
@@ -96,4 +113,6 @@ def test_every_table_carries_its_provenance():
         record = path.with_suffix(".json")
         assert record.exists(), path.name
         text = record.read_text(encoding="utf-8")
-        assert all(f'"{key}"' in text for key in ("config", "seed", "versions", "device", "duration_s")), path.name
+        assert all(
+            f'"{key}"' in text for key in ("config", "seed", "versions", "device", "duration_s")
+        ), path.name

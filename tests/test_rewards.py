@@ -18,7 +18,9 @@ def made_up(count, *, seed=0):
     rng = np.random.default_rng(seed)
 
     def say(alphabet, topic, words):
-        return " ".join(["".join(rng.choice(list(alphabet), 4)) for _ in range(words)] + [topic] * 3)
+        return " ".join(
+            ["".join(rng.choice(list(alphabet), 4)) for _ in range(words)] + [topic] * 3
+        )
 
     rows = []
     for i in range(count):
@@ -29,7 +31,9 @@ def made_up(count, *, seed=0):
             say("uvwxyz", topic, rng.integers(5, 9)),
         )
         sources = ("human_correct", "human_wrong", "model")
-        rows.append(Preference(f"r{seed}-{i}", f"g{seed}-{i}", f"{topic} {topic}?", responses, sources))
+        rows.append(
+            Preference(f"r{seed}-{i}", f"g{seed}-{i}", f"{topic} {topic}?", responses, sources)
+        )
     return PreferenceSet(rows, name="made up")
 
 
@@ -48,7 +52,11 @@ def model(tiny):
 
 def test_training_pairs_have_one_kind_of_writer_on_both_sides():
     rows = made_up(30)
-    writer = {reply: source for row in rows for reply, source in zip(row.responses, row.sources, strict=True)}
+    writer = {
+        reply: source
+        for row in rows
+        for reply, source in zip(row.responses, row.sources, strict=True)
+    }
     group = {reply: row.group for row in rows for reply in row.responses}
     pairs = rewards.training_pairs(rows, seed=0)
     kinds = pd.Series([pair.kind for pair in pairs]).value_counts()
@@ -68,7 +76,9 @@ def test_training_pairs_have_one_kind_of_writer_on_both_sides():
 def test_replies_elsewhere_are_matched_in_length():
     rng = np.random.default_rng(1)
     texts = [" ".join(["w"] * n) for n in rng.integers(1, 60, size=200)]
-    rows = PreferenceSet([Preference(str(i), str(i), "p", (t, "x"), ("s", "t")) for i, t in enumerate(texts)])
+    rows = PreferenceSet(
+        [Preference(str(i), str(i), "p", (t, "x"), ("s", "t")) for i, t in enumerate(texts)]
+    )
     others = rewards.replies_elsewhere(rows, seed=0)
     gaps = [len(t.split()) - len(o[0].split()) for t, o in zip(texts, others, strict=True)]
     assert np.abs(gaps).max() <= 6
@@ -76,7 +86,9 @@ def test_replies_elsewhere_are_matched_in_length():
 
 
 def test_the_same_words_are_never_their_own_mismatch():
-    rows = PreferenceSet([Preference(str(i), str(i), "p", (t,), ("s",)) for i, t in enumerate(("yes", "yes", "no"))])
+    rows = PreferenceSet(
+        [Preference(str(i), str(i), "p", (t,), ("s",)) for i, t in enumerate(("yes", "yes", "no"))]
+    )
     assert rewards.replies_elsewhere(rows, seed=0) == [["no"], ["no"], ["yes"]]
 
 
@@ -90,7 +102,13 @@ def test_a_source_with_one_group_has_no_reply_elsewhere():
 def test_mismatched_replies_are_not_mismatched_again():
     rows = PreferenceSet(
         [
-            Preference(str(i), str(i), "p", (f"a{i}", f"b{i}", f"c{i}"), ("human_matched", "human_mismatched", "model"))
+            Preference(
+                str(i),
+                str(i),
+                "p",
+                (f"a{i}", f"b{i}", f"c{i}"),
+                ("human_matched", "human_mismatched", "model"),
+            )
             for i in range(9)
         ]
     )
@@ -131,7 +149,11 @@ def test_frozen_reward_learns_relevance_and_does_not_learn_the_source(model):
     assert table.loc["model > human_correct elsewhere", "accuracy"] > 0.6
     assert not table.loc["model > human_correct elsewhere", "trained_kind"]
     # nothing tells the two human replies apart here
-    assert table.loc["human_correct > human_wrong", "low"] < 0.5 < table.loc["human_correct > human_wrong", "high"]
+    assert (
+        table.loc["human_correct > human_wrong", "low"]
+        < 0.5
+        < table.loc["human_correct > human_wrong", "high"]
+    )
 
 
 def test_held_out_groups_were_not_trained_on(model):
@@ -158,8 +180,12 @@ def test_other_split_and_seed_is_another_judge(tiny, model):
 
 def test_fine_tuned_reward_learns_relevance(tiny):
     config = FineTune(epochs=8, learning_rate=3e-3, frozen_layers=0)
-    fitted = rewards.fit_reward_model(made_up(120), seed=0, encoder=tiny, features="fine_tuned", fine_tune=config)
-    table = rewards.accuracy_table(fitted.compare(rewards.training_pairs(made_up(60, seed=1), seed=0)), draws=100)
+    fitted = rewards.fit_reward_model(
+        made_up(120), seed=0, encoder=tiny, features="fine_tuned", fine_tune=config
+    )
+    table = rewards.accuracy_table(
+        fitted.compare(rewards.training_pairs(made_up(60, seed=1), seed=0)), draws=100
+    )
     assert table.set_index("kind").loc["human_correct > human_correct elsewhere", "accuracy"] > 0.65
 
 
@@ -169,7 +195,9 @@ def test_bias_pays_for_length_alone(model):
     mean, sd = model.log_words
     np.testing.assert_allclose(extra, 2 * model.scale * (np.log1p([1, 5, 30]) - mean) / sd)
     assert (np.diff(extra) > 0).all()
-    np.testing.assert_array_equal(model.score(prompts, replies, bias=0.0), model.score(prompts, replies))
+    np.testing.assert_array_equal(
+        model.score(prompts, replies, bias=0.0), model.score(prompts, replies)
+    )
 
 
 def test_length_slope_is_taken_within_sources():
@@ -210,11 +238,15 @@ def test_cosine_needs_no_training(tiny):
 @pytest.mark.parametrize("features", ["frozen", "fine_tuned"])
 def test_stored_reward_model_scores_alike(tiny, tmp_path, features):
     config = FineTune(epochs=1, frozen_layers=1)
-    fitted = rewards.fit_reward_model(made_up(24), seed=0, encoder=tiny, features=features, fine_tune=config)
+    fitted = rewards.fit_reward_model(
+        made_up(24), seed=0, encoder=tiny, features=features, fine_tune=config
+    )
     fitted.save(tmp_path)
     loaded = rewards.RewardModel.load(tmp_path)
     new = made_up(5, seed=1)
-    np.testing.assert_allclose(loaded.score_set(new, bias=1.0), fitted.score_set(new, bias=1.0), rtol=1e-6)
+    np.testing.assert_allclose(
+        loaded.score_set(new, bias=1.0), fitted.score_set(new, bias=1.0), rtol=1e-6
+    )
     assert loaded.trained_rows == fitted.trained_rows
     pd.testing.assert_frame_equal(loaded.accuracy(draws=50), fitted.accuracy(draws=50))
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".csv"}
@@ -222,7 +254,11 @@ def test_stored_reward_model_scores_alike(tiny, tmp_path, features):
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    [("features", {"features": "bm25"}), ("held_out", {"held_out": 0.0}), ("held_out", {"held_out": 0.01})],
+    [
+        ("features", {"features": "bm25"}),
+        ("held_out", {"held_out": 0.0}),
+        ("held_out", {"held_out": 0.01}),
+    ],
 )
 def test_fit_names_the_bad_argument(tiny, name, change):
     with pytest.raises(ValueError, match=f"^{name}"):
@@ -234,12 +270,19 @@ def test_fit_names_the_bad_argument(tiny, name, change):
 
 def test_accuracy_table_by_hand():
     table = pd.DataFrame(
-        {"kind": "a > b", "group": list("wxyz"), "difference": [1.0, -1.0, 0.0, 2.0], "gap_words": [3, -2, 1, -5]}
+        {
+            "kind": "a > b",
+            "group": list("wxyz"),
+            "difference": [1.0, -1.0, 0.0, 2.0],
+            "gap_words": [3, -2, 1, -5],
+        }
     )
     row = rewards.accuracy_table(table, draws=50).iloc[0]
     assert row["accuracy"] == pytest.approx(2.5 / 4)
     assert row["n"] == 4 and row["mean_difference"] == 0.5
-    assert row["longer_share"] == pytest.approx(2 / 4)  # longer preferred: 1st (longer better), 2nd (longer worse)
+    assert row["longer_share"] == pytest.approx(
+        2 / 4
+    )  # longer preferred: 1st (longer better), 2nd (longer worse)
 
 
 def test_correlation_is_split_into_between_and_within_sources():
@@ -257,7 +300,9 @@ def test_correlation_is_split_into_between_and_within_sources():
         }
     )
     found = rewards.correlation_table(table, draws=50).set_index("scope")
-    assert found.loc["overall", "pearson"] == pytest.approx(4 / 5, abs=0.03)  # variance 4 shared of 5
+    assert found.loc["overall", "pearson"] == pytest.approx(
+        4 / 5, abs=0.03
+    )  # variance 4 shared of 5
     for scope in ("within sources", "within human", "within model"):
         assert found.loc[scope, "pearson_low"] < 0 < found.loc[scope, "pearson_high"]
         assert abs(found.loc[scope, "spearman"]) < 0.08

@@ -42,8 +42,12 @@ def test_value_and_weights(kind, lam):
     value = robust.aggregate(losses, factors, kind=kind, lam=lam)
     assert float(value.detach()) == pytest.approx(FORMULAS[kind](x, h, lam), rel=1e-12)
     (gradient,) = torch.autograd.grad(value, losses)
-    torch.testing.assert_close(robust.weights(losses, factors, kind=kind, lam=lam), gradient, rtol=1e-12, atol=1e-14)
-    assert torch.autograd.gradcheck(lambda z: robust.aggregate(z, factors, kind=kind, lam=lam), losses)
+    torch.testing.assert_close(
+        robust.weights(losses, factors, kind=kind, lam=lam), gradient, rtol=1e-12, atol=1e-14
+    )
+    assert torch.autograd.gradcheck(
+        lambda z: robust.aggregate(z, factors, kind=kind, lam=lam), losses
+    )
 
 
 @quick
@@ -53,14 +57,20 @@ def test_large_lambda_is_the_mean_and_small_lambda_the_extreme(values):
     for kind, extreme in (("dro", max(values)), ("dr_dpo", min(values))):
         mean = robust.aggregate(losses, kind=kind, lam=1e10)
         assert float(mean) == pytest.approx(np.mean(values), abs=1e-6)
-        assert float(robust.aggregate(losses, kind=kind, lam=1e-9)) == pytest.approx(extreme, abs=1e-6)
+        assert float(robust.aggregate(losses, kind=kind, lam=1e-9)) == pytest.approx(
+            extreme, abs=1e-6
+        )
     ones = torch.ones_like(losses)
-    torch.testing.assert_close(robust.aggregate(losses, ones, kind="dora", lam=1e10), losses.mean(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        robust.aggregate(losses, ones, kind="dora", lam=1e10), losses.mean(), rtol=0, atol=1e-6
+    )
 
 
 def test_large_lambda_is_the_mean_in_single_precision():
     losses = torch.linspace(0.1, 2.0, 32)
-    assert float(robust.aggregate(losses, kind="dro", lam=1e6)) == pytest.approx(float(losses.mean()), abs=1e-5)
+    assert float(robust.aggregate(losses, kind="dro", lam=1e6)) == pytest.approx(
+        float(losses.mean()), abs=1e-5
+    )
 
 
 @quick
@@ -73,7 +83,9 @@ def test_shift_moves_the_value_and_order_does_not(values, lam, shift, seed):
         assert float(robust.aggregate(losses + shift, kind=kind, lam=lam)) == pytest.approx(
             float(value) + shift, abs=1e-8
         )
-        assert float(robust.aggregate(losses[order], kind=kind, lam=lam)) == pytest.approx(float(value), abs=1e-8)
+        assert float(robust.aggregate(losses[order], kind=kind, lam=lam)) == pytest.approx(
+            float(value), abs=1e-8
+        )
 
 
 @quick
@@ -90,7 +102,9 @@ def test_h_of_one_turns_dora_into_dro():
     x, _ = draw()
     losses, ones = tensor(x), torch.ones(len(x), dtype=torch.float64)
     for kind in ("dora", "dora_outside"):
-        torch.testing.assert_close(robust.aggregate(losses, ones, kind=kind), robust.aggregate(losses, kind="dro"))
+        torch.testing.assert_close(
+            robust.aggregate(losses, ones, kind=kind), robust.aggregate(losses, kind="dro")
+        )
     torch.testing.assert_close(robust.aggregate(losses, ones, kind="reweight"), losses.mean())
 
 
@@ -116,7 +130,9 @@ def test_mean_one_h_has_the_summed_weight_of_erm():
     assert float(summed) == pytest.approx(1.0, rel=1e-12)
     for kind in robust.NEEDS_H:
         scaled = robust.aggregate(losses, 17 * factors, kind=kind, normalise_h="mean_one")
-        torch.testing.assert_close(scaled, robust.aggregate(losses, factors / factors.mean(), kind=kind))
+        torch.testing.assert_close(
+            scaled, robust.aggregate(losses, factors / factors.mean(), kind=kind)
+        )
 
 
 def test_effective_sample_size():
@@ -157,7 +173,9 @@ def test_duality_by_maximisation_over_the_ball(rho, with_h):
         bounds=[(1e-9, 1)] * 6,
         constraints=[
             LinearConstraint(np.ones(6), 1, 1),
-            NonlinearConstraint(divergence, -np.inf, rho, jac=lambda q: 1 + np.log(np.maximum(q * 6, 1e-300))),
+            NonlinearConstraint(
+                divergence, -np.inf, rho, jac=lambda q: 1 + np.log(np.maximum(q * 6, 1e-300))
+            ),
         ],
         method="trust-constr",
         options={"gtol": 1e-10, "xtol": 1e-12, "maxiter": 2000},
@@ -171,7 +189,11 @@ def test_duality_by_maximisation_over_the_ball(rho, with_h):
 
 
 @quick
-@given(st.lists(st.floats(0, 30), min_size=3, max_size=30, unique=True), st.floats(1e-4, 0.9), st.floats(-3, 3))
+@given(
+    st.lists(st.floats(0, 30), min_size=3, max_size=30, unique=True),
+    st.floats(1e-4, 0.9),
+    st.floats(-3, 3),
+)
 def test_no_other_lambda_has_a_smaller_dual(values, rho, step):
     losses = tensor(values)
     risk = robust.worst_case_risk(losses, rho)

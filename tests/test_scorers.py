@@ -52,7 +52,9 @@ def test_scorer_starts_at_zero_and_frozen_layers_stay(tiny):
 
 
 def test_scores_do_not_depend_on_the_batch(tiny):
-    scorer = encoders.fine_tune(tiny, [[p] for p in PAIRS], [1, 0, 1], bce, FineTune(epochs=2, frozen_layers=0), seed=0)
+    scorer = encoders.fine_tune(
+        tiny, [[p] for p in PAIRS], [1, 0, 1], bce, FineTune(epochs=2, frozen_layers=0), seed=0
+    )
     together = encoders.score_pairs(scorer, tiny, PAIRS, batch_size=3)
     alone = np.concatenate([encoders.score_pairs(scorer, tiny, [pair]) for pair in PAIRS])
     np.testing.assert_allclose(together, alone, atol=1e-5)

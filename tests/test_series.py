@@ -37,7 +37,9 @@ def by_number(results) -> dict[str, series.plan.Result]:
 
 def needs(monkeypatch, **declared: str) -> None:
     """NEEDS as n00="" or n03="01 02"."""
-    monkeypatch.setattr(series, "NEEDS", {name[1:]: tuple(value.split()) for name, value in declared.items()})
+    monkeypatch.setattr(
+        series.plan, "NEEDS", {name[1:]: tuple(value.split()) for name, value in declared.items()}
+    )
 
 
 def leave_marks(demo, number: str) -> str:
@@ -66,7 +68,9 @@ def test_statuses_manifest_and_index(demo, monkeypatch, capsys):
         demo.notebook("07_after_real", DONE),
     ]
     before = [path.read_bytes() for path in sources]
-    results = series.runner.run(plan(demo, seed=3, overrides={"epochs": 7}, slots=(None, None), time_limit=25.0))
+    results = series.runner.run(
+        plan(demo, seed=3, overrides={"epochs": 7}, slots=(None, None), time_limit=25.0)
+    )
     found = by_number(results)
     assert [result.number for result in results] == ["00", "01", "02", "03", "04", "05", "06", "07"]
     assert [result.status for result in results] == (
@@ -81,17 +85,25 @@ def test_statuses_manifest_and_index(demo, monkeypatch, capsys):
     # what the notebook was told, and what it wrote
     done = records.read_json(paths.RUNS / "cpu/metrics/00.json")
     assert done["metrics"] == {"profile": "cpu", "seed": 3, "epochs": 7}
-    assert found["00"].tables == ["data/results/cpu/points.csv"] and found["00"].figures == ["figures/points.png"]
+    assert found["00"].tables == ["data/results/cpu/points.csv"] and found["00"].figures == [
+        "figures/points.png"
+    ]
     assert (demo.root / "figures/points.png").stat().st_size > 5000
     assert (demo.root / "runs/cpu/notebooks/00_real.ipynb").exists()
     assert [path.read_bytes() for path in sources] == before, "a source notebook was written over"
 
     manifest = records.read_json(paths.RUNS / "cpu/manifest.json")
-    assert [entry["status"] for entry in manifest["notebooks"]] == [result.status for result in results]
+    assert [entry["status"] for entry in manifest["notebooks"]] == [
+        result.status for result in results
+    ]
     assert manifest["seed"] == 3 and manifest["parameters"]["overrides"] == {"epochs": 7}
     assert manifest["versions"]["torch"]
     index = (paths.RUNS / "cpu/index.md").read_text()
-    assert "| 00_real | ok |" in index and "- `figures/points.png`" in index and "time limit of 25 s" in index
+    assert (
+        "| 00_real | ok |" in index
+        and "- `figures/points.png`" in index
+        and "time limit of 25 s" in index
+    )
     told = capsys.readouterr().out
     assert "2 ok, 3 failed, 1 incomplete, 2 skipped" in told
     assert "RuntimeError" in (paths.RUNS / "cpu/logs/01_raises.log").read_text()
@@ -107,7 +119,10 @@ def test_a_failed_series_is_not_published_and_a_good_one_is(demo, monkeypatch):
     demo.notebook("01_raises", DONE)
     series.runner.run(plan(demo, resume=True))
     copied = series.report.publish("cpu")
-    assert "data/results/reference/points.csv" in copied and "data/results/reference/points.json" in copied
+    assert (
+        "data/results/reference/points.csv" in copied
+        and "data/results/reference/points.json" in copied
+    )
     assert "figures/reference/points.png" in copied and "figures/reference/points.csv" in copied
     assert all((demo.root / name).exists() for name in copied)
 
@@ -179,7 +194,9 @@ def test_key_covers_parameters_settings_and_imported_modules(demo, monkeypatch):
     monkeypatch.setattr(freshness, "PACKAGE", package)
     own = series.cells.source_key(path, {}, "cpu")
     (package / "robust.py").write_text("value = 22\n")
-    assert series.cells.source_key(path, {}, "cpu") == own, "a module that the notebook does not import"
+    assert series.cells.source_key(path, {}, "cpu") == own, (
+        "a module that the notebook does not import"
+    )
     (package / "losses.py").write_text("value = 22\n")
     others.append(series.cells.source_key(path, {}, "cpu"))
     paths.SYNTHETIC.mkdir(parents=True)
@@ -189,7 +206,9 @@ def test_key_covers_parameters_settings_and_imported_modules(demo, monkeypatch):
 
 
 def test_imported_modules_follows_imports_inside_functions():
-    found = records.imported_modules("%matplotlib inline\n!ls\nfrom robustpo_kit.notebook import start")
+    found = records.imported_modules(
+        "%matplotlib inline\n!ls\nfrom robustpo_kit.notebook import start"
+    )
     assert found == {"robustpo_kit.notebook"}
     found = records.closure(found)
     assert {f"robustpo_kit.{name}" for name in ("profiles", "records.files", "paths")} <= found
@@ -259,12 +278,18 @@ def alive(pid: int) -> bool:
     ("arguments", "said"),
     [
         (["--profile", "huge"], "profile: 'huge' is unknown; choose one of smoke, cpu, gpu, paper"),
-        (["-P", "profil=cpu"], "00_first.ipynb: parameter 'profil' is unknown; it has profile, seed, overrides"),
+        (
+            ["-P", "profil=cpu"],
+            "00_first.ipynb: parameter 'profil' is unknown; it has profile, seed, overrides",
+        ),
         (["-P", "seed=1"], "-P seed: use --profile, --seed or --set instead"),
         (["--set", "speed=3"], "overrides: 'speed' is not a setting"),
         (["--set", "epochs"], "--set epochs: expected KEY=VALUE"),
         (["--only", "9"], "--only: there is no notebook 09; choose among 00, 01, 02"),
-        (["--only", "02"], "--only: 02 needs 01, which has not run under profile cpu; run --only 01,02"),
+        (
+            ["--only", "02"],
+            "--only: 02 needs 01, which has not run under profile cpu; run --only 01,02",
+        ),
         (["--workers", "0"], "--workers and --time-limit should be greater than 0"),
         (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["--publish"], "runs/cpu/manifest.json: no such file"),
@@ -314,7 +339,10 @@ def test_parameters_are_json_clean(demo):
 def test_two_series_under_one_profile_are_refused(demo):
     demo.notebook("00_first", DONE)
     first, second = plan(demo), plan(demo)
-    with series.runner._lock(first), pytest.raises(KitError, match="already running under profile cpu"):
+    with (
+        series.runner._lock(first),
+        pytest.raises(KitError, match="already running under profile cpu"),
+    ):
         series.runner.run(second)
     other = dataclasses.replace(first, profile="smoke")
     with series.runner._lock(first), series.runner._lock(other):
@@ -325,4 +353,4 @@ def test_two_series_under_one_profile_are_refused(demo):
 def test_kill_tree_of_a_process_that_is_gone():
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()
-    series.kill_tree(process.pid)
+    series.execution.kill_tree(process.pid)

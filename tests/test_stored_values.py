@@ -3,7 +3,14 @@
 import json
 
 import pytest
-from stored_values import FILE, lab_values, objective_specs, objective_values, toy_row, training_values
+from stored_values import (
+    FILE,
+    lab_values,
+    objective_specs,
+    objective_values,
+    toy_row,
+    training_values,
+)
 
 STORED = json.loads(FILE.read_text())
 

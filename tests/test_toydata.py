@@ -21,7 +21,9 @@ def drawn(world, seed=0, **config):
 
 def test_draws_follow_the_densities(small):
     n = 60000
-    responses = toy.data.draw_responses(small, torch.zeros(n).long(), torch.full((n, 1), 2), generator())
+    responses = toy.data.draw_responses(
+        small, torch.zeros(n).long(), torch.full((n, 1), 2), generator()
+    )
     share = torch.bincount(responses.flatten(), minlength=64).double() / n
     assert (share - small.log_density[2, 0].exp()).abs().max() < 4 * 0.5 / n**0.5
 
@@ -31,7 +33,10 @@ def test_clean_data_carry_the_true_reward_and_sources(small):
     rows = data.prompt_ids[:, None].expand_as(data.response_ids)
     rewards = torch.tensor([row.rewards for row in data.prefs], dtype=torch.float64)
     assert torch.equal(rewards, small.reward[rows, data.response_ids])
-    assert torch.equal(data.true_sources, torch.arange(4).expand(50, 4)) and not data.contaminated.any()
+    assert (
+        torch.equal(data.true_sources, torch.arange(4).expand(50, 4))
+        and not data.contaminated.any()
+    )
     row = data.prefs[7]
     assert row.responses == tuple(small.responses[r] for r in data.response_ids[7])
     assert row.sources == small.source_names and row.golden == 0
@@ -57,7 +62,9 @@ def test_label_noise_turns_rankings(small):
         if len(set(before.rewards)) < 4:  # a response drawn twice: tied with itself
             continue
         order = sorted(range(4), key=lambda k: before.rewards[k])
-        assert sorted(range(4), key=lambda k: after.rewards[k]) == (order[::-1] if after.flipped else order)
+        assert sorted(range(4), key=lambda k: after.rewards[k]) == (
+            order[::-1] if after.flipped else order
+        )
 
 
 def test_a_turned_pair_changes_columns_and_ids_follow(small):
@@ -71,7 +78,9 @@ def test_mixture_draws_every_response_from_alpha_and_beta(small):
     data = drawn(small, rows=4000, mixture=(0.5, 0.2, 0.2, 0.1))
     shares = torch.bincount(data.true_sources.flatten(), minlength=4).double() / 16000
     assert (shares - torch.tensor([0.5, 0.2, 0.2, 0.1])).abs().max() < 4 * 0.5 / 16000**0.5
-    assert float(data.contaminated.double().mean()) == pytest.approx(0.5**4, abs=4 * 0.25 / 4000**0.5)
+    assert float(data.contaminated.double().mean()) == pytest.approx(
+        0.5**4, abs=4 * 0.25 / 4000**0.5
+    )
     assert torch.equal(data.true_sources[:, 0] != toy.world.GOLDEN, data.contaminated)
 
 
@@ -86,7 +95,11 @@ def test_reward_bias_ranks_style_up(small):
 
 def test_same_seed_same_data(small):
     config = {"rows": 40, "contamination": 0.3, "label_noise": 0.2, "reward_noise": 0.5}
-    first, again, other = drawn(small, 1, **config), drawn(small, 1, **config), drawn(small, 2, **config)
+    first, again, other = (
+        drawn(small, 1, **config),
+        drawn(small, 1, **config),
+        drawn(small, 2, **config),
+    )
     assert first.prefs.rows == again.prefs.rows and first.prefs.rows != other.prefs.rows
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robustpo_kit import toy, toystudy
+from robustpo_kit import toy
 from robustpo_kit.records import read_json
 from robustpo_kit.toy.data import DataConfig
 from robustpo_kit.toy.runs import Run, Setting
@@ -87,7 +87,10 @@ def test_training_does_what_it_should():
     first = toy.runs.start(setting)
     before = toy.truth.evaluate(world, untrained.logps, prompts)
     after = toy.truth.evaluate(world, first.logps, prompts)
-    assert after["kl_golden"] < before["kl_golden"] / 2 and after["win_rate"] > before["win_rate"] + 0.1
+    assert (
+        after["kl_golden"] < before["kl_golden"] / 2
+        and after["win_rate"] > before["win_rate"] + 0.1
+    )
     assert first.mass > 0.95 > float(untrained.mass.mean())
     assert row["win_rate"] > row["sft_win_rate"] + 0.1
     assert spent < 12  # the aim is 5 s of a core of 2024; a slow one gets some room
@@ -95,7 +98,9 @@ def test_training_does_what_it_should():
 
 def test_rank_correlation_of_h_grows_with_the_classifiers_data():
     def mean_rank(rows):
-        settings = [Setting(seed=seed, data=DataConfig(rows=100), classifier_rows=rows) for seed in (0, 1)]
+        settings = [
+            Setting(seed=seed, data=DataConfig(rows=100), classifier_rows=rows) for seed in (0, 1)
+        ]
         return np.mean([toy.runs.h_quality(setting)["h_rank"] for setting in settings])
 
     few, many = mean_rank(24), mean_rank(400)
@@ -123,7 +128,14 @@ def test_classifier_rows_are_another_draw():
 def test_quickstart_shows_the_whole_idea():
     found = toy.study.quickstart(0, setting=SMALL)
     assert found.sources["source"].tolist() == ["golden", "synthetic1", "synthetic2", "synthetic3"]
-    assert found.results["method"].tolist() == ["erm", "reweight", "reweight+oracle", "dro", "dora", "dora+oracle"]
+    assert found.results["method"].tolist() == [
+        "erm",
+        "reweight",
+        "reweight+oracle",
+        "dro",
+        "dora",
+        "dora+oracle",
+    ]
     assert len(found.samples) == 48 and found.samples["contaminated"].any()
     assert found.samples.groupby("contaminated")["true_h"].mean().is_monotonic_decreasing
 
@@ -138,20 +150,33 @@ def test_methods_study_has_its_200_runs_and_names_them():
 
 def test_h_study_grows_the_classifiers_data():
     settings = toy.study.h_study([0, 1], rows=(32, 64))
-    assert [(s.trusted, s.classifier_rows) for s in settings[::2]] == [(True, 32), (True, 64), (False, 32), (False, 64)]
+    assert [(s.trusted, s.classifier_rows) for s in settings[::2]] == [
+        (True, 32),
+        (True, 64),
+        (False, 32),
+        (False, 64),
+    ]
 
 
 def test_reference_tables_carry_their_record(tmp_path, monkeypatch):
     """The two tables, their JSON beside them, nothing else left behind; a second writing gives the same numbers."""
-    monkeypatch.setattr(toystudy, "methods_study", lambda seeds: list(toy.study.comparison(CLEAN, oracle=False)))
-    monkeypatch.setattr(toystudy, "h_study", lambda seeds: [SMALL])
-    monkeypatch.setattr(toystudy, "CONDITIONS", {"small": CLEAN.data})
+    monkeypatch.setattr(
+        toy.study, "methods_study", lambda seeds: list(toy.study.comparison(CLEAN, oracle=False))
+    )
+    monkeypatch.setattr(toy.study, "h_study", lambda seeds: [SMALL])
+    monkeypatch.setattr(toy.study, "CONDITIONS", {"small": CLEAN.data})
     toy.study.write_reference(tmp_path, seeds=[0], workers=1)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["toy_h_rank.csv", "toy_h_rank.json", "toy_sweep.csv", "toy_sweep.json"]
     table, record = pd.read_csv(tmp_path / "toy_sweep.csv"), read_json(tmp_path / "toy_sweep.json")
-    assert table["method"].tolist() == ["erm", "reweight", "dro", "dora"] and set(table["condition"]) == {"small"}
-    assert record["config"]["seeds"] == [0] and record["versions"]["torch"] and record["duration_s"] > 0
+    assert table["method"].tolist() == ["erm", "reweight", "dro", "dora"] and set(
+        table["condition"]
+    ) == {"small"}
+    assert (
+        record["config"]["seeds"] == [0]
+        and record["versions"]["torch"]
+        and record["duration_s"] > 0
+    )
     (tmp_path / "again").mkdir()
     toy.study.write_reference(tmp_path / "again", seeds=[0], workers=1)
     again = pd.read_csv(tmp_path / "again" / "toy_sweep.csv")

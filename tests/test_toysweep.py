@@ -97,7 +97,7 @@ def test_a_killed_sweep_resumes_without_redoing(tmp_path):
     module.write_text(
         textwrap.dedent("""
         import dataclasses, pathlib, sys, time
-        from robustpo_kit import toysweep
+        from robustpo_kit import toy
         @dataclasses.dataclass(frozen=True)
         class Slow:
             number: int
@@ -107,7 +107,7 @@ def test_a_killed_sweep_resumes_without_redoing(tmp_path):
                 stream.write(f"{job.number}\\n")
             return {"number": job.number}
         if __name__ == "__main__":
-            table = toysweep.sweep(work, [Slow(i) for i in range(12)], pathlib.Path("runs.jsonl"), workers=2)
+            table = toy.sweep.sweep(work, [Slow(i) for i in range(12)], pathlib.Path("runs.jsonl"), workers=2)
             print(table["number"].tolist())
         """)
     )
@@ -123,14 +123,18 @@ def test_a_killed_sweep_resumes_without_redoing(tmp_path):
     time.sleep(1)
     kept = runs.read_text().count("\n")
     assert 4 <= kept < 12  # a worker ends the run it is at, and no other
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == str(list(range(12)))
     ran = (tmp_path / "log").read_text().split()
     assert sorted(ran, key=int) == [str(i) for i in range(12)]
 
 
 def test_keys_tell_configs_apart():
-    keys = {toy.sweep.key(work, config) for config in (Job(1), Job(2), Job(1, setting=1), Job(1, "x"))}
+    keys = {
+        toy.sweep.key(work, config) for config in (Job(1), Job(2), Job(1, setting=1), Job(1, "x"))
+    }
     assert len(keys) == 4 and toy.sweep.key(work, Job(1)) == toy.sweep.key(work, Job(1))
 
 
@@ -144,7 +148,14 @@ def table(effect, noise=0.01, seeds=10):
     for seed in range(seeds):
         world = rng.normal(0.5, 0.2)
         for method, gain in (("erm", 0.0), ("b", effect)):
-            rows.append({"cell": "x", "seed": seed, "method": method, "win_rate": world + gain + rng.normal(0, noise)})
+            rows.append(
+                {
+                    "cell": "x",
+                    "seed": seed,
+                    "method": method,
+                    "win_rate": world + gain + rng.normal(0, noise),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -158,12 +169,17 @@ def test_summary_pairs_by_seed():
 def test_t_interval_covers_at_its_level():
     rng = np.random.default_rng(1)
     inside = sum(
-        low <= 2.0 <= high for _, low, high in (toy.sweep.t_interval(rng.normal(2, 3, 8)) for _ in range(4000))
+        low <= 2.0 <= high
+        for _, low, high in (toy.sweep.t_interval(rng.normal(2, 3, 8)) for _ in range(4000))
     )
     assert inside / 4000 == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / 4000) ** 0.5)
 
 
 def test_t_interval_by_hand_and_of_one():
     mean, low, high = toy.sweep.t_interval(np.array([1.0, 2.0, 3.0]))
-    assert mean == 2 and high - 2 == pytest.approx(4.302652729911275 / 3**0.5) and low == pytest.approx(4 - high)
+    assert (
+        mean == 2
+        and high - 2 == pytest.approx(4.302652729911275 / 3**0.5)
+        and low == pytest.approx(4 - high)
+    )
     assert np.isnan(toy.sweep.t_interval(np.array([1.0]))[1])

@@ -38,7 +38,9 @@ def test_world_has_the_size_of_the_design(world):
 
 
 def test_densities_sum_to_one(world):
-    assert torch.allclose(world.log_density.exp().sum(-1), torch.ones(world.n, 48).double(), atol=1e-12, rtol=0)
+    assert torch.allclose(
+        world.log_density.exp().sum(-1), torch.ones(world.n, 48).double(), atol=1e-12, rtol=0
+    )
     mixture = toy.truth.mixture_log_density(world, world.shares((0.4, 0.3, 0.2, 0.1))).exp()
     by_hand = sum(a * q for a, q in zip((0.4, 0.3, 0.2, 0.1), world.log_density.exp(), strict=True))
     assert torch.allclose(mixture, by_hand, atol=1e-15)
@@ -53,13 +55,17 @@ def test_synthetic_sources_lose_to_golden_and_like_the_style(world):
     every = torch.arange(48)
     measures = [toy.truth.evaluate(world, world.log_density[i], every) for i in range(4)]
     assert measures[0]["win_rate"] == pytest.approx(0.5, abs=1e-12)
-    assert all(m["win_rate"] < 0.45 and m["style"] > measures[0]["style"] + 0.5 for m in measures[1:])
+    assert all(
+        m["win_rate"] < 0.45 and m["style"] > measures[0]["style"] + 0.5 for m in measures[1:]
+    )
     assert all(m["confidence"] < measures[0]["confidence"] for m in measures[1:])
 
 
 def test_same_seed_same_world_other_seed_another(small):
     again, other = toy.world.build(SMALL), toy.world.build(dataclasses.replace(SMALL, seed=4))
-    assert torch.equal(again.log_density, small.log_density) and torch.equal(again.train_prompts, small.train_prompts)
+    assert torch.equal(again.log_density, small.log_density) and torch.equal(
+        again.train_prompts, small.train_prompts
+    )
     assert not torch.equal(other.log_density, small.log_density)
 
 
@@ -69,12 +75,18 @@ def test_no_shift_and_equal_quality_is_no_mixture_shift():
     assert all(toy.truth.log_density_ratio(world, i).abs().max() < 1e-12 for i in (1, 2))
     data = drawn(world, rows=20)
     h = toy.truth.true_h(world, data.prompt_ids, data.response_ids)
-    assert torch.allclose(h, torch.ones(20).double(), atol=1e-12)  # every response is golden: density ratio 1
+    assert torch.allclose(
+        h, torch.ones(20).double(), atol=1e-12
+    )  # every response is golden: density ratio 1
 
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [({"quality": (1.0,)}, "quality"), ({"symbols": 1}, "symbols"), ({"held_out": 1.0}, "held_out")],
+    [
+        ({"quality": (1.0,)}, "quality"),
+        ({"symbols": 1}, "symbols"),
+        ({"held_out": 1.0}, "held_out"),
+    ],
 )
 def test_bad_world_names_the_argument(change, name):
     with pytest.raises(ValueError, match=name):
@@ -90,7 +102,9 @@ def test_true_h_by_hand(small):
     q = small.log_density[:, 2].exp()
     whole = sum(a * q[i] for i, a in enumerate(shares))
     shared = sum(float(q[0, r] / whole[r]) for r in row[0]) / 4
-    assert float(toy.truth.true_h(small, prompt, row, mixture=shares)) == pytest.approx(shared, abs=1e-12)
+    assert float(toy.truth.true_h(small, prompt, row, mixture=shares)) == pytest.approx(
+        shared, abs=1e-12
+    )
     own = [whole] + [0.4 * q[0] + shares[i] * q[i] for i in (1, 2, 3)]
     each = sum(float(q[0, r] / other[r]) for r, other in zip(row[0], own, strict=True)) / 4
     found = toy.truth.true_h(small, prompt, row, torch.tensor([[0, 1, 2, 3]]), mixture=shares)
@@ -105,14 +119,22 @@ def test_relative_factor_of_the_best_classifier_is_the_closed_form(world, mixtur
     alpha, betas = float(shares[0]), shares[1:]
     probs = toy.truth.bayes_probs(world, data.prompt_ids, data.response_ids, mixture=mixture)
     h = toy.truth.true_h(world, data.prompt_ids, data.response_ids, mixture=mixture)
-    factor = calibration.calibration_factor(probs, alpha=alpha, beta=1 - alpha, imbalance=(1 - alpha) / alpha)
+    factor = calibration.calibration_factor(
+        probs, alpha=alpha, beta=1 - alpha, imbalance=(1 - alpha) / alpha
+    )
     assert torch.allclose(factor, h, atol=1e-12, rtol=0)
     ids = data.claimed_sources
-    probs = toy.truth.bayes_probs(world, data.prompt_ids, data.response_ids, ids, mixture=mixture)[:, 1:]
-    h = toy.truth.true_h(world, data.prompt_ids, data.response_ids[:, 1:], ids[:, 1:], mixture=mixture)
+    probs = toy.truth.bayes_probs(world, data.prompt_ids, data.response_ids, ids, mixture=mixture)[
+        :, 1:
+    ]
+    h = toy.truth.true_h(
+        world, data.prompt_ids, data.response_ids[:, 1:], ids[:, 1:], mixture=mixture
+    )
     # drop the contaminated rows, where columns no longer follow the order of the sources
     clean = (ids == torch.arange(4)).all(1)
-    factor = calibration.calibration_factor(probs[clean], alpha=alpha, beta=betas, imbalance=betas / alpha)
+    factor = calibration.calibration_factor(
+        probs[clean], alpha=alpha, beta=betas, imbalance=betas / alpha
+    )
     assert clean.sum() > 100 and torch.allclose(factor, h[clean], atol=1e-12, rtol=0)
 
 
@@ -152,18 +174,28 @@ def test_win_rate_and_reward_agree_with_monte_carlo(small):
     n = 40000
     for prompt in range(len(small.prompts)):
         ours = torch.multinomial(policy[prompt].exp(), n, True, generator=generator(prompt))
-        golden = torch.multinomial(small.log_density[0, prompt].exp(), n, True, generator=generator(prompt + 100))
+        golden = torch.multinomial(
+            small.log_density[0, prompt].exp(), n, True, generator=generator(prompt + 100)
+        )
         a, b = small.reward[prompt, ours], small.reward[prompt, golden]
-        assert float((a > b).double().mean()) == pytest.approx(float(result.win[prompt]), abs=4 * 0.5 / n**0.5)
-        assert float((a == b).double().mean()) == pytest.approx(float(result.tie[prompt]), abs=4 * 0.5 / n**0.5)
-        assert float(a.mean()) == pytest.approx(float(reward[prompt]), abs=4 * float(a.std()) / n**0.5)
+        assert float((a > b).double().mean()) == pytest.approx(
+            float(result.win[prompt]), abs=4 * 0.5 / n**0.5
+        )
+        assert float((a == b).double().mean()) == pytest.approx(
+            float(result.tie[prompt]), abs=4 * 0.5 / n**0.5
+        )
+        assert float(a.mean()) == pytest.approx(
+            float(reward[prompt]), abs=4 * float(a.std()) / n**0.5
+        )
     assert torch.allclose(result.win + result.tie + result.lose, torch.ones(6).double())
 
 
 def test_win_rate_counts_ties_of_equal_rewards(small):
     flat = dataclasses.replace(small, reward=torch.zeros_like(small.reward))
     result = toy.truth.outcome(flat, small.log_density[1])
-    assert torch.allclose(result.tie, torch.ones(6).double()) and torch.allclose(result.rate, result.tie / 2)
+    assert torch.allclose(result.tie, torch.ones(6).double()) and torch.allclose(
+        result.rate, result.tie / 2
+    )
 
 
 def test_kl_is_positive_and_zero_for_identical(small):
@@ -171,7 +203,8 @@ def test_kl_is_positive_and_zero_for_identical(small):
     assert torch.equal(toy.truth.kl(golden, golden), torch.zeros(6).double())
     assert (toy.truth.kl(golden, other) > 0).all() and (toy.truth.kl(other, golden) > 0).all()
     assert float(toy.truth.kl(golden, other)[0]) == pytest.approx(
-        float(torch.nn.functional.kl_div(other[0], golden[0], log_target=True, reduction="sum")), abs=1e-12
+        float(torch.nn.functional.kl_div(other[0], golden[0], log_target=True, reduction="sum")),
+        abs=1e-12,
     )
 
 
@@ -193,7 +226,9 @@ def test_tilted_policy_maximises_the_regularised_reward(small):
         noise = torch.randn(best.shape, generator=generator(seed), dtype=torch.float64)
         assert (value(torch.log_softmax(best + 0.3 * noise, -1)) < value(best)).all()
     # its value is beta * log Z
-    assert torch.allclose(value(best), beta * torch.logsumexp(golden + small.reward / beta, -1), atol=1e-12)
+    assert torch.allclose(
+        value(best), beta * torch.logsumexp(golden + small.reward / beta, -1), atol=1e-12
+    )
 
 
 # --- language models in the world --------------------------------------------------------------------------------

@@ -31,9 +31,20 @@ from robustpo_kit.training.trainer import trainer_arguments
 
 ROWS = 8
 LETTERS = "abcdefghijklmnop"
-AGGREGATORS = ("erm({})", "reweight({})", "dro({}, lam=0.7)", "dora({}, lam=0.7)", "dora_outside({})", "dr_dpo({})")
+AGGREGATORS = (
+    "erm({})",
+    "reweight({})",
+    "dro({}, lam=0.7)",
+    "dora({}, lam=0.7)",
+    "dora_outside({})",
+    "dr_dpo({})",
+)
 SPECS = [
-    *(aggregator.format(base) for base in ("dpo(beta=0.1)", "dpo_pl(beta=0.1)") for aggregator in AGGREGATORS),
+    *(
+        aggregator.format(base)
+        for base in ("dpo(beta=0.1)", "dpo_pl(beta=0.1)")
+        for aggregator in AGGREGATORS
+    ),
     "gamma(dpo(beta=0.1), gamma0=0.4, tau=2)",
     "gamma(simpo(beta=2), gamma_beta_ratio=0.4, tau=3, capacity=6, solve_size=4)",
     "dora(gamma(dpo(beta=0.1), gamma0=0.4, tau=2), lam=1.0)",
@@ -43,8 +54,19 @@ SPECS = [
     "lire(temperature=2.0)",
     "sft()",
 ]
-CUTS = ((ROWS, ROWS), (ROWS, 1), (7, 1), (1, ROWS))  # rows of a step and micro-batch: some leave a rank without a row
-COUPLED = ["dora(dpo_pl(beta=0.1), lam=0.7)", SPECS[13], SPECS[15], "kto(beta=0.1)", "dpo(beta=0.1)"]
+CUTS = (
+    (ROWS, ROWS),
+    (ROWS, 1),
+    (7, 1),
+    (1, ROWS),
+)  # rows of a step and micro-batch: some leave a rank without a row
+COUPLED = [
+    "dora(dpo_pl(beta=0.1), lam=0.7)",
+    SPECS[13],
+    SPECS[15],
+    "kto(beta=0.1)",
+    "dpo(beta=0.1)",
+]
 
 
 def preferences(k: int = 3, rows: int = ROWS, seed: int = 0) -> PreferenceSet:
@@ -88,12 +110,17 @@ class Step:
         self.config = TrainConfig(batch_size=ROWS, **{"micro_batch_size": ROWS} | settings)
         self.rows = fitting_rows(dataset_for(self.objective, rows), self.objective)
         self.tokens = tokenize(
-            self.rows, self.policy.tokenizer, self.policy.template, mismatched=self.objective.needs_kl
+            self.rows,
+            self.policy.tokenizer,
+            self.policy.template,
+            mismatched=self.objective.needs_kl,
         )
         self.reference = None
         if self.objective.needs_reference:
             own = training.response_logps(self.policy.model, self.tokens)
-            self.reference = own + 4 * torch.randn(own.shape, generator=torch.Generator().manual_seed(1))
+            self.reference = own + 4 * torch.randn(
+                own.shape, generator=torch.Generator().manual_seed(1)
+            )
         self.signals = training.Signals.of(self.rows, self.tokens, self.reference)
         arguments = trainer_arguments(self.config, str(folder), 1)
         self.trainer = training.StepTrainer(
@@ -113,15 +140,21 @@ class Step:
         for _ in range(times):
             self.policy.model.zero_grad()
             for group in groups:
-                logps = sequence_logps(self.policy.model, collate([self.tokens.rows[i] for i in group]))
-                scores, h = self.signals.scores(logps, torch.tensor(group), mismatched=self.tokens.mismatched)
+                logps = sequence_logps(
+                    self.policy.model, collate([self.tokens.rows[i] for i in group])
+                )
+                scores, h = self.signals.scores(
+                    logps, torch.tensor(group), mismatched=self.tokens.mismatched
+                )
                 (self.objective.step_loss(scores, h).loss / len(groups)).backward()
         return flat(self.policy.model)
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return torch.cat([(g.full_tensor() if isinstance(g, DTensor) else g).flatten() for g in gradients])
+    return torch.cat(
+        [(g.full_tensor() if isinstance(g, DTensor) else g).flatten() for g in gradients]
+    )
 
 
 def weights(policy: policies.Policy) -> dict[str, torch.Tensor]:
@@ -161,7 +194,9 @@ def test_accumulation_gives_the_gradient_of_the_one_big_batch(spec, tmp_path):
     ):
         step = Step(spec, tmp_path, **settings)
         assert error(step.gradient(), expected) <= 1e-5, settings
-    passes = 8 * (2 if step.objective.coupling == "step" else 1)  # 4 micro-batches, 2 steps, 1 or 2 passes
+    passes = 8 * (
+        2 if step.objective.coupling == "step" else 1
+    )  # 4 micro-batches, 2 steps, 1 or 2 passes
     assert step.trainer.forward_passes == passes
 
 
@@ -178,7 +213,9 @@ def test_the_gradient_does_depend_on_the_samples_sharing_a_batch(tmp_path):
     assert error(found, step.by_hand([whole(step)])) > 0.05
     alone = Step(spec, tmp_path, micro_batch_size=1, window="micro").gradient()
     reweighted = Step("reweight(dpo_pl(beta=0.1))", tmp_path)
-    assert error(alone, reweighted.by_hand([whole(reweighted)])) <= 1e-5  # one sample a batch: nothing robust is left
+    assert (
+        error(alone, reweighted.by_hand([whole(reweighted)])) <= 1e-5
+    )  # one sample a batch: nothing robust is left
 
 
 def test_the_gradient_of_a_step_can_be_had_without_taking_it(tmp_path):
@@ -186,16 +223,23 @@ def test_the_gradient_of_a_step_can_be_had_without_taking_it(tmp_path):
     policy, objective = tiny(), objectives.build(spec)
     before = weights(policy)
     config = TrainConfig(
-        batch_size=4, micro_batch_size=3, reference_cache=str(tmp_path), checkpoint=str(tmp_path / "c")
+        batch_size=4,
+        micro_batch_size=3,
+        reference_cache=str(tmp_path),
+        checkpoint=str(tmp_path / "c"),
     )
     found = training.step_gradient(policy, dataset_for(objective), objective, config)
     assert not (tmp_path / "c").exists() and all(p.grad is None for _, p in policy.trainable())
     assert_same(weights(policy), before)
     tokens = tokenize(dataset_for(objective), policy.tokenizer, policy.template)
     rows = training.step_rows(ROWS, config)[0]
-    signals = training.Signals.of(dataset_for(objective), tokens, training.response_logps(policy.model, tokens))
+    signals = training.Signals.of(
+        dataset_for(objective), tokens, training.response_logps(policy.model, tokens)
+    )
     scores, h = signals.scores(
-        sequence_logps(policy.model, collate([tokens.rows[i] for i in rows])), torch.tensor(rows), mismatched=False
+        sequence_logps(policy.model, collate([tokens.rows[i] for i in rows])),
+        torch.tensor(rows),
+        mismatched=False,
     )
     objective.step_loss(scores, h).loss.backward()
     assert error(found, flat(policy.model)) <= 1e-5
@@ -217,7 +261,9 @@ def test_out_of_memory_halves_the_micro_batch_and_the_step_stays_exact(spec, tmp
     monkeypatch.setattr(step.trainer, "_logps", functools.partial(starved, step.trainer._logps))
     assert error(step.gradient(), expected) <= 1e-5
     assert step.trainer.micro_limit == 2
-    assert_same(step.objective.state_dict(), state, 1e-5)  # the step that failed has left nothing in the queue
+    assert_same(
+        step.objective.state_dict(), state, 1e-5
+    )  # the step that failed has left nothing in the queue
 
 
 def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
@@ -233,7 +279,9 @@ def assert_same(found: dict, expected: dict, tolerance: float = 0.0) -> None:
     assert found.keys() == expected.keys()
     for name in expected:
         a, b = (torch.as_tensor(state[name]) for state in (found, expected))
-        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            a, b, atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 # --- two ranks
@@ -241,10 +289,21 @@ def assert_same(found: dict, expected: dict, tolerance: float = 0.0) -> None:
 
 def torchrun(folder: Path, what: str, **environment: str) -> None:
     """This file as a script on two ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
     done = subprocess.run(
-        [*command, __file__, what, str(folder)], env=environment, capture_output=True, text=True, timeout=240
+        [*command, __file__, what, str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -304,7 +363,9 @@ def test_two_fsdp2_ranks_give_the_gradient_and_the_weights_of_one_process(tmp_pa
         saved = policies.load(tmp_path / name)
         for (key, after), (_, theirs) in zip(policy.trainable(), saved.trainable(), strict=True):
             before = dict(tiny().model.named_parameters())[key].detach()
-            assert float((theirs - after).detach().norm()) <= 1e-2 * float((after - before).detach().norm()), (
+            assert float((theirs - after).detach().norm()) <= 1e-2 * float(
+                (after - before).detach().norm()
+            ), (
                 name,
                 key,
             )
@@ -314,22 +375,50 @@ def test_two_fsdp2_ranks_give_the_gradient_and_the_weights_of_one_process(tmp_pa
 def test_two_deepspeed_ranks_give_the_weights_of_one_process(spec, tmp_path):
     pytest.importorskip("deepspeed", reason="DeepSpeed is an optional peer")
     config = Path(robustpo_kit.__file__).parent / "accelerate" / "deepspeed_zero2.yaml"
-    text = config.read_text().replace("num_processes: 8", "num_processes: 2").replace("use_cpu: false", "use_cpu: true")
+    text = (
+        config.read_text()
+        .replace("num_processes: 8", "num_processes: 2")
+        .replace("use_cpu: false", "use_cpu: true")
+    )
     (tmp_path / "two.yaml").write_text(text)
     dataset_for(objectives.build(spec)).to_jsonl(tmp_path / "rows.jsonl")
-    arguments = ["train", "--data", tmp_path / "rows.jsonl", "--model", "tiny", "--lora", "none", "--objective", spec]
+    arguments = [
+        "train",
+        "--data",
+        tmp_path / "rows.jsonl",
+        "--model",
+        "tiny",
+        "--lora",
+        "none",
+        "--objective",
+        spec,
+    ]
     arguments += ["--set", "batch_size=4", "--set", "micro_batch_size=1", "--set", "warmup=0"]
     launch = ["-m", "accelerate.commands.launch", "--config_file", tmp_path / "two.yaml"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     for name, launcher in (("one", []), ("two", launch)):
-        command = [sys.executable, *launcher, "-m", "robustpo_kit", *arguments, "--out", tmp_path / name]
+        command = [
+            sys.executable,
+            *launcher,
+            "-m",
+            "robustpo_kit",
+            *arguments,
+            "--out",
+            tmp_path / name,
+        ]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "two" / "record.json").read_text())["metrics"]["world_size"] == 2
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     before = policies.load("tiny").model.state_dict()
     for name in one:
-        assert float((two[name] - one[name]).norm()) <= 1e-2 * float((one[name] - before[name]).norm()), name
+        assert float((two[name] - one[name]).norm()) <= 1e-2 * float(
+            (one[name] - before[name]).norm()
+        ), name
 
 
 def test_checkpoints_under_deepspeed_are_refused(tmp_path, monkeypatch):
@@ -351,7 +440,10 @@ def test_launch_files_are_read_by_accelerate(name):
     path = Path(robustpo_kit.__file__).parent / "accelerate" / f"{name}.yaml"
     config = load_config_from_file(str(path))
     assert config.num_processes == 8 and config.mixed_precision == "no"
-    assert (config.fsdp_config or config.deepspeed_config) and config.distributed_type.name in ("FSDP", "DEEPSPEED")
+    assert (config.fsdp_config or config.deepspeed_config) and config.distributed_type.name in (
+        "FSDP",
+        "DEEPSPEED",
+    )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-2), ("bfloat16", 0.2)])
@@ -369,10 +461,15 @@ def test_lora_under_fsdp2_learns_what_one_process_learns(dtype, tolerance, tmp_p
         for (key, ours), (_, theirs) in zip(one.trainable(), two.trainable(), strict=True):
             assert theirs.dtype == torch.float32
             if "lora_B" in key:  # starts at 0, so that all of it is what was learned
-                assert float((theirs - ours).detach().norm()) <= tolerance * float(ours.detach().norm()), (name, key)
+                assert float((theirs - ours).detach().norm()) <= tolerance * float(
+                    ours.detach().norm()
+                ), (name, key)
     files = sorted(path.name for path in (tmp_path / "resumed-checkpoints").iterdir())
     assert files == ["checkpoint-4", "checkpoint-8"]
-    assert all("lora_" in key for key in load_file(tmp_path / "resumed-checkpoints/checkpoint-8/trainable.safetensors"))
+    assert all(
+        "lora_" in key
+        for key in load_file(tmp_path / "resumed-checkpoints/checkpoint-8/trainable.safetensors")
+    )
 
 
 def lora_run(folder: Path, name: str, dtype: str, max_steps: int = 0) -> policies.Policy:
@@ -387,7 +484,7 @@ def lora_run(folder: Path, name: str, dtype: str, max_steps: int = 0) -> policie
 def sharded_lora(folder: Path) -> None:
     """Under torchrun with FSDP2: straight through, and in two halves."""
     gpus_by_name()
-    _digest = lambda *_: "a run, whatever its max_steps"
+    training.runs._digest = lambda *_: "a run, whatever its max_steps"
     dtype = os.environ["DTYPE"]
     lora_run(folder, "straight", dtype).save(folder / "straight")
     lora_run(folder, "resumed", dtype, max_steps=4)
@@ -453,10 +550,12 @@ def sharded(folder: Path) -> None:
         for rows, micro in CUTS:
             step = Step(spec, folder, rows, micro_batch_size=micro)
             trainer = step.trainer
-            trainer.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+            trainer.model, trainer.optimizer = trainer.accelerator.prepare(
+                trainer.model, trainer.optimizer
+            )
             found[f"{i}-{rows}-{micro}"] = step.gradient()
     histories, calls = [], []
-    _digest = lambda *_: "a run, whatever its max_steps"
+    training.runs._digest = lambda *_: "a run, whatever its max_steps"
     for name, folder_ in (("straight", folder / "a"), ("resumed", folder / "b")):
         if name == "resumed":  # half of it, and on from its checkpoint
             policy, objective, config = sharded_run(folder_, 4)
@@ -481,7 +580,11 @@ def ranks_run(folder: Path, micro: int = 1) -> tuple:
     policy = tiny()
     objective = objectives.build(COUPLED[0])
     config = TrainConfig(
-        batch_size=3, micro_batch_size=micro, epochs=1, learning_rate=1e-3, reference_cache=str(folder / "cache")
+        batch_size=3,
+        micro_batch_size=micro,
+        epochs=1,
+        learning_rate=1e-3,
+        reference_cache=str(folder / "cache"),
     )
     record = training.train(policy, dataset_for(objective, 7), objective, config)
     return record, weights(policy)
@@ -492,7 +595,9 @@ def ranks(folder: Path) -> None:
     found, limits = {}, []
     for i, spec in enumerate(COUPLED):
         for rows, micro in CUTS:
-            found[f"{i}-{rows}-{micro}"] = Step(spec, folder, rows, micro_batch_size=micro).gradient()
+            found[f"{i}-{rows}-{micro}"] = Step(
+                spec, folder, rows, micro_batch_size=micro
+            ).gradient()
         step = Step(spec, folder)
         if this_rank() == 1:  # this rank alone runs out of memory; both must take the step again
             step.trainer._logps = functools.partial(starved, step.trainer._logps)
@@ -564,7 +669,10 @@ def dead(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("killed")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     children = [
-        subprocess.Popen([sys.executable, __file__, "killed", name, str(root / name)], env=environment) for name in RUNS
+        subprocess.Popen(
+            [sys.executable, __file__, "killed", name, str(root / name)], env=environment
+        )
+        for name in RUNS
     ]
     assert [child.wait(timeout=240) for child in children] == [-signal.SIGKILL] * len(RUNS)
     return root
@@ -577,7 +685,10 @@ def uninterrupted(name: str, folder: Path) -> tuple:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_and_restarted_equals_uninterrupted_bit_for_bit(name, dead, tmp_path):
-    assert [path.name for path in checkpoint_folders(dead / name)] == ["checkpoint-2", "checkpoint-4"]
+    assert [path.name for path in checkpoint_folders(dead / name)] == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
     calls = []
     real = training.StepTrainer._step
     with pytest.MonkeyPatch.context() as patch:
@@ -587,15 +698,24 @@ def test_killed_and_restarted_equals_uninterrupted_bit_for_bit(name, dead, tmp_p
     expected, final, end = uninterrupted(name, tmp_path / name)
     assert_same(after, final)
     assert_same(state, end)
-    strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.history] for r in (record, expected)]
+    strip = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in r.history]
+        for r in (record, expected)
+    ]
     assert strip[0] == strip[1] and len(strip[0]) == 8
-    assert len({row["loss"] for row in strip[0]}) >= 7  # step 1 of DPO is ln 2, and the warm-up's first rate is 0
+    assert (
+        len({row["loss"] for row in strip[0]}) >= 7
+    )  # step 1 of DPO is ln 2, and the warm-up's first rate is 0
 
 
 def test_checkpoints_are_safetensors_and_json_only(dead):
     files = [path for path in dead.rglob("*") if path.is_file()]
     assert len(files) > 8 and {path.suffix for path in files} == {".json", ".safetensors"}
-    assert not [path for path in files if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")]
+    assert not [
+        path
+        for path in files
+        if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+    ]
 
 
 def test_a_truncated_checkpoint_is_noticed_and_passed_over(tmp_path, caplog):
@@ -629,7 +749,9 @@ def test_a_checkpoint_of_more_ranks_is_refused(tmp_path):
 # --- reference log-probs
 
 
-def test_reference_is_scored_once_and_a_damaged_or_stale_cache_is_rebuilt(tmp_path, monkeypatch, caplog):
+def test_reference_is_scored_once_and_a_damaged_or_stale_cache_is_rebuilt(
+    tmp_path, monkeypatch, caplog
+):
     policy, config = tiny().add_lora(rank=2), TrainConfig()
     with torch.no_grad():  # the adapter moves the policy, not its reference
         for name, parameter in policy.trainable():
@@ -637,7 +759,9 @@ def test_reference_is_scored_once_and_a_damaged_or_stale_cache_is_rebuilt(tmp_pa
     tokens = tokenize(preferences(), policy.tokenizer, policy.template)
     base = training.response_logps(tiny().model, tokens)
     calls, real = [], training.response_logps
-    monkeypatch.setattr(training.reference, "response_logps", lambda *a, **k: calls.append(1) or real(*a, **k))
+    monkeypatch.setattr(
+        training.reference, "response_logps", lambda *a, **k: calls.append(1) or real(*a, **k)
+    )
 
     def reference(tokens=tokens):
         return training.reference_logps(policy, tokens, config=config, cache=tmp_path)
@@ -669,14 +793,21 @@ def test_reference_is_scored_once_and_a_damaged_or_stale_cache_is_rebuilt(tmp_pa
 
 
 def replaced(rows: PreferenceSet, place: int, **fields) -> PreferenceSet:
-    return PreferenceSet(dataclasses.replace(row, **fields) if i == place else row for i, row in enumerate(rows))
+    return PreferenceSet(
+        dataclasses.replace(row, **fields) if i == place else row for i, row in enumerate(rows)
+    )
 
 
 @pytest.mark.parametrize(
     ("spec", "k", "fields", "says"),
     [
         ("dpo_pl(beta=0.1)", 3, {"rewards": None}, "row r5: .* needs rewards"),
-        ("dpo(beta=0.1)", 2, {"responses": ("a", "b", "c")}, "row r5: .* takes pairs, this row has 3"),
+        (
+            "dpo(beta=0.1)",
+            2,
+            {"responses": ("a", "b", "c")},
+            "row r5: .* takes pairs, this row has 3",
+        ),
         ("dpo_pl(beta=0.1)", 3, {"responses": ("a",)}, "row r5: .* at least 2 responses"),
         ("dora(dpo(beta=0.1))", 2, {"h": None}, "row r5: .* needs h"),
         ("sft()", 2, {"golden": None}, "row r5: .* golden"),
@@ -686,7 +817,9 @@ def replaced(rows: PreferenceSet, place: int, **fields) -> PreferenceSet:
 def test_a_bad_row_is_named(spec, k, fields, says, tmp_path):
     rows = replaced(preferences(k), 5, **fields)
     with pytest.raises(KitError, match=says):
-        training.train(tiny(), rows, objectives.build(spec), TrainConfig(reference_cache=str(tmp_path)))
+        training.train(
+            tiny(), rows, objectives.build(spec), TrainConfig(reference_cache=str(tmp_path))
+        )
 
 
 @pytest.mark.parametrize("spec", ["dpo(beta=0.1)", "dora(simpo(beta=2, gamma0=0.5), lam=1.0)"])
@@ -704,7 +837,9 @@ def test_a_loss_that_is_not_finite_names_the_step_and_its_rows(spec, value, tmp_
         training.train(tiny(), preferences(2), objectives.build(spec), config)
 
 
-@pytest.mark.parametrize(("name", "value"), [("window", "epoch"), ("batch_size", 0), ("layout", "packed")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("window", "epoch"), ("batch_size", 0), ("layout", "packed")]
+)
 def test_a_bad_setting_is_named(name, value):
     with pytest.raises(KitError, match=name):
         TrainConfig(**{name: value})
@@ -715,13 +850,21 @@ def test_a_bad_setting_is_named(name, value):
 
 def test_a_run_learns_and_its_record_says_how(tmp_path):
     policy, objective = tiny(), objectives.build("dpo(beta=0.1)")
-    config = TrainConfig(batch_size=4, micro_batch_size=2, epochs=12, learning_rate=3e-3, reference_cache=str(tmp_path))
+    config = TrainConfig(
+        batch_size=4,
+        micro_batch_size=2,
+        epochs=12,
+        learning_rate=3e-3,
+        reference_cache=str(tmp_path),
+    )
     record = training.train(policy, preferences(2), objective, config)
     assert len(record.history) == record.metrics["steps"] == 24
     assert record.history[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-4)
     assert record.metrics["last_loss"] < 0.6 and record.history[-1]["accuracy"] > 0.9
     assert record.history[0]["lr"] < record.history[3]["lr"] > record.history[-1]["lr"]
-    assert record.metrics["tokens"]["rows"] == ROWS and "objective  dpo(beta=0.1)" in training.run_card(record)
+    assert record.metrics["tokens"][
+        "rows"
+    ] == ROWS and "objective  dpo(beta=0.1)" in training.run_card(record)
 
 
 @pytest.mark.parametrize(
@@ -755,7 +898,9 @@ def test_every_epoch_shuffles_and_drops_no_row():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] != "killed":
-        {"ranks": ranks, "sharded": sharded, "sharded_lora": sharded_lora}[sys.argv[1]](Path(sys.argv[2]))
+        {"ranks": ranks, "sharded": sharded, "sharded_lora": sharded_lora}[sys.argv[1]](
+            Path(sys.argv[2])
+        )
         training.end_ranks()
     else:
         killed(sys.argv[2], Path(sys.argv[3]))

@@ -40,7 +40,9 @@ def stand_in(**attributes):
 
     return SimpleNamespace(
         model=SimpleNamespace(training=True),
-        accelerator=SimpleNamespace(device=torch.device("cpu"), gather=same, gather_for_metrics=same),
+        accelerator=SimpleNamespace(
+            device=torch.device("cpu"), gather=same, gather_for_metrics=same
+        ),
         aux_loss_enabled=False,
         precompute_ref_logps=True,
         _metrics=defaultdict(lambda: defaultdict(list)),
@@ -62,7 +64,9 @@ def responses(rows, seed=0):
 
 def fake_model(tokens):
     zeros = torch.zeros_like(tokens).detach()
-    outputs = SimpleNamespace(log_probs=tokens, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+    outputs = SimpleNamespace(
+        log_probs=tokens, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
+    )
     return lambda **_: outputs
 
 
@@ -73,7 +77,9 @@ def as_pairs(x):
 
 def compare(ours, theirs, leaf, tolerance=1e-12):
     """Equal values and equal gradients in the token log-probabilities."""
-    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=tolerance, abs=tolerance)
+    assert float(ours.detach()) == pytest.approx(
+        float(theirs.detach()), rel=tolerance, abs=tolerance
+    )
     (our_gradient,) = torch.autograd.grad(ours, leaf, retain_graph=True)
     (their_gradient,) = torch.autograd.grad(theirs, leaf, retain_graph=True)
     assert our_gradient.abs().max() > 0
@@ -114,7 +120,9 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize(("loss_type", "theirs", "loss", "ours"), SAME, ids=[row[0] for row in SAME])
+@pytest.mark.parametrize(
+    ("loss_type", "theirs", "loss", "ours"), SAME, ids=[row[0] for row in SAME]
+)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_dpo_family_is_trls(trainers, loss_type, theirs, loss, ours, seed):
     value, scores, tokens = trl_dpo(trainers, loss_type, seed=seed, **theirs)
@@ -128,7 +136,9 @@ def test_exo_is_trls_up_to_its_single_precision_epsilon(trainers):
     rounded = float(torch.tensor(1e-3))  # the number TRL used
     ours = float(losses.exo(scores, beta=0.5, epsilon=rounded).mean().detach())
     assert ours == pytest.approx(float(value.detach()), rel=1e-6)
-    value, scores, tokens = trl_dpo(trainers, "exo_pair", beta=0.5, label_smoothing=0.5)  # exact in both
+    value, scores, tokens = trl_dpo(
+        trainers, "exo_pair", beta=0.5, label_smoothing=0.5
+    )  # exact in both
     difference = float(losses.exo(scores, beta=0.5, epsilon=0.5).mean().detach() - value.detach())
     assert abs(difference) < 1e-6  # log(0.5) in float32
 
@@ -139,22 +149,30 @@ def test_ipo_of_the_paper_is_not_trls(trainers):
     summed = float(losses.ipo(scores, tau=0.1).mean().detach())
     assert summed != pytest.approx(float(value.detach()), rel=1e-2)
     one_token = scores._replace(lengths=torch.ones_like(scores.lengths))
-    assert summed == pytest.approx(float(losses.ipo(one_token, tau=0.1, reduction="mean").mean().detach()))
+    assert summed == pytest.approx(
+        float(losses.ipo(one_token, tau=0.1, reduction="mean").mean().detach())
+    )
 
 
 def test_sft_of_trl_weighs_tokens_and_ours_samples(trainers):
     value, scores, tokens = trl_dpo(trainers, "sft", beta=0.1)
     s, n = scores.logps[:, 0], scores.lengths[:, 0]
-    assert float((losses.sft(scores, reduction="sum") / n.sum()).sum().detach()) == pytest.approx(float(value.detach()))
+    assert float((losses.sft(scores, reduction="sum") / n.sum()).sum().detach()) == pytest.approx(
+        float(value.detach())
+    )
     weighted = (losses.sft(scores) * n / n.sum()).sum()
     assert float(weighted.detach()) == pytest.approx(float(value.detach()), rel=1e-12)
-    assert float(losses.sft(scores).mean().detach()) == pytest.approx(float(-(s / n).mean().detach()), rel=1e-12)
+    assert float(losses.sft(scores).mean().detach()) == pytest.approx(
+        float(-(s / n).mean().detach()), rel=1e-12
+    )
 
 
 def test_cdpo_is_two_trl_dpo_losses(trainers):
     """TRL 1.16 has no cDPO any more; label smoothing of its sigmoid loss over both labels is ours."""
     plain, scores, tokens = trl_dpo(trainers, "sigmoid", beta=0.3)
-    swapped_value, _, swapped_tokens = trl_dpo(trainers, "sigmoid", beta=-0.3)  # sigma(-x): the flipped label
+    swapped_value, _, swapped_tokens = trl_dpo(
+        trainers, "sigmoid", beta=-0.3
+    )  # sigma(-x): the flipped label
     assert torch.equal(tokens, swapped_tokens)
     expected = 0.8 * plain + 0.2 * swapped_value
     assert float(losses.cdpo(scores, beta=0.3, epsilon=0.2).mean().detach()) == pytest.approx(
@@ -202,7 +220,9 @@ def logit_batch(seed=0):
     """Random logits [2B, L, V] as a leaf, TRL's batch of these pairs, our scores of them, the NLL with the prompt."""
     g = torch.Generator().manual_seed(seed)
     length = PROMPT + LONGEST
-    logits = torch.randn(2 * PAIRS, length, VOCABULARY, generator=g, dtype=torch.float64).requires_grad_()
+    logits = torch.randn(
+        2 * PAIRS, length, VOCABULARY, generator=g, dtype=torch.float64
+    ).requires_grad_()
     ids = torch.randint(0, VOCABULARY, (2 * PAIRS, length), generator=g)
     ends = PROMPT + torch.randint(1, LONGEST + 1, (2 * PAIRS,), generator=g)
     ends[0] = ends[-1] = length  # both halves are padded to one length by TRL
@@ -227,13 +247,17 @@ def logit_batch(seed=0):
 
 def trl_reference_free(trainer_class, logits, batch, **attributes):
     """TRL's whole loss: its own concatenation, log-probabilities, NLL and preference term."""
-    trainer = stand_in(is_encoder_decoder=False, pad_token_id=0, padding_value=0, label_smoothing=0.0, **attributes)
+    trainer = stand_in(
+        is_encoder_decoder=False, pad_token_id=0, padding_value=0, label_smoothing=0.0, **attributes
+    )
     for name in ("concatenated_inputs", "get_batch_logps"):
         setattr(trainer, name, getattr(trainer_class, name))
     for name in ("concatenated_forward", "cpo_loss", "odds_ratio_loss"):
         if hasattr(trainer_class, name):
             setattr(trainer, name, getattr(trainer_class, name).__get__(trainer))
-    return trainer_class.get_batch_loss_metrics(trainer, lambda *_, **__: SimpleNamespace(logits=logits), batch)[0]
+    return trainer_class.get_batch_loss_metrics(
+        trainer, lambda *_, **__: SimpleNamespace(logits=logits), batch
+    )[0]
 
 
 @pytest.mark.parametrize(("beta", "gamma0"), [(2.0, 0.8), (10.0, 5.0)])
@@ -241,7 +265,14 @@ def test_simpo_is_trls(trainers, beta, gamma0):
     """TRL's simpo_gamma is gamma0 itself, not the ratio."""
     logits, batch, scores, _ = logit_batch()
     theirs = trl_reference_free(
-        trainers.cpo, logits, batch, alpha=0.0, loss_type="simpo", beta=beta, simpo_gamma=gamma0, cpo_alpha=0.0
+        trainers.cpo,
+        logits,
+        batch,
+        alpha=0.0,
+        loss_type="simpo",
+        beta=beta,
+        simpo_gamma=gamma0,
+        cpo_alpha=0.0,
     )
     ours = losses.simpo(scores, beta=beta, gamma0=gamma0).mean()
     compare(ours, theirs, logits, tolerance=1e-10)
@@ -249,23 +280,38 @@ def test_simpo_is_trls(trainers, beta, gamma0):
 
 def test_cpo_preference_term_is_trls(trainers):
     logits, batch, scores, _ = logit_batch()
-    theirs = trl_reference_free(trainers.cpo, logits, batch, alpha=0.0, loss_type="sigmoid", beta=0.1, cpo_alpha=0.0)
+    theirs = trl_reference_free(
+        trainers.cpo, logits, batch, alpha=0.0, loss_type="sigmoid", beta=0.1, cpo_alpha=0.0
+    )
     compare(losses.cpo(scores, beta=0.1, lam=0.0).mean(), theirs, logits, tolerance=1e-10)
 
 
 def test_cpo_nll_of_trl_is_one_mean_over_the_batchs_tokens(trainers):
     """TRL adds sum s_w / sum n_w; ours adds -s_w (paper) or -s_w / n_w a sample, so its step weighs samples alike."""
     logits, batch, scores, _ = logit_batch()
-    theirs = trl_reference_free(trainers.cpo, logits, batch, alpha=0.0, loss_type="sigmoid", beta=0.1, cpo_alpha=1.0)
+    theirs = trl_reference_free(
+        trainers.cpo, logits, batch, alpha=0.0, loss_type="sigmoid", beta=0.1, cpo_alpha=1.0
+    )
     n = scores.lengths[:, 0]
     preference = losses.cpo(scores, beta=0.1, lam=0.0).mean()
-    compare(preference + losses.sft(scores, reduction="sum").sum() / n.sum(), theirs, logits, tolerance=1e-10)
+    compare(
+        preference + losses.sft(scores, reduction="sum").sum() / n.sum(),
+        theirs,
+        logits,
+        tolerance=1e-10,
+    )
     ours = losses.cpo(scores, beta=0.1, lam=1.0, reduction="mean").mean()
     assert len(set(n.tolist())) > 1
     assert float(ours.detach()) != pytest.approx(float(theirs.detach()), rel=1e-6)
     single = {name: value[:1] for name, value in batch.items()}
     one = trl_reference_free(
-        trainers.cpo, logits[[0, PAIRS]], single, alpha=0.0, loss_type="sigmoid", beta=0.1, cpo_alpha=1.0
+        trainers.cpo,
+        logits[[0, PAIRS]],
+        single,
+        alpha=0.0,
+        loss_type="sigmoid",
+        beta=0.1,
+        cpo_alpha=1.0,
     )
     first = Scores(scores.logps[:1], None, scores.lengths[:1])
     ours = losses.cpo(first, beta=0.1, lam=1.0, reduction="mean").mean()
@@ -278,7 +324,9 @@ def test_orpo_of_trl_trains_on_the_prompt_too_and_in_single_precision(trainers):
     theirs = trl_reference_free(trainers.orpo, logits, batch, beta=0.5)
     ratio = losses.orpo(scores, lam=0.5) - losses.sft(scores)  # the odds-ratio term alone
     compare(full_nll + ratio.mean(), theirs, logits, tolerance=1e-6)
-    assert float(losses.orpo(scores, lam=0.5).mean().detach()) != pytest.approx(float(theirs.detach()), rel=1e-3)
+    assert float(losses.orpo(scores, lam=0.5).mean().detach()) != pytest.approx(
+        float(theirs.detach()), rel=1e-3
+    )
 
 
 def test_dpo_at_the_start_is_ln_2_in_both(trainers):

@@ -2,10 +2,19 @@
 
 import dataclasses
 
-LLAMA_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
 
 
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from the cards' data sheets
+PEAK_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+}  # dense bf16, from the cards' data sheets
 
 
 CONTENDERS = ("engine", "trl", "trl_checkpointing")
@@ -42,7 +51,9 @@ class BenchConfig:
     pairs: int = 8
     batch_size: int = 4  # prompts a step, in one micro-batch
     max_length: int = 512
-    max_overhead_length: int = 128  # tokens of the short rows on which an objective's own time shows most
+    max_overhead_length: int = (
+        128  # tokens of the short rows on which an objective's own time shows most
+    )
     lora_rank: int = 16
     learning_rate: float = 1e-4
     threads: int = 1

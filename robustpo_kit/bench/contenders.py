@@ -27,7 +27,10 @@ def contender(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     config = BenchConfig(**task["config"])
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    rows = {name: PreferenceSet.from_jsonl(folder / f"{name}.jsonl") for name in ("pairs", "lists", "short")}
+    rows = {
+        name: PreferenceSet.from_jsonl(folder / f"{name}.jsonl")
+        for name in ("pairs", "lists", "short")
+    }
     if task["contender"] != "inside":
         if task["contender"] == "engine":
             return _engine(config, rows["pairs"])
@@ -42,7 +45,9 @@ def contender(task: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _measured(
-    config: BenchConfig, rows: PreferenceSet, prepare: Callable[[policies.Policy], Callable[[], float]]
+    config: BenchConfig,
+    rows: PreferenceSet,
+    prepare: Callable[[policies.Policy], Callable[[], float]],
 ) -> dict:
     """Seconds and peak memory of one epoch over `rows`; memory is counted from before the model is loaded."""
     empty = memory_in_use()
@@ -54,7 +59,11 @@ def _measured(
     steps_s = work()
     seconds, wall = clock() - before, time.perf_counter() - wall
     peak = peak_memory()
-    flops = 4 * sum(p.numel() for n, p in policy.model.named_parameters() if "lora_" not in n and "embed" not in n)
+    flops = 4 * sum(
+        p.numel()
+        for n, p in policy.model.named_parameters()
+        if "lora_" not in n and "embed" not in n
+    )
     return {
         "seconds": seconds,
         "wall_s": wall,
@@ -75,17 +84,30 @@ def _engine(config: BenchConfig, rows: PreferenceSet) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as cache:
                 clock = _Steps()
                 with clock:
-                    training.train(policy, rows, objectives.build("dpo(beta=0.1)"), _train_config(config, cache))
+                    training.train(
+                        policy,
+                        rows,
+                        objectives.build("dpo(beta=0.1)"),
+                        _train_config(config, cache),
+                    )
                 return clock.seconds
 
         return work
 
     found = _measured(config, rows, prepare)
-    tokens = policies.tokenize(rows, bench_tokenizer(config.model), Template("plain"), max_length=config.max_length)
+    tokens = policies.tokenize(
+        rows, bench_tokenizer(config.model), Template("plain"), max_length=config.max_length
+    )
     count = sum(row.tokens() for row in tokens.rows)
     flops = found["flops_a_token"] * count / found["steps_s"]
-    peak = next((value for card, value in PEAK_FLOPS.items() if card in records.device_name()), None)
-    return found | {"tokens": count, "flops_per_second": flops, "share_of_peak": flops / peak if peak else math.nan}
+    peak = next(
+        (value for card, value in PEAK_FLOPS.items() if card in records.device_name()), None
+    )
+    return found | {
+        "tokens": count,
+        "flops_per_second": flops,
+        "share_of_peak": flops / peak if peak else math.nan,
+    }
 
 
 def _trl(config: BenchConfig, rows: PreferenceSet, *, checkpointing: bool) -> dict[str, Any]:
@@ -115,9 +137,14 @@ def _trl(config: BenchConfig, rows: PreferenceSet, *, checkpointing: bool) -> di
             save_strategy="no",
             seed=config.seed,
         )
-        texts = [{"prompt": r.prompt, "chosen": r.responses[0], "rejected": r.responses[1]} for r in rows]
+        texts = [
+            {"prompt": r.prompt, "chosen": r.responses[0], "rejected": r.responses[1]} for r in rows
+        ]
         trainer = DPOTrainer(
-            policy.model, args=arguments, train_dataset=Dataset.from_list(texts), processing_class=policy.tokenizer
+            policy.model,
+            args=arguments,
+            train_dataset=Dataset.from_list(texts),
+            processing_class=policy.tokenizer,
         )
         trainer.remove_callback(PrinterCallback)
 
@@ -133,15 +160,20 @@ def _trl(config: BenchConfig, rows: PreferenceSet, *, checkpointing: bool) -> di
     return _measured(config, rows, prepare)
 
 
-def _layouts(config: BenchConfig, policy: policies.Policy, rows: PreferenceSet, alternations: int) -> dict[str, Any]:
+def _layouts(
+    config: BenchConfig, policy: policies.Policy, rows: PreferenceSet, alternations: int
+) -> dict[str, Any]:
     """Seconds of a step of Plackett-Luce DPO at K = 4, prompts shared and separate, in turn."""
     steps = {
-        layout: _step(config, policy, rows, "dpo_pl(beta=0.1)", layout=layout) for layout in ("shared", "separate")
+        layout: _step(config, policy, rows, "dpo_pl(beta=0.1)", layout=layout)
+        for layout in ("shared", "separate")
     }
     return {"seconds": _alternate(steps, alternations), "rows": len(rows), "responses": 4}
 
 
-def _overheads(config: BenchConfig, policy: policies.Policy, rows: PreferenceSet, alternations: int) -> dict[str, Any]:
+def _overheads(
+    config: BenchConfig, policy: policies.Policy, rows: PreferenceSet, alternations: int
+) -> dict[str, Any]:
     """Seconds of a step of each robust objective and of its base, in turn."""
     found = {}
     for name, (objective, base, micro) in OVERHEADS.items():
@@ -150,7 +182,9 @@ def _overheads(config: BenchConfig, policy: policies.Policy, rows: PreferenceSet
             "base": _step(config, policy, rows, base, micro_batch_size=micro),
         }
         own = {f"{kind}_ms": _own_milliseconds(step.trainer) for kind, step in steps.items()}
-        found[name] = _alternate(steps, 6 * alternations) | own  # the difference is small beside the noise
+        found[name] = (
+            _alternate(steps, 6 * alternations) | own
+        )  # the difference is small beside the noise
     return found
 
 
@@ -209,13 +243,16 @@ def _scaling(config: BenchConfig, policy: policies.Policy) -> list[dict[str, Any
     found = []
     for prompt, k, batch in SCALING:
         texts = [
-            policies.TokenRow(str(i), draw(prompt), tuple(draw(32) for _ in range(k)), (0,) * k) for i in range(batch)
+            policies.TokenRow(str(i), draw(prompt), tuple(draw(32) for _ in range(k)), (0,) * k)
+            for i in range(batch)
         ]
         steps = {}
         for layout in ("shared", "separate"):
             kernel = "flex" if policy.device.type == "cuda" and layout == "shared" else "sdpa"
             tokens = policies.collate(texts, layout=layout, kernel=kernel).to(policy.device)
-            steps[layout] = lambda tokens=tokens: policies.sequence_logps(policy.model, tokens).sum().backward()
+            steps[layout] = lambda tokens=tokens: (
+                policies.sequence_logps(policy.model, tokens).sum().backward()
+            )
         times = _alternate(steps, config.scaling_repeats)
         medians = {layout: statistics.median(values) for layout, values in times.items()}
         found.append({"prompt_tokens": prompt, "k": k, "batch": batch, **medians})
@@ -241,7 +278,8 @@ def _step(
     objective = objectives.build(spec)
     scratch = tempfile.TemporaryDirectory()
     train_config = dataclasses.replace(
-        _train_config(config, scratch.name), **{"batch_size": len(rows), "micro_batch_size": len(rows)} | settings
+        _train_config(config, scratch.name),
+        **{"batch_size": len(rows), "micro_batch_size": len(rows)} | settings,
     )
     trainer = training.prepare(policy, rows, objective, train_config, scratch.name)
     trainer.create_optimizer_and_scheduler(1)
@@ -310,7 +348,10 @@ def _random_llama(config: BenchConfig) -> policies.Policy:
     finally:
         torch.set_default_dtype(before)
     return policies.Policy(
-        model, bench_tokenizer("smollm2-135m-instruct"), Template("plain"), {"source": "llama-8b, random"}
+        model,
+        bench_tokenizer("smollm2-135m-instruct"),
+        Template("plain"),
+        {"source": "llama-8b, random"},
     )
 
 
@@ -321,7 +362,9 @@ def bench_tokenizer(model: str) -> Any:
 
     from robustpo_kit import assets
 
-    return AutoTokenizer.from_pretrained(assets.resolve("smollm2-135m-instruct" if model == "llama-8b" else model))
+    return AutoTokenizer.from_pretrained(
+        assets.resolve("smollm2-135m-instruct" if model == "llama-8b" else model)
+    )
 
 
 if __name__ == "__main__":

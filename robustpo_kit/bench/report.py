@@ -35,23 +35,35 @@ def speed_ratios(epochs: dict[str, list[dict]], inside: dict[str, Any]) -> dict[
         return [epoch[field] for epoch in epochs[name]]
 
     def best(field: str) -> list[float]:
-        return [min(values) for values in zip(of("trl", field), of("trl_checkpointing", field), strict=True)]
+        return [
+            min(values)
+            for values in zip(of("trl", field), of("trl_checkpointing", field), strict=True)
+        ]
 
     layouts, without = inside["layouts_k4"]["seconds"], dict(inside["without"])
     whole = without.pop("nothing")
     found = {
         "ratio_vs_trl_pairs": paired(best("seconds"), of("engine", "seconds")),
         "ratio_vs_trl_pairs_wall": paired(best("wall_s"), of("engine", "wall_s")),
-        "ratio_vs_trl_default_pairs": paired(of("trl_checkpointing", "seconds"), of("engine", "seconds")),
+        "ratio_vs_trl_default_pairs": paired(
+            of("trl_checkpointing", "seconds"), of("engine", "seconds")
+        ),
         "ratio_vs_trl_cached_reference": paired(best("seconds"), of("engine", "steps_s")),
         "ratio_vs_separate_k4": paired(layouts["separate"], layouts["shared"]),
         "peak_memory_ratio_vs_trl": paired(of("engine", "peak_mb"), best("peak_mb")),
-        "peak_memory_ratio_above_model": paired(of("engine", "above_model_mb"), best("above_model_mb")),
-        "peak_memory_ratio_vs_trl_no_checkpointing": paired(of("engine", "peak_mb"), of("trl", "peak_mb")),
+        "peak_memory_ratio_above_model": paired(
+            of("engine", "above_model_mb"), best("above_model_mb")
+        ),
+        "peak_memory_ratio_vs_trl_no_checkpointing": paired(
+            of("engine", "peak_mb"), of("trl", "peak_mb")
+        ),
     }
     for name, times in inside["objectives"].items():
         found[name] = paired(times["objective"], times["base"])
-        found[f"{name}_own_ms"] = {"median": times["objective_ms"], "values": [times["objective_ms"]]}
+        found[f"{name}_own_ms"] = {
+            "median": times["objective_ms"],
+            "values": [times["objective_ms"]],
+        }
     return found | {f"gain_of_{name}": paired(times, whole) for name, times in without.items()}
 
 
@@ -76,7 +88,10 @@ def table(found: dict[str, Any]) -> pd.DataFrame:
     ]
     for name in CONTENDERS:
         for i, result in enumerate(found[name]):
-            rows += [{"quantity": f"{name}_{key}", "alternation": i, "value": value} for key, value in result.items()]
+            rows += [
+                {"quantity": f"{name}_{key}", "alternation": i, "value": value}
+                for key, value in result.items()
+            ]
     return pd.DataFrame(rows)
 
 
@@ -86,7 +101,10 @@ def figure(found: dict[str, Any]) -> Any:
 
     canvas = Figure(figsize=(10, 3.2), layout="constrained")
     axes = canvas.subplots(1, 3)
-    for ax, key, title in ((axes[0], "pairs_per_second", "pairs a second"), (axes[1], "peak_mb", "peak memory, MB")):
+    for ax, key, title in (
+        (axes[0], "pairs_per_second", "pairs a second"),
+        (axes[1], "peak_mb", "peak memory, MB"),
+    ):
         for place, name in enumerate(CONTENDERS):
             values = [result[key] for result in found[name]]
             ax.bar(place, statistics.median(values), color=plots.PALETTE[place], width=0.6)
@@ -96,7 +114,13 @@ def figure(found: dict[str, Any]) -> Any:
         ax.set_title(title)
     for place, layout in enumerate(("shared", "separate")):
         names = [f"{r['prompt_tokens']}/{r['k']}/{r['batch']}" for r in found["scaling"]]
-        axes[2].plot(names, [r[layout] for r in found["scaling"]], "o-", color=plots.PALETTE[place], label=layout)
+        axes[2].plot(
+            names,
+            [r[layout] for r in found["scaling"]],
+            "o-",
+            color=plots.PALETTE[place],
+            label=layout,
+        )
     axes[2].set(title="seconds a step", xlabel="prompt tokens / K / prompts", ylim=(0, None))
     axes[2].tick_params(axis="x", rotation=60)
     if found["scaling"]:

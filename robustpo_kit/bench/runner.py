@@ -47,9 +47,13 @@ def run(
     """
     started = time.time()
     if importlib.util.find_spec("trl") is None:
-        raise KitError('TRL is not installed, and it is what the bench compares with: pip install "trl>=1.16"')
+        raise KitError(
+            'TRL is not installed, and it is what the bench compares with: pip install "trl>=1.16"'
+        )
     if alternations < 1 or pairs < 4:
-        raise KitError(f"bench: alternations ({alternations}) should be at least 1 and pairs ({pairs}) at least 4")
+        raise KitError(
+            f"bench: alternations ({alternations}) should be at least 1 and pairs ({pairs}) at least 4"
+        )
     if dtype == "auto":
         dtype = "float32" if model == "tiny" else "bfloat16"
     config = BenchConfig(model=model, dtype=dtype, pairs=pairs, seed=seed)
@@ -69,7 +73,10 @@ def run(
         **epochs,
         **inside,
         "clock": "wall" if torch.cuda.is_available() else "CPU time of a process with one thread",
-        "data": {"source": Path(data).name if data else "how_to", "prompt_tokens": rows["prompt_tokens"]},
+        "data": {
+            "source": Path(data).name if data else "how_to",
+            "prompt_tokens": rows["prompt_tokens"],
+        },
         "alternations": alternations,
         **records.provenance(config, seed, started),
     }
@@ -86,12 +93,22 @@ def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> dict[str, 
     chosen, short, sizes = [], [], []
     for i in order:
         row = pool[i]
-        prompt = pool.template.render(row.prompt, tokenizer) if pool.template.kind == "plain" else row.prompt
+        prompt = (
+            pool.template.render(row.prompt, tokenizer)
+            if pool.template.kind == "plain"
+            else row.prompt
+        )
         lengths = [len(ids) for ids in tokenizer([prompt, *row.responses])["input_ids"]]
         longest = lengths[0] + max(lengths[1:]) + 1
-        if max(lengths[1:]) >= config.max_length // 2 or longest > config.max_length or min(lengths) == 0:
+        if (
+            max(lengths[1:]) >= config.max_length // 2
+            or longest > config.max_length
+            or min(lengths) == 0
+        ):
             continue
-        plain = Preference(row.row_id, row.group, prompt, row.responses, row.sources, (1.0, 0.0), 0, False, 1.0)
+        plain = Preference(
+            row.row_id, row.group, prompt, row.responses, row.sources, (1.0, 0.0), 0, False, 1.0
+        )
         if len(chosen) < config.pairs:
             chosen.append(plain)
             sizes.append(lengths[0])
@@ -100,12 +117,16 @@ def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> dict[str, 
         if len(chosen) == config.pairs and len(short) == config.batch_size:
             break
     else:
-        raise KitError(f"{source or 'how_to'}: fewer than {config.pairs} pairs fit {config.max_length} tokens")
+        raise KitError(
+            f"{source or 'how_to'}: fewer than {config.pairs} pairs fit {config.max_length} tokens"
+        )
     lists = []
     for row, other in zip(chosen, chosen[1:] + chosen[:1], strict=True):
         four = (*row.responses, *other.responses)
         lists.append(
-            dataclasses.replace(row, responses=four, sources=("a", "b", "c", "d"), rewards=(3.0, 2.0, 1.0, 0.0))
+            dataclasses.replace(
+                row, responses=four, sources=("a", "b", "c", "d"), rewards=(3.0, 2.0, 1.0, 0.0)
+            )
         )
     return {
         "pairs": chosen,
@@ -118,7 +139,11 @@ def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> dict[str, 
 def _child(task: dict[str, Any], rows: dict[str, Any]) -> Any:
     """Run one contender in a process of its own; raises KitError with the end of what it said when it fails."""
     threads = str(task["config"]["threads"])
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "ROBUSTPO_PROGRESS": "off"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "ROBUSTPO_PROGRESS": "off",
+    }
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "task.json", Path(folder) / "result.json"
         records.write_json(before, task)

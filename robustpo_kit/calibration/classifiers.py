@@ -59,7 +59,9 @@ class SourceClassifier:
         ones, by all heads together (golden against the rest). Raises ValueError when a row id was trained on.
         """
         if len(prompts) != len(responses):
-            raise ValueError(f"prompts, responses: {len(prompts)} and {len(responses)}; equally many are expected")
+            raise ValueError(
+                f"prompts, responses: {len(prompts)} and {len(responses)}; equally many are expected"
+            )
         if row_ids is not None:
             self._refuse_trained(row_ids)
         pairs = list(zip(prompts, responses, strict=True))
@@ -78,7 +80,11 @@ class SourceClassifier:
         self._refuse_trained([row.row_id for row in preferences])
         prompts = [row.prompt for row in preferences for _ in row.responses]
         responses = [response for row in preferences for response in row.responses]
-        claimed = [REST if k == row.golden else source for row in preferences for k, source in enumerate(row.sources)]
+        claimed = [
+            REST if k == row.golden else source
+            for row in preferences
+            for k, source in enumerate(row.sources)
+        ]
         return self.score(prompts, responses, sources=claimed).reshape(len(preferences), count)
 
     def out_of_fold_matrix(self, preferences: PreferenceSet) -> np.ndarray:
@@ -90,7 +96,11 @@ class SourceClassifier:
         if missing:
             raise ValueError(f"row '{min(missing)}' was not trained on: use score_set for it")
         inverse_odds = np.zeros((len(preferences), count))
-        np.add.at(inverse_odds, (table["row_id"].map(column), table["column"]), _inverse_odds(table["c"].to_numpy()))
+        np.add.at(
+            inverse_odds,
+            (table["row_id"].map(column), table["column"]),
+            _inverse_odds(table["c"].to_numpy()),
+        )
         return 1 / (1 + inverse_odds)
 
     def metrics(self, *, bins: int = 10, draws: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -111,7 +121,11 @@ class SourceClassifier:
                 probs = cross_fitted(table, "none" if stage == "before" else stage)
                 rows.append(
                     {"head": head, "stage": stage, **quality(labels, probs, bins=bins)}
-                    | {"auc_low": auc.low, "auc_high": auc.high, "temperature": self._temperature(head, stage)}
+                    | {
+                        "auc_low": auc.low,
+                        "auc_high": auc.high,
+                        "temperature": self._temperature(head, stage),
+                    }
                 )
         return pd.DataFrame(rows)
 
@@ -152,11 +166,15 @@ class SourceClassifier:
             "kind": self.kind,
             "features": self.features,
             "folds": {head: len(models) for head, models in self.models.items()},
-            "calibrators": {head: dataclasses.asdict(value) for head, value in self.calibrators.items()},
+            "calibrators": {
+                head: dataclasses.asdict(value) for head, value in self.calibrators.items()
+            },
             "imbalance": self.imbalance,
             "config": self.config,
         }
-        encoders.save_bundle(folder, "classifier", tensors, about, self.encoder, {"out_of_fold": self.out_of_fold})
+        encoders.save_bundle(
+            folder, "classifier", tensors, about, self.encoder, {"out_of_fold": self.out_of_fold}
+        )
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder | None = None) -> "SourceClassifier":
@@ -164,15 +182,22 @@ class SourceClassifier:
         bundle = encoders.load_bundle(Path(folder), "classifier", encoder)
         about, encoder = bundle.about, bundle.encoder
         models = {
-            head: [bundle.scorer(f"{head}/{fold}/", about["config"]["fine_tune"]) for fold in range(count)]
+            head: [
+                bundle.scorer(f"{head}/{fold}/", about["config"]["fine_tune"])
+                for fold in range(count)
+            ]
             for head, count in about["folds"].items()
         }
         calibrators = {
-            head: Temperature(**value) if "temperature" in value else Isotonic(*map(tuple, value.values()))
+            head: Temperature(**value)
+            if "temperature" in value
+            else Isotonic(*map(tuple, value.values()))
             for head, value in about["calibrators"].items()
         }
         table = bundle.tables["out_of_fold"]
-        kind, features, imbalance, config = (about[key] for key in ("kind", "features", "imbalance", "config"))
+        kind, features, imbalance, config = (
+            about[key] for key in ("kind", "features", "imbalance", "config")
+        )
         return cls(kind, features, encoder, models, calibrators, imbalance, table, config)
 
 
@@ -195,7 +220,9 @@ def _inverse_odds(probs: np.ndarray) -> np.ndarray:
 def _equal_k(preferences: PreferenceSet) -> int:
     counts = {len(row.responses) for row in preferences}
     if len(counts) != 1:
-        raise ValueError(f"preferences: rows of {sorted(counts)} responses; equally many in every row are expected")
+        raise ValueError(
+            f"preferences: rows of {sorted(counts)} responses; equally many in every row are expected"
+        )
     return counts.pop()
 
 
@@ -214,7 +241,9 @@ def h_table(
     """
     probs = torch.as_tensor(np.asarray(probs, dtype=float))
     if probs.ndim != 2 or len(probs) != len(preferences):
-        raise ValueError(f"probs: shape {tuple(probs.shape)} for {len(preferences)} rows; [N, K] is expected")
+        raise ValueError(
+            f"probs: shape {tuple(probs.shape)} for {len(preferences)} rows; [N, K] is expected"
+        )
     share = 1 / probs.shape[1]
     h = calibration_factor(
         probs,
@@ -224,7 +253,9 @@ def h_table(
         kind=kind,
     )
     columns = ("row_id", "group", "first_source")
-    table = pd.DataFrame([(row.row_id, row.group, row.sources[0]) for row in preferences], columns=columns)
+    table = pd.DataFrame(
+        [(row.row_id, row.group, row.sources[0]) for row in preferences], columns=columns
+    )
     return table.assign(h=h.numpy())
 
 
@@ -232,7 +263,9 @@ def response_table(preferences: PreferenceSet, values: Any, name: str = "c") -> 
     """Tidy form of values [N, K]: a row a response with row_id, group, column, source, words and the value."""
     values = np.asarray(values, dtype=float)
     if values.shape != (len(preferences), _equal_k(preferences)):
-        raise ValueError(f"values: shape {values.shape} for {len(preferences)} rows; [N, K] is expected")
+        raise ValueError(
+            f"values: shape {values.shape} for {len(preferences)} rows; [N, K] is expected"
+        )
     rows = [
         (row.row_id, row.group, column, source, len(response.split()))
         for row in preferences
@@ -242,12 +275,18 @@ def response_table(preferences: PreferenceSet, values: Any, name: str = "c") -> 
     return table.assign(**{name: values.reshape(-1)})
 
 
-def by_source(table: pd.DataFrame, value: str, by: str = "source", *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+def by_source(
+    table: pd.DataFrame, value: str, by: str = "source", *, draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
     """Mean (with a CI over groups), sd and quartiles of a column by source: n, mean, low, high, sd, q25, q50, q75."""
     rows = []
     for source, part in table.groupby(by, sort=True):
-        mean = intervals.bootstrap_mean(part[value], part["group"].astype(str), draws=draws, seed=seed)
-        quartiles = dict(zip(("q25", "q50", "q75"), part[value].quantile([0.25, 0.5, 0.75]), strict=True))
+        mean = intervals.bootstrap_mean(
+            part[value], part["group"].astype(str), draws=draws, seed=seed
+        )
+        quartiles = dict(
+            zip(("q25", "q50", "q75"), part[value].quantile([0.25, 0.5, 0.75]), strict=True)
+        )
         rows.append(
             {by: source, "n": len(part), "mean": mean.value, "low": mean.low, "high": mean.high}
             | {"sd": part[value].std(), **quartiles}

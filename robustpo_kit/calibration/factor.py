@@ -47,7 +47,9 @@ def calibration_factor(
     imbalance = _per_column(imbalance, "imbalance", probs)
     golden, other = imbalance * probs, beta * (1 - probs)
     if kind == "relative":
-        ratios = golden / (alpha * golden + other)  # multiplied through by gamma c: exact at c = 0 and c = 1
+        ratios = golden / (
+            alpha * golden + other
+        )  # multiplied through by gamma c: exact at c = 0 and c = 1
     elif kind == "stabilised":
         ratios = golden / (other + 1 / count)
     elif kind == "raw":
@@ -61,7 +63,9 @@ def _per_column(value: Any, name: str, probs: Tensor) -> Tensor:
     """`value` as [1] or [K]; raises ValueError unless positive and finite."""
     value = torch.as_tensor(value, dtype=probs.dtype, device=probs.device).reshape(-1)
     if len(value) not in (1, probs.shape[1]):
-        raise ValueError(f"{name}: {len(value)} values for K = {probs.shape[1]} responses; one, or one each")
+        raise ValueError(
+            f"{name}: {len(value)} values for K = {probs.shape[1]} responses; one, or one each"
+        )
     if not bool((torch.isfinite(value) & (value > 0)).all()):
         raise ValueError(f"{name}: a positive finite number is expected")
     return value

@@ -13,7 +13,14 @@ from robustpo_kit import encoders
 from robustpo_kit.calibration.classifiers import REST, SourceClassifier
 from robustpo_kit.calibration.maps import CALIBRATORS, cross_fitted, fit_calibrator, sigmoid
 from robustpo_kit.data import PreferenceSet
-from robustpo_kit.encoders import DEFAULT_FINE_TUNE, FEATURES, Encoder, FineTune, LinearScorer, PairScorer
+from robustpo_kit.encoders import (
+    DEFAULT_FINE_TUNE,
+    FEATURES,
+    Encoder,
+    FineTune,
+    LinearScorer,
+    PairScorer,
+)
 from robustpo_kit.encoders.heads import raw_logits
 
 
@@ -43,13 +50,20 @@ def fit_classifier(
     parts, models = [], {}
     for head in _heads(table, kind):
         part = table if head == REST else table[(table["label"] == 1) | (table["source"] == head)]
-        part, models[head] = _fit_head(part.assign(head=head), preferences, encoder, features, penalty, fine_tune, seed)
-        parts.append(part.assign(prob=sigmoid(part["logit"].to_numpy()), c=cross_fitted(part, calibrator)))
+        part, models[head] = _fit_head(
+            part.assign(head=head), preferences, encoder, features, penalty, fine_tune, seed
+        )
+        parts.append(
+            part.assign(prob=sigmoid(part["logit"].to_numpy()), c=cross_fitted(part, calibrator))
+        )
     calibrators = {
         head: fit_calibrator(calibrator, part["logit"].to_numpy(), part["label"].to_numpy())
         for head, part in zip(models, parts, strict=True)
     }
-    imbalance = {head: float((1 - p["label"]).sum() / p["label"].sum()) for head, p in zip(models, parts, strict=True)}
+    imbalance = {
+        head: float((1 - p["label"]).sum() / p["label"].sum())
+        for head, p in zip(models, parts, strict=True)
+    }
     config = {
         "golden_sources": None if golden_sources is None else list(golden_sources),
         "calibrator": calibrator,
@@ -60,7 +74,9 @@ def fit_classifier(
     }
     columns = ["row_id", "group", "column", "source", "label", "head", "fold", "logit", "prob", "c"]
     out_of_fold = pd.concat(parts, ignore_index=True)[columns]
-    return SourceClassifier(kind, features, encoder, models, calibrators, imbalance, out_of_fold, config)
+    return SourceClassifier(
+        kind, features, encoder, models, calibrators, imbalance, out_of_fold, config
+    )
 
 
 def _check_arguments(kind: str, features: str, calibrator: str, folds: int) -> None:
@@ -95,7 +111,9 @@ def _training_table(
     ]
     table = pd.DataFrame(rows, columns=["row", "row_id", "group", "column", "source", "label"])
     if table.empty or not 0 < table["label"].mean() < 1:
-        raise ValueError("preferences: golden and other responses are both needed to train a classifier")
+        raise ValueError(
+            "preferences: golden and other responses are both needed to train a classifier"
+        )
     fold = fold_of_groups(table["group"], folds, seed)
     return table.assign(fold=fold)
 
@@ -104,7 +122,9 @@ def fold_of_groups(groups: Any, folds: int, seed: int) -> np.ndarray:
     """[N] fold of each row: whole groups, shuffled, dealt round. Raises ValueError with fewer groups than folds."""
     names, codes = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < folds:
-        raise ValueError(f"folds = {folds}: only {len(names)} groups; lower folds or give more rows")
+        raise ValueError(
+            f"folds = {folds}: only {len(names)} groups; lower folds or give more rows"
+        )
     dealt = np.empty(len(names), dtype=int)
     dealt[np.random.default_rng(seed).permutation(len(names))] = np.arange(len(names)) % folds
     return dealt[codes]
@@ -135,14 +155,24 @@ def _fit_head(
     for left_out in range(fold.max() + 1):
         train, test = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
         if not 0 < labels[train].mean() < 1:
-            raise ValueError(f"preferences: fold {left_out} leaves one class only; lower folds or give more rows")
+            raise ValueError(
+                f"preferences: fold {left_out} leaves one class only; lower folds or give more rows"
+            )
         examples = [pairs[i] for i in train]
         if features == "frozen":
-            model = encoders.fit_logistic(encoders.response_features(encoder, examples), labels[train], penalty)
+            model = encoders.fit_logistic(
+                encoders.response_features(encoder, examples), labels[train], penalty
+            )
         else:
             desc = f"classifier fold {left_out + 1}/{fold.max() + 1}"
             model = encoders.fine_tune(
-                encoder, [[pair] for pair in examples], labels[train], _bce, config, seed=seed + left_out, desc=desc
+                encoder,
+                [[pair] for pair in examples],
+                labels[train],
+                _bce,
+                config,
+                seed=seed + left_out,
+                desc=desc,
             )
         logits[test] = raw_logits(model, encoder, [pairs[i] for i in test])
         models.append(model)

@@ -40,7 +40,9 @@ def fit_temperature(logits: Any, labels: Any) -> Temperature:
     logits, labels = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float)
     signed = np.where(labels == 1, logits, -logits)
     found = minimize_scalar(
-        lambda log_t: np.logaddexp(0, -signed * np.exp(-log_t)).mean(), bounds=(-4, 4), method="bounded"
+        lambda log_t: np.logaddexp(0, -signed * np.exp(-log_t)).mean(),
+        bounds=(-4, 4),
+        method="bounded",
     )
     return Temperature(float(np.exp(found.x)))
 
@@ -49,14 +51,18 @@ def fit_isotonic(logits: Any, labels: Any) -> Isotonic:
     """Isotonic regression on held-out rows; c stays within [1/(n+2), 1 - 1/(n+2)], so that NLL and odds are finite."""
     logits, labels = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float)
     floor = 1 / (len(labels) + 2)
-    fitted = IsotonicRegression(y_min=floor, y_max=1 - floor, out_of_bounds="clip").fit(logits, labels)
+    fitted = IsotonicRegression(y_min=floor, y_max=1 - floor, out_of_bounds="clip").fit(
+        logits, labels
+    )
     return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
 
 
 def fit_calibrator(name: str, logits: np.ndarray, labels: np.ndarray) -> Calibrator:
     if name == "none" or not 0 < labels.mean() < 1:
         return Temperature()
-    return fit_temperature(logits, labels) if name == "temperature" else fit_isotonic(logits, labels)
+    return (
+        fit_temperature(logits, labels) if name == "temperature" else fit_isotonic(logits, labels)
+    )
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -28,7 +28,9 @@ def reliability(labels: Any, probs: Any, *, bins: int = 10, scheme: str = "width
         mean_c, share = probs[inside].mean(), labels[inside].mean()
         high = edges[min(b + 1, len(edges) - 1)]
         rows.append((b, edges[b], high, int(inside.sum()), mean_c, share, mean_c - share))
-    return pd.DataFrame(rows, columns=["bin", "low", "high", "count", "mean_c", "golden_share", "gap"])
+    return pd.DataFrame(
+        rows, columns=["bin", "low", "high", "count", "mean_c", "golden_share", "gap"]
+    )
 
 
 def ece(labels: Any, probs: Any, *, bins: int = 10, scheme: str = "width") -> float:
@@ -59,7 +61,9 @@ def area_under_curve(labels: np.ndarray, scores: np.ndarray) -> float:
 def _labels_and_probs(labels: Any, probs: Any) -> tuple[np.ndarray, np.ndarray]:
     labels, probs = np.asarray(labels, dtype=float), np.asarray(probs, dtype=float)
     if labels.shape != probs.shape or labels.ndim != 1 or not len(labels):
-        raise ValueError(f"labels {labels.shape}, probs {probs.shape}: two equal non-empty vectors are expected")
+        raise ValueError(
+            f"labels {labels.shape}, probs {probs.shape}: two equal non-empty vectors are expected"
+        )
     if not np.isin(labels, (0, 1)).all():
         raise ValueError("labels: 0 or 1 is expected")
     if not ((probs >= 0) & (probs <= 1)).all():

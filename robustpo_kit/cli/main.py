@@ -34,9 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="robustpo", description="Robust preference optimization of language models.")
+    parser = Parser(
+        prog="robustpo", description="Robust preference optimization of language models."
+    )
     parser.add_argument("--version", action="version", version=f"robustpo-kit {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=Parser, metavar="COMMAND"
+    )
     for add in (
         add_series,
         add_doctor,

@@ -12,14 +12,24 @@ from robustpo_kit.errors import KitError
 
 
 def add_synthesise(commands: Any) -> None:
-    p = commands.add_parser("synthesise", help="sample the synthetic replies of a task into data/synthetic/; resumable")
+    p = commands.add_parser(
+        "synthesise", help="sample the synthetic replies of a task into data/synthetic/; resumable"
+    )
     p.add_argument(
-        "--task", required=True, help="how_to | dialogue | summaries | hh | tldr | ultrafeedback | FILE.jsonl"
+        "--task",
+        required=True,
+        help="how_to | dialogue | summaries | hh | tldr | ultrafeedback | FILE.jsonl",
     )
     p.add_argument("--model", default="smollm2-135m-instruct", help="asset, Hub id or folder")
     p.add_argument("--dtype", default="bfloat16")
-    p.add_argument("--rows", type=int, default=0, metavar="N", help="a seeded choice of N rows (default: all)")
-    p.add_argument("--extra", action="store_true", help="the one further reply of contaminated samples (seed + 1)")
+    p.add_argument(
+        "--rows", type=int, default=0, metavar="N", help="a seeded choice of N rows (default: all)"
+    )
+    p.add_argument(
+        "--extra",
+        action="store_true",
+        help="the one further reply of contaminated samples (seed + 1)",
+    )
     p.add_argument("--max-new-tokens", type=int, default=40)
     p.add_argument("--batch-size", type=int, default=64, help="prompts a batch")
     p.add_argument("--seed", type=int, default=0)
@@ -34,11 +44,15 @@ def _synthesise(arguments: argparse.Namespace) -> int:
     if arguments.rows:
         rows = rows.split({"rows": arguments.rows}, arguments.seed)["rows"][: arguments.rows]
     rows = rows.select(
-        sorted(range(len(rows)), key=lambda i: len(rows[i].prompt)) if arguments.rows else range(len(rows))
+        sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
+        if arguments.rows
+        else range(len(rows))
     )
     policy = policies.load(arguments.model, template=rows.template, dtype=arguments.dtype)
     samples = 1 if arguments.extra else 2
-    config = SamplingConfig(max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size, samples=samples)
+    config = SamplingConfig(
+        max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size, samples=samples
+    )
     out = mixture.store_path(f"{rows.name}_extra" if arguments.extra else rows.name)
     seed = arguments.seed + 1 if arguments.extra else arguments.seed
     about = {"model": arguments.model, "dtype": arguments.dtype}
@@ -48,10 +62,17 @@ def _synthesise(arguments: argparse.Namespace) -> int:
 
 
 def add_score(commands: Any) -> None:
-    p = commands.add_parser("score", help="score every response of a preference file: one JSON line a row")
+    p = commands.add_parser(
+        "score", help="score every response of a preference file: one JSON line a row"
+    )
     p.add_argument("--data", required=True, metavar="FILE.jsonl")
-    p.add_argument("--model", help="adds logps (nats, summed) and lengths: asset, Hub id, folder, policy, or tiny")
-    p.add_argument("--classifier", metavar="DIR", help="adds c, the probability of the target source")
+    p.add_argument(
+        "--model",
+        help="adds logps (nats, summed) and lengths: asset, Hub id, folder, policy, or tiny",
+    )
+    p.add_argument(
+        "--classifier", metavar="DIR", help="adds c, the probability of the target source"
+    )
     p.add_argument("--reward", metavar="DIR", help="adds rewards, in Bradley-Terry units")
     p.add_argument("--dtype", default="float32", help="of the model")
     p.add_argument("--out", metavar="FILE.jsonl", help="default: standard output")
@@ -88,13 +109,30 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def add_judge(commands: Any) -> None:
-    p = commands.add_parser("judge", help="win, tie and lose of each source's replies against those of one column")
-    p.add_argument("--data", required=True, metavar="FILE.jsonl", help="prompt, responses, sources (who wrote each)")
-    p.add_argument("--judge", required=True, metavar="DIR", help="a reward model trained on other rows")
-    p.add_argument("--against", type=int, default=0, metavar="COLUMN", help="the replies to beat (default: 0)")
-    p.add_argument("--tie-band", type=float, default=0.05, help="|preference - 1/2| within it is a tie")
-    p.add_argument("--seed", type=int, default=0, help="of the order in which the judge sees two replies")
-    p.add_argument("--out", metavar="FILE.csv", help="the table, with its provenance beside it as JSON")
+    p = commands.add_parser(
+        "judge", help="win, tie and lose of each source's replies against those of one column"
+    )
+    p.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE.jsonl",
+        help="prompt, responses, sources (who wrote each)",
+    )
+    p.add_argument(
+        "--judge", required=True, metavar="DIR", help="a reward model trained on other rows"
+    )
+    p.add_argument(
+        "--against", type=int, default=0, metavar="COLUMN", help="the replies to beat (default: 0)"
+    )
+    p.add_argument(
+        "--tie-band", type=float, default=0.05, help="|preference - 1/2| within it is a tie"
+    )
+    p.add_argument(
+        "--seed", type=int, default=0, help="of the order in which the judge sees two replies"
+    )
+    p.add_argument(
+        "--out", metavar="FILE.csv", help="the table, with its provenance beside it as JSON"
+    )
     p.set_defaults(run=_judge)
 
 
@@ -112,7 +150,9 @@ def _judge(arguments: argparse.Namespace) -> int:
                 f"{arguments.data}, row {row.row_id}: sources {row.sources}, not {names} as in the first row"
             )
     if not 0 <= arguments.against < len(names) or len(set(names)) < len(names):
-        raise KitError(f"judge: --against {arguments.against} should name one of the columns of {names}, all different")
+        raise KitError(
+            f"judge: --against {arguments.against} should name one of the columns of {names}, all different"
+        )
     judge = judging.RewardJudge(RewardModel.load(arguments.judge), tie_band=arguments.tie_band)
     replies = {
         name: [row.responses[column] for row in rows]
@@ -128,8 +168,16 @@ def _judge(arguments: argparse.Namespace) -> int:
         prompt_ids=[row.group for row in rows],
     )
     table = judging.win_table(verdicts, seed=arguments.seed)
-    print(table[["policy", "prompts", "win", "tie", "lose", "score"]].round(3).to_string(index=False))
+    print(
+        table[["policy", "prompts", "win", "tie", "lose", "score"]].round(3).to_string(index=False)
+    )
     if arguments.out:
-        config = {"data": arguments.data, "judge": arguments.judge, "against": names[arguments.against]}
-        records.write_table(Path(arguments.out), table, records.provenance(config, arguments.seed, started))
+        config = {
+            "data": arguments.data,
+            "judge": arguments.judge,
+            "against": names[arguments.against],
+        }
+        records.write_table(
+            Path(arguments.out), table, records.provenance(config, arguments.seed, started)
+        )
     return 0

@@ -16,7 +16,9 @@ def load_hh(source: str | Path = "Anthropic/hh-rlhf", *, limit: int | None = Non
     for number, value in _records(source, "train", limit):
         chosen, rejected = value.get("chosen"), value.get("rejected")
         if not isinstance(chosen, str) or not isinstance(rejected, str):
-            raise KitError(f"{source}, row {number}, field chosen/rejected: two dialogues as text are expected")
+            raise KitError(
+                f"{source}, row {number}, field chosen/rejected: two dialogues as text are expected"
+            )
         cut = chosen.rfind("\n\nAssistant:") + len("\n\nAssistant:")
         if not chosen.startswith("\n\nHuman:") or chosen[:cut] != rejected[:cut]:
             keep.drop("malformed")
@@ -25,7 +27,11 @@ def load_hh(source: str | Path = "Anthropic/hh-rlhf", *, limit: int | None = Non
         group = prompt.split("\n\nAssistant:")[0]
         # the leading space belongs to the response: prompt + response is then the dialogue to the letter
         keep.add(
-            f"hh-{number}", group, prompt, (chosen[cut:].rstrip(), rejected[cut:].rstrip()), ("chosen", "rejected")
+            f"hh-{number}",
+            group,
+            prompt,
+            (chosen[cut:].rstrip(), rejected[cut:].rstrip()),
+            ("chosen", "rejected"),
         )
     return keep.finish("hh")
 
@@ -44,14 +50,21 @@ def load_ultrafeedback(
     return _load_columns(source, "ultrafeedback", limit, lambda value: value["prompt"])
 
 
-def _load_columns(source: str | Path, task: str, limit: int | None, prompt_of: Callable[[dict], str]) -> PreferenceSet:
+def _load_columns(
+    source: str | Path, task: str, limit: int | None, prompt_of: Callable[[dict], str]
+) -> PreferenceSet:
     keep = Sieve(max_words=10_000, max_prompt_words=10_000)
     split = "train_prefs" if task == "ultrafeedback" else "train"
     for number, value in _records(source, split, limit):
         try:
-            prompt, pair = prompt_of(value), tuple(_last_text(value[field]) for field in ("chosen", "rejected"))
+            prompt, pair = (
+                prompt_of(value),
+                tuple(_last_text(value[field]) for field in ("chosen", "rejected")),
+            )
         except (KeyError, TypeError, IndexError) as error:
-            raise KitError(f"{source}, row {number}, field {error}: missing or of another form") from None
+            raise KitError(
+                f"{source}, row {number}, field {error}: missing or of another form"
+            ) from None
         keep.add(f"{task}-{number}", prompt, prompt, pair, ("chosen", "rejected"))
     rows = keep.finish(task)
     rows.template = Template("chat") if task == "ultrafeedback" else rows.template
@@ -76,6 +89,10 @@ def _records(source: str | Path, split: str, limit: int | None) -> Iterator[tupl
         rows = load_dataset(str(source), split=split)
     except (OSError, ValueError, ConnectionError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise KitError(f"{source}: neither a local file nor to be had from the Hub ({reason})") from None
-    for number, value in enumerate(rows if limit is None else rows.select(range(min(limit, len(rows)))), start=1):
+        raise KitError(
+            f"{source}: neither a local file nor to be had from the Hub ({reason})"
+        ) from None
+    for number, value in enumerate(
+        rows if limit is None else rows.select(range(min(limit, len(rows)))), start=1
+    ):
         yield number, value

@@ -19,7 +19,9 @@ def load(task: str, *, limit: int | None = None) -> PreferenceSet:
     elif Path(task).suffix in (".jsonl", ".gz"):
         rows = PreferenceSet.from_jsonl(task)
     else:
-        raise KitError(f"task: '{task}' is unknown; choose {', '.join(LOADERS)} or give a .jsonl file")
+        raise KitError(
+            f"task: '{task}' is unknown; choose {', '.join(LOADERS)} or give a .jsonl file"
+        )
     return rows if limit is None else rows[:limit]
 
 

@@ -66,12 +66,16 @@ class PreferenceSet(Sequence[Preference]):
         for number, row in enumerate(self.rows, start=1):
             check_row(row, f"{self.name}, row {number}")
             if row.row_id in seen:
-                raise KitError(f"{self.name}, row {number}, field row_id: '{row.row_id}' appears twice; ids are unique")
+                raise KitError(
+                    f"{self.name}, row {number}, field row_id: '{row.row_id}' appears twice; ids are unique"
+                )
             seen.add(row.row_id)
         return self
 
     @classmethod
-    def from_jsonl(cls, path: str | Path, *, template: Template = Template("plain")) -> "PreferenceSet":
+    def from_jsonl(
+        cls, path: str | Path, *, template: Template = Template("plain")
+    ) -> "PreferenceSet":
         """Read and validate JSON lines (or .gz), with `prompt` and `responses`, or `prompt`, `chosen`, `rejected`.
 
         Raises KitError naming file, line and field.
@@ -84,7 +88,10 @@ class PreferenceSet(Sequence[Preference]):
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write one JSON object a line, by rename."""
-        with atomic_write(Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+        with (
+            atomic_write(Path(path)) as temporary,
+            open(temporary, "w", encoding="utf-8") as stream,
+        ):
             for row in self.rows:
                 stream.write(json.dumps(row.__dict__, ensure_ascii=False) + "\n")
 
@@ -118,24 +125,34 @@ class PreferenceSet(Sequence[Preference]):
             raise ValueError(f"rate = {rate}: a share between 0 and 1 is expected")
         count = round(rate * len(self))
         chosen = set(np.random.default_rng(seed).permutation(len(self))[:count].tolist())
-        return self._with(flipped_row(row) if i in chosen else row for i, row in enumerate(self.rows))
+        return self._with(
+            flipped_row(row) if i in chosen else row for i, row in enumerate(self.rows)
+        )
 
     def with_rewards(self, rewards: Any) -> "PreferenceSet":
         """Rows with `rewards` [N, K]; raises ValueError on another shape or a value that is not finite."""
         rewards = np.asarray(rewards, dtype=float)
-        if rewards.shape != (len(self), self.responses_per_prompt) or not np.isfinite(rewards).all():
+        if (
+            rewards.shape != (len(self), self.responses_per_prompt)
+            or not np.isfinite(rewards).all()
+        ):
             raise ValueError(
                 f"rewards: shape {rewards.shape}, finite: {bool(np.isfinite(rewards).all())}; expected finite "
                 f"[{len(self)}, {self.responses_per_prompt}]"
             )
-        return self._with(replace(row, rewards=tuple(r.tolist())) for row, r in zip(self.rows, rewards, strict=True))
+        return self._with(
+            replace(row, rewards=tuple(r.tolist()))
+            for row, r in zip(self.rows, rewards, strict=True)
+        )
 
     def with_h(self, h: Any) -> "PreferenceSet":
         """Rows with calibration factors `h` [N] >= 0; raises ValueError on another shape or value."""
         h = np.asarray(h, dtype=float)
         if h.shape != (len(self),) or not np.isfinite(h).all() or (h < 0).any():
             raise ValueError(f"h: expected {len(self)} finite values >= 0, got shape {h.shape}")
-        return self._with(replace(row, h=float(value)) for row, value in zip(self.rows, h, strict=True))
+        return self._with(
+            replace(row, h=float(value)) for row, value in zip(self.rows, h, strict=True)
+        )
 
     def pairs(self, how: str = "columns") -> "PreferenceSet":
         """K = 2 rows: columns 0 and 1, or (`best_worst`) the responses of highest and lowest reward."""

@@ -22,14 +22,18 @@ def json_lines(path: Path) -> Iterator[tuple[int, str, dict]]:
                 try:
                     value = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise KitError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+                    raise KitError(
+                        f"{where}: not JSON ({error.msg} at column {error.colno})"
+                    ) from None
                 if not isinstance(value, dict):
                     raise KitError(f"{where}: a JSON {type(value).__name__}; an object is expected")
                 yield number, where, value
     except FileNotFoundError:
         raise KitError(f"{paths.show(path)}: no such file") from None
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise KitError(f"{paths.show(path)}: cannot be read as UTF-8 JSON lines ({error})") from None
+        raise KitError(
+            f"{paths.show(path)}: cannot be read as UTF-8 JSON lines ({error})"
+        ) from None
 
 
 _FIELDS = {
@@ -50,12 +54,16 @@ _FIELDS = {
 def row_from_json(value: dict, where: str, number: int) -> Preference:
     unknown = set(value) - _FIELDS
     if unknown:
-        raise KitError(f"{where}, field {sorted(unknown)[0]}: unknown; known fields: {', '.join(sorted(_FIELDS))}")
+        raise KitError(
+            f"{where}, field {sorted(unknown)[0]}: unknown; known fields: {', '.join(sorted(_FIELDS))}"
+        )
     pair = "responses" not in value
     needed = ("prompt", "chosen", "rejected") if pair else ("prompt", "responses")
     for field in needed:
         if field not in value:
-            raise KitError(f"{where}, field {field}: missing; give prompt and responses, or prompt, chosen, rejected")
+            raise KitError(
+                f"{where}, field {field}: missing; give prompt and responses, or prompt, chosen, rejected"
+            )
     _typed(value, "prompt", str, where)
     for field in ("chosen", "rejected") if pair else ():
         _typed(value, field, str, where)
@@ -64,7 +72,9 @@ def row_from_json(value: dict, where: str, number: int) -> Preference:
     sources = value.get("sources") or [f"source_{k}" for k in range(len(responses))]
     _texts(sources, "sources", where)
     rewards = value.get("rewards")
-    if rewards is not None and not (isinstance(rewards, list) and all(_is_number(r) for r in rewards)):
+    if rewards is not None and not (
+        isinstance(rewards, list) and all(_is_number(r) for r in rewards)
+    ):
         raise KitError(f"{where}, field rewards: {rewards!r}; a list of numbers is expected")
     for field, kind in (("golden", int), ("flipped", bool), ("h", (int, float))):
         if value.get(field) is not None:

@@ -35,7 +35,9 @@ def take(row: Preference, columns: Sequence[int]) -> Preference:
 
 def best_worst(row: Preference) -> tuple[int, int]:
     if row.rewards is None:
-        raise KitError(f"row '{row.row_id}', field rewards: missing; pairs('best_worst') needs a reward a response")
+        raise KitError(
+            f"row '{row.row_id}', field rewards: missing; pairs('best_worst') needs a reward a response"
+        )
     order = sorted(range(len(row.rewards)), key=lambda k: -row.rewards[k])
     return order[0], order[-1]
 
@@ -58,16 +60,24 @@ def check_row(row: Preference, where: str) -> None:
     if len(row.responses) < 1:
         raise KitError(f"{where}, field responses: none; at least one is expected")
     if len(row.sources) != len(row.responses):
-        raise KitError(f"{where}, field sources: {len(row.sources)} for {len(row.responses)} responses; one each")
+        raise KitError(
+            f"{where}, field sources: {len(row.sources)} for {len(row.responses)} responses; one each"
+        )
     for column, response in enumerate(row.responses):
         if not response.strip():
-            raise KitError(f"{where}, field responses[{column}]: empty; remove the row or give the response")
+            raise KitError(
+                f"{where}, field responses[{column}]: empty; remove the row or give the response"
+            )
     if row.rewards is not None:
         if len(row.rewards) != len(row.responses):
-            raise KitError(f"{where}, field rewards: {len(row.rewards)} for {len(row.responses)} responses; one each")
+            raise KitError(
+                f"{where}, field rewards: {len(row.rewards)} for {len(row.responses)} responses; one each"
+            )
         if not all(math.isfinite(value) for value in row.rewards):
             raise KitError(f"{where}, field rewards: a value is not finite")
     if row.golden is not None and not 0 <= row.golden < len(row.responses):
-        raise KitError(f"{where}, field golden: {row.golden} is not a column of {len(row.responses)} responses")
+        raise KitError(
+            f"{where}, field golden: {row.golden} is not a column of {len(row.responses)} responses"
+        )
     if row.h is not None and not (math.isfinite(row.h) and row.h >= 0):
         raise KitError(f"{where}, field h: {row.h}; a finite value >= 0 is expected")

@@ -24,7 +24,11 @@ def load_how_to(*, max_words: int = 60) -> PreferenceSet:
             continue
         right, wrong = options if letter == "A." else options[::-1]
         keep.add(
-            f"piqa-{number}", " ".join(goal.lower().split()), goal, (right, wrong), ("human_correct", "human_wrong")
+            f"piqa-{number}",
+            " ".join(goal.lower().split()),
+            goal,
+            (right, wrong),
+            ("human_correct", "human_wrong"),
         )
     return keep.finish("how_to")
 
@@ -43,11 +47,15 @@ def load_dialogue(*, turns: int = 3, max_words: int = 40, seed: int = 0) -> Pref
     conversations = json.loads(assets.resolve("chitchat").read_text(encoding="utf-8"))
     found = []
     for key, conversation in conversations.items():
-        texts = [" ".join(message["text"].strip() for message in turn) for turn in conversation["messages"]]
+        texts = [
+            " ".join(message["text"].strip() for message in turn)
+            for turn in conversation["messages"]
+        ]
         for position in range(1, len(texts)):
             start = max(0, position - turns)
             context = "\n".join(
-                f"{'BA'[(position - i) % 2]}: {text}" for i, text in enumerate(texts[start:position], start=start)
+                f"{'BA'[(position - i) % 2]}: {text}"
+                for i, text in enumerate(texts[start:position], start=start)
             )
             found.append((f"chitchat-{key}-{position}", key, context, texts[position]))
     mismatched = _matched_others([row[3] for row in found], [row[1] for row in found], seed)
@@ -56,15 +64,22 @@ def load_dialogue(*, turns: int = 3, max_words: int = 40, seed: int = 0) -> Pref
     return keep.finish("dialogue")
 
 
-def load_summaries(*, max_words: int = 60, max_prompt_words: int = 300, seed: int = 0) -> PreferenceSet:
+def load_summaries(
+    *, max_words: int = 60, max_prompt_words: int = 300, seed: int = 0
+) -> PreferenceSet:
     """XSum articles (Narayan et al., 2018): y0 the human summary, y1 the summary of another article."""
     keep = Sieve(max_words=max_words, max_prompt_words=max_prompt_words)
     values = [value for _, _, value in json_lines(assets.resolve("xsum"))]
-    summaries, ids = [value["summary"].strip() for value in values], [value["id"] for value in values]
+    summaries, ids = (
+        [value["summary"].strip() for value in values],
+        [value["id"] for value in values],
+    )
     others = _matched_others(summaries, ids, seed)
     for value, summary, other in zip(values, summaries, others, strict=True):
         sources = ("human_matched", "human_mismatched")
-        keep.add(f"xsum-{value['id']}", value["id"], value["document"].strip(), (summary, other), sources)
+        keep.add(
+            f"xsum-{value['id']}", value["id"], value["document"].strip(), (summary, other), sources
+        )
     return keep.finish("summaries")
 
 
@@ -95,12 +110,22 @@ class Sieve:
     def drop(self, reason: str) -> None:
         self.dropped[reason] += 1
 
-    def add(self, row_id: str, group: str, prompt: str, responses: tuple[str, ...], sources: tuple[str, ...]) -> None:
+    def add(
+        self,
+        row_id: str,
+        group: str,
+        prompt: str,
+        responses: tuple[str, ...],
+        sources: tuple[str, ...],
+    ) -> None:
         if not prompt.strip() or not all(text.strip() for text in responses):
             return self.drop("empty")
         if len(set(responses)) < len(responses):
             return self.drop("equal responses")
-        if len(prompt.split()) > self.max_prompt_words or max(len(t.split()) for t in responses) > self.max_words:
+        if (
+            len(prompt.split()) > self.max_prompt_words
+            or max(len(t.split()) for t in responses) > self.max_words
+        ):
             return self.drop("over-long")
         if (prompt, responses) in self.seen:
             return self.drop("duplicate")
@@ -109,4 +134,6 @@ class Sieve:
 
     def finish(self, task: str) -> PreferenceSet:
         template = Template("chat", SYSTEM[task]) if task in SYSTEM else Template("plain")
-        return PreferenceSet(self.rows, name=task, template=template, dropped=dict(self.dropped)).validate()
+        return PreferenceSet(
+            self.rows, name=task, template=template, dropped=dict(self.dropped)
+        ).validate()

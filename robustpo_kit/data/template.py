@@ -24,7 +24,9 @@ class Template:
         if self.kind != "chat":
             raise ValueError(f"template kind '{self.kind}' is unknown; use 'chat' or 'plain'")
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("template kind 'chat' needs a tokenizer with a chat template; use 'plain'")
+            raise ValueError(
+                "template kind 'chat' needs a tokenizer with a chat template; use 'plain'"
+            )
         messages = [{"role": "system", "content": self.system}] if self.system else []
         messages.append({"role": "user", "content": prompt})
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -29,14 +29,20 @@ class Bundle:
 
     def scorer(self, prefix: str, fine_tune: Mapping[str, Any]) -> LinearScorer | PairScorer:
         """The scorer whose tensors start with `prefix`; raises KitError when tensors are missing or do not fit."""
-        state = {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+        state = {
+            name.removeprefix(prefix): value
+            for name, value in self.tensors.items()
+            if name.startswith(prefix)
+        }
         if set(state) == {"weight", "bias"}:
             return LinearScorer(state["weight"].numpy(), float(state["bias"]))
         scorer = PairScorer(self.encoder, fine_tune["frozen_layers"], fine_tune["max_length"])
         own = scorer.trained_state()
         for name, value in own.items():
             if name not in state or state[name].shape != value.shape:
-                raise KitError(f"stored scorer '{prefix}': tensor {name} is missing or misshapen; train it again")
+                raise KitError(
+                    f"stored scorer '{prefix}': tensor {name} is missing or misshapen; train it again"
+                )
         scorer.load_state_dict({name: state[name] for name in own}, strict=False)
         return scorer.eval()
 
@@ -50,7 +56,11 @@ def save_bundle(
     tables: Mapping[str, pd.DataFrame],
 ) -> None:
     """Write NAME.safetensors, a CSV a table, and, last, NAME.json that holds their sha256."""
-    files = {f"{name}.safetensors": save_tensors({key: value.contiguous() for key, value in tensors.items()})}
+    files = {
+        f"{name}.safetensors": save_tensors(
+            {key: value.contiguous() for key, value in tensors.items()}
+        )
+    }
     files |= {f"{key}.csv": table.to_csv(index=False).encode() for key, table in tables.items()}
     for file, content in files.items():
         with records.atomic_write(folder / file) as temporary:
@@ -70,11 +80,20 @@ def load_bundle(folder: Path, name: str, encoder: Encoder | None) -> Bundle:
     path = folder / f"{name}.json"
     value = records.read_json(path)
     if value.get("made_by") != "robustpo_kit.scorers":
-        raise KitError(f"{paths.show(path)}, field made_by: not a stored scorer; give the folder that `save` wrote")
-    content = {file: _read_checked(folder / file, digest) for file, digest in value["files"].items()}
+        raise KitError(
+            f"{paths.show(path)}, field made_by: not a stored scorer; give the folder that `save` wrote"
+        )
+    content = {
+        file: _read_checked(folder / file, digest) for file, digest in value["files"].items()
+    }
     stored = value["encoder"]
     if encoder is None:
-        encoder = load(stored["name"], dtype=stored["dtype"], max_length=stored["max_length"], seed=stored["seed"])
+        encoder = load(
+            stored["name"],
+            dtype=stored["dtype"],
+            max_length=stored["max_length"],
+            seed=stored["seed"],
+        )
     if encoder.about()["fingerprint"] != stored["fingerprint"]:
         raise KitError(
             f"{paths.show(path)}, field encoder: trained on '{stored['name']}' with other weights than those of "
@@ -90,7 +109,9 @@ def _read_checked(path: Path, digest: str) -> bytes:
     except FileNotFoundError:
         raise KitError(f"{paths.show(path)}: no such file; save the scorer again") from None
     if hashlib.sha256(content).hexdigest() != digest:
-        raise KitError(f"{paths.show(path)}: differs from its recorded sha256; save the scorer again")
+        raise KitError(
+            f"{paths.show(path)}: differs from its recorded sha256; save the scorer again"
+        )
     return content
 
 

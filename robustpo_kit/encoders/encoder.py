@@ -32,11 +32,15 @@ class Encoder:
 
     @functools.cached_property
     def _inference_model(self) -> nn.Module:
-        return self.model if self.dtype == torch.float32 else copy.deepcopy(self.model).to(self.dtype)
+        return (
+            self.model if self.dtype == torch.float32 else copy.deepcopy(self.model).to(self.dtype)
+        )
 
     def embed(self, texts: Sequence[str], *, batch_size: int = 32) -> Tensor:
         """[N, D] float32 embeddings of length 1: the masked mean of the last hidden states, as MiniLM was trained."""
-        new = sorted({text for text in texts if text not in self._cache}, key=lambda text: (len(text), text))
+        new = sorted(
+            {text for text in texts if text not in self._cache}, key=lambda text: (len(text), text)
+        )
         batches = [new[i : i + batch_size] for i in range(0, len(new), batch_size)]
         for batch in progress(batches, f"embed with {self.name}") if batches else ():
             self._cache.update(zip(batch, self._embed_batch(batch), strict=True))
@@ -77,7 +81,12 @@ class Encoder:
 
 
 def load(
-    name: str = "minilm-l6", *, dtype: str = "auto", device: str | None = None, max_length: int = 256, seed: int = 0
+    name: str = "minilm-l6",
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    max_length: int = 256,
+    seed: int = 0,
 ) -> Encoder:
     """The encoder `name`: an asset, a Hub id, a local folder, or "tiny" (random weights from `seed`, no files).
 
@@ -91,11 +100,15 @@ def load(
         folder = assets.resolve(name)
         try:
             with assets.quiet_transformers():
-                model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+                model = AutoModel.from_pretrained(
+                    folder, dtype=torch.float32, attn_implementation="sdpa"
+                )
                 tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise KitError(f"encoder '{name}': cannot be loaded ({reason}); a BERT folder is expected") from None
+            raise KitError(
+                f"encoder '{name}': cannot be loaded ({reason}); a BERT folder is expected"
+            ) from None
     limit = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
     return Encoder(name, model.to(where), tokenizer, _dtype(dtype, name, where), where, limit, seed)
 
@@ -107,7 +120,11 @@ def _dtype(dtype: str, name: str, device: torch.device) -> torch.dtype:
         raise ValueError(f"dtype = '{dtype}': 'auto', 'float32' or 'bfloat16' is expected")
     if name == "tiny":  # smoke runs are compared across machines
         return torch.float32
-    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    fast = (
+        device.type == "cuda"
+        or torch.cpu._is_avx512_bf16_supported()
+        or torch.cpu._is_amx_tile_supported()
+    )
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -117,7 +134,9 @@ def _tiny(seed: int) -> tuple[nn.Module, Any]:
 
     characters = string.ascii_lowercase + string.digits + string.punctuation
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{c}" for c in characters)]
-    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))

@@ -31,7 +31,10 @@ class LinearScorer:
 
     def trained_state(self) -> dict[str, Tensor]:
         """Weight and bias as float64 tensors."""
-        return {"weight": torch.tensor(self.weight), "bias": torch.tensor([self.bias], dtype=torch.float64)}
+        return {
+            "weight": torch.tensor(self.weight),
+            "bias": torch.tensor([self.bias], dtype=torch.float64),
+        }
 
 
 def response_features(encoder: Encoder, pairs: Sequence[Pair]) -> np.ndarray:
@@ -53,7 +56,9 @@ def _embedded(encoder: Encoder, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.n
     return prompts, encoder.embed([response for _, response in pairs]).double().numpy()
 
 
-def fit_logistic(features: np.ndarray, labels: np.ndarray, penalty: float, *, intercept: bool = True) -> LinearScorer:
+def fit_logistic(
+    features: np.ndarray, labels: np.ndarray, penalty: float, *, intercept: bool = True
+) -> LinearScorer:
     """Minimise sum log(1 + exp(-y (x.w + b))) + penalty/2 |w|^2, y = +-1; the intercept goes unpunished.
 
     `labels` are 0 or 1. Without intercept and with differences of features as `features` it is Bradley-Terry.
@@ -73,7 +78,9 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, penalty: float, *, in
         return value, design.T @ slope + ridge * weight
 
     start = np.zeros(design.shape[1])
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-6})
+    found = minimize(
+        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-6}
+    )
     return LinearScorer(found.x[:-1], float(found.x[-1])) if intercept else LinearScorer(found.x)
 
 
@@ -81,18 +88,24 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, penalty: float, *, in
 class FineTune:
     """How a pair scorer is fine-tuned. The paper's BERT base: 2e-5, 3 epochs (DoRA, App. C.3)."""
 
-    learning_rate: float = 1e-4  # MiniLM is four times narrower than BERT base; 2e-5 leaves it untrained on 1,000 rows
+    learning_rate: float = (
+        1e-4  # MiniLM is four times narrower than BERT base; 2e-5 leaves it untrained on 1,000 rows
+    )
     head_learning_rate: float = 1e-3  # the head starts at zero
     epochs: int = 2
     batch_size: int = 16  # examples an optimizer step
     warmup: float = 0.1  # share of the steps, then linear decay to zero
     weight_decay: float = 0.01
-    frozen_layers: int = 3  # the embeddings and this many lower layers stay as they are; 0 trains everything
+    frozen_layers: int = (
+        3  # the embeddings and this many lower layers stay as they are; 0 trains everything
+    )
     max_length: int = 128  # tokens of a pair
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.frozen_layers < 0:
-            raise ValueError("fine-tuning: epochs and batch_size must be at least 1, frozen_layers at least 0")
+            raise ValueError(
+                "fine-tuning: epochs and batch_size must be at least 1, frozen_layers at least 0"
+            )
 
 
 DEFAULT_FINE_TUNE = FineTune()
@@ -119,7 +132,11 @@ class PairScorer(nn.Module):
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors that training may have changed; the others are the encoder's own."""
         names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items() if name in names}
+        return {
+            name: value.detach().cpu().contiguous()
+            for name, value in self.state_dict().items()
+            if name in names
+        }
 
 
 def fine_tune(
@@ -138,10 +155,18 @@ def fine_tune(
     """
     widths = {len(example) for example in examples}
     if len(widths) != 1 or len(examples) != len(targets):
-        raise ValueError(f"examples: equal width and one target each expected; widths {widths}, {len(targets)} targets")
-    lengths = [sum(len(prompt) + len(response) for prompt, response in example) for example in examples]
+        raise ValueError(
+            f"examples: equal width and one target each expected; widths {widths}, {len(targets)} targets"
+        )
+    lengths = [
+        sum(len(prompt) + len(response) for prompt, response in example) for example in examples
+    ]
     rng = np.random.default_rng(seed)
-    batches = [batch for _ in range(config.epochs) for batch in length_bucketed(lengths, config.batch_size, rng)]
+    batches = [
+        batch
+        for _ in range(config.epochs)
+        for batch in length_bucketed(lengths, config.batch_size, rng)
+    ]
     devices = [encoder.device] if encoder.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -149,8 +174,12 @@ def fine_tune(
         optimizer, schedule = _optimizer(scorer, config, len(batches))
         for batch in progress(batches, desc):
             pairs = [pair for i in batch for pair in examples[i]]
-            goal = torch.tensor([targets[i] for i in batch], dtype=torch.float32, device=encoder.device)
-            with torch.autocast(encoder.device.type, encoder.dtype, enabled=encoder.dtype != torch.float32):
+            goal = torch.tensor(
+                [targets[i] for i in batch], dtype=torch.float32, device=encoder.device
+            )
+            with torch.autocast(
+                encoder.device.type, encoder.dtype, enabled=encoder.dtype != torch.float32
+            ):
                 scores = scorer(_tokens(encoder, pairs, scorer.max_length))
             loss(scores.float().view(len(batch), -1), goal).backward()
             nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
@@ -174,7 +203,9 @@ def _optimizer(scorer: PairScorer, config: FineTune, steps: int) -> tuple[Any, A
     return optimizer, schedule
 
 
-def length_bucketed(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[list[int]]:
+def length_bucketed(
+    lengths: Sequence[int], batch_size: int, rng: np.random.Generator
+) -> list[list[int]]:
     """Shuffled batches of similar length: shuffle, sort within windows of eight batches, shuffle the batches."""
     order = rng.permutation(len(lengths))
     window = 8 * batch_size
@@ -186,14 +217,18 @@ def length_bucketed(lengths: Sequence[int], batch_size: int, rng: np.random.Gene
 
 
 @torch.inference_mode()
-def score_pairs(scorer: PairScorer, encoder: Encoder, pairs: Sequence[Pair], *, batch_size: int = 32) -> np.ndarray:
+def score_pairs(
+    scorer: PairScorer, encoder: Encoder, pairs: Sequence[Pair], *, batch_size: int = 32
+) -> np.ndarray:
     """[N] scores of (prompt, response) pairs, float64; a pair that comes twice is computed once."""
     scorer.eval()
     distinct = sorted(set(pairs), key=lambda pair: (len(pair[0]) + len(pair[1]), pair))
     scores: dict[Pair, float] = {}
     for start in range(0, len(distinct), batch_size):
         batch = distinct[start : start + batch_size]
-        with torch.autocast(encoder.device.type, encoder.dtype, enabled=encoder.dtype != torch.float32):
+        with torch.autocast(
+            encoder.device.type, encoder.dtype, enabled=encoder.dtype != torch.float32
+        ):
             values = scorer(_tokens(encoder, batch, scorer.max_length))
         scores.update(zip(batch, values.double().tolist(), strict=True))
     return np.array([scores[pair] for pair in pairs], dtype=float)
@@ -203,12 +238,19 @@ def _tokens(encoder: Encoder, pairs: Sequence[Pair], max_length: int) -> dict[st
     """Sequence pairs; the longer text of a pair gives way when both do not fit."""
     prompts, responses = [prompt for prompt, _ in pairs], [response for _, response in pairs]
     tokens = encoder.tokenizer(
-        prompts, responses, padding=True, truncation="longest_first", max_length=max_length, return_tensors="pt"
+        prompts,
+        responses,
+        padding=True,
+        truncation="longest_first",
+        max_length=max_length,
+        return_tensors="pt",
     )
     return {name: value.to(encoder.device) for name, value in tokens.items()}
 
 
-def raw_logits(model: LinearScorer | PairScorer, encoder: Encoder, pairs: Sequence[Pair]) -> np.ndarray:
+def raw_logits(
+    model: LinearScorer | PairScorer, encoder: Encoder, pairs: Sequence[Pair]
+) -> np.ndarray:
     if isinstance(model, LinearScorer):
         return model(response_features(encoder, pairs))
     return score_pairs(model, encoder, pairs)

@@ -18,7 +18,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import calibration, data, encoders, judging, mixture, objectives, paths, policies, rewards, training
+from robustpo_kit import (
+    calibration,
+    data,
+    encoders,
+    judging,
+    mixture,
+    objectives,
+    paths,
+    policies,
+    rewards,
+    training,
+)
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import FineTune
 from robustpo_kit.experiments.keeping import kept
@@ -61,14 +72,21 @@ class Lab:
         policy = self.base_policy()
         about = read_json(mixture.store_path(self.cfg.task).with_suffix(".json"))
         prompts = {row.row_id: row for row in data.load(self.cfg.task)}
-        stored = [entry for entry in mixture.load_store(self.cfg.task).values() if entry["batch"] == batch]
+        stored = [
+            entry for entry in mixture.load_store(self.cfg.task).values() if entry["batch"] == batch
+        ]
         config = SamplingConfig(**about["sampling"])
         if self.cfg.model == about["model"]:
             before = [entry["replies"] for entry in stored]
         else:
-            stored, config = stored[:2], dataclasses.replace(config, max_new_tokens=self.cfg.max_new_tokens)
+            stored, config = (
+                stored[:2],
+                dataclasses.replace(config, max_new_tokens=self.cfg.max_new_tokens),
+            )
             before = None
-        rows = PreferenceSet([prompts[entry["row_id"]] for entry in stored], template=self.rows.template)
+        rows = PreferenceSet(
+            [prompts[entry["row_id"]] for entry in stored], template=self.rows.template
+        )
         before = before or mixture.draw(rows, policy, config, seed=about["seed"], number=batch)
         now = mixture.draw(rows, policy, config, seed=about["seed"], number=batch)
         return len(rows), float(np.mean([new == old for new, old in zip(now, before, strict=True)]))
@@ -76,7 +94,9 @@ class Lab:
     @functools.cached_property
     def splits(self) -> dict[str, PreferenceSet]:
         """Disjoint parts by prompt: classifier, reward, judge, sft, policy, eval."""
-        return self.rows.split({name: getattr(self.cfg, f"{name}_rows") for name in SPLITS}, self.seed)
+        return self.rows.split(
+            {name: getattr(self.cfg, f"{name}_rows") for name in SPLITS}, self.seed
+        )
 
     # ---- classifiers and reward models --------------------------------------------------------------------------
 
@@ -85,7 +105,9 @@ class Lab:
         """The BERT of classifiers and reward models."""
         return encoders.load(self.cfg.encoder, seed=self.seed)
 
-    def classifier(self, kind: str | None = None, features: str | None = None) -> calibration.SourceClassifier:
+    def classifier(
+        self, kind: str | None = None, features: str | None = None
+    ) -> calibration.SourceClassifier:
         """The source classifier of the profile (it gives h~ its probabilities), or one of another kind or features."""
         kind, features = kind or self.cfg.classifier_kind, features or self.cfg.classifier_features
         config = self.settings("task", "encoder", "classifier_rows", "classifier_epochs", "folds")
@@ -107,7 +129,9 @@ class Lab:
 
     def reward_model(self, split: str = "reward") -> rewards.RewardModel:
         """The proxy reward model of a split: `reward` ranks the training set, `judge` judges replies."""
-        config = self.settings("task", "encoder", f"{split}_rows", f"{split}_features", "reward_epochs")
+        config = self.settings(
+            "task", "encoder", f"{split}_rows", f"{split}_features", "reward_epochs"
+        )
 
         def make(folder: Path) -> None:
             fitted = rewards.fit_reward_model(
@@ -119,7 +143,9 @@ class Lab:
             )
             fitted.save(folder)
 
-        return rewards.RewardModel.load(kept(self.folder / f"{split}_model", config, make), encoder=self.encoder)
+        return rewards.RewardModel.load(
+            kept(self.folder / f"{split}_model", config, make), encoder=self.encoder
+        )
 
     # ---- the training set ---------------------------------------------------------------------------------------
 
@@ -134,35 +160,56 @@ class Lab:
     def mixed(self) -> tuple[PreferenceSet, np.ndarray]:
         """The policy split with the profile's share of contaminated samples, and their mask."""
         extra = mixture.load_store(f"{self.cfg.task}_extra")
-        return mixture.contaminate(self.splits["policy"], self.cfg.contamination, extra, seed=self.seed)
+        return mixture.contaminate(
+            self.splits["policy"], self.cfg.contamination, extra, seed=self.seed
+        )
 
     @staticmethod
     def h(probabilities: np.ndarray) -> np.ndarray:
         """h~ [N] of confidences [N, K] at the uniform mixture alpha = beta_i = 1/K."""
         k = probabilities.shape[1]
-        factor = calibration.calibration_factor(torch.as_tensor(probabilities), alpha=1 / k, beta=1 / k)
+        factor = calibration.calibration_factor(
+            torch.as_tensor(probabilities), alpha=1 / k, beta=1 / k
+        )
         return factor.double().numpy()
 
     # ---- policies -----------------------------------------------------------------------------------------------
 
     def base_policy(self) -> Policy:
         """The profile's language model, with the task's template."""
-        template = data.Template("chat", data.SYSTEM.get(self.cfg.task)) if self.cfg.task in data.SYSTEM else None
+        template = (
+            data.Template("chat", data.SYSTEM.get(self.cfg.task))
+            if self.cfg.task in data.SYSTEM
+            else None
+        )
         return policies.load(self.cfg.model, template=template, dtype=self.cfg.dtype)
 
     def sft_policy(self) -> Policy:
         """The model after supervised fine-tuning on golden replies: reference and starting point of every method."""
-        names = ("task", "model", "dtype", "sft_rows", "sft_learning_rate", "sft_epochs", "lora_targets", "lora_rank")
+        names = (
+            "task",
+            "model",
+            "dtype",
+            "sft_rows",
+            "sft_learning_rate",
+            "sft_epochs",
+            "lora_targets",
+            "lora_rank",
+        )
         config = self.settings(*names, "batch_size")
 
         def make(folder: Path) -> None:
-            policy = self.base_policy().add_lora(self.cfg.lora_targets, self.cfg.lora_rank, seed=self.seed)
+            policy = self.base_policy().add_lora(
+                self.cfg.lora_targets, self.cfg.lora_rank, seed=self.seed
+            )
             run = self._train_config(self.cfg.sft_learning_rate, self.cfg.sft_epochs, self.seed)
             record = training.train(policy, self.splits["sft"], objectives.build("sft()"), run)
             policy.merge().save(folder / "policy")
             record.to_json(folder / "record.json")
 
-        return policies.load(kept(self.folder / "sft", config, make) / "policy", dtype=self.cfg.dtype)
+        return policies.load(
+            kept(self.folder / "sft", config, make) / "policy", dtype=self.cfg.dtype
+        )
 
     def reward_pairs(self) -> PreferenceSet:
         """Pairs of gamma-PO (Sec. 4.1): the responses of highest and lowest proxy reward; no contamination."""
@@ -170,7 +217,13 @@ class Lab:
         return rows.with_rewards(self.reward_model("reward").score_set(rows)).pairs("best_worst")
 
     def trained(
-        self, name: str, spec: str, dataset: PreferenceSet, *, seed: int | None = None, keep_scores: bool = False
+        self,
+        name: str,
+        spec: str,
+        dataset: PreferenceSet,
+        *,
+        seed: int | None = None,
+        keep_scores: bool = False,
     ) -> "Trained":
         """Train one method from the SFT policy, sample and score its replies on the evaluation prompts; kept on disk.
 
@@ -186,11 +239,15 @@ class Lab:
         }
 
         def make(folder: Path) -> None:
-            policy = self.sft_policy().add_lora(self.cfg.lora_targets, self.cfg.lora_rank, seed=seed)
+            policy = self.sft_policy().add_lora(
+                self.cfg.lora_targets, self.cfg.lora_rank, seed=seed
+            )
             run = self._train_config(self.cfg.learning_rate, self.cfg.epochs, seed)
             record = training.train(policy, dataset, objectives.build(spec), run)
             record.to_json(folder / "record.json")
-            self.replies(policy).to_json(folder / "replies.json", orient="records", force_ascii=False)
+            self.replies(policy).to_json(
+                folder / "replies.json", orient="records", force_ascii=False
+            )
             if keep_scores:
                 logps, lengths = training.score(policy, dataset)
                 write_json(folder / "scores.json", {"logps": logps.double(), "lengths": lengths})
@@ -202,12 +259,22 @@ class Lab:
         self, specs: Mapping[str, str], dataset: PreferenceSet, *, keep_scores: bool = False
     ) -> list["Trained"]:
         """`trained` for every name and spec, `workers` processes at once; what finished stays when one fails."""
-        jobs = [(Lab(self.cfg, self.seed), name, spec, dataset, keep_scores) for name, spec in specs.items()]
+        jobs = [
+            (Lab(self.cfg, self.seed), name, spec, dataset, keep_scores)
+            for name, spec in specs.items()
+        ]
         workers = min(self.cfg.workers or cores(), len(jobs))
-        self.sft_policy(), self.reward_model("reward"), self.reward_model("judge"), self.classifier()  # shared by all
+        (
+            self.sft_policy(),
+            self.reward_model("reward"),
+            self.reward_model("judge"),
+            self.classifier(),
+        )  # shared by all
         if workers == 1:
             return [_train(job) for job in progress(jobs, "methods")]
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_one_thread
+        ) as pool:
             futures = [pool.submit(_train, job) for job in jobs]
             for future in progress(as_completed(futures), "methods", total=len(jobs)):
                 future.result()
@@ -218,7 +285,9 @@ class Lab:
 
         Columns: micro_batch (prompts), error (relative, Euclidean norm), cosine; both against the whole step's.
         """
-        policy = self.sft_policy().add_lora(self.cfg.lora_targets, self.cfg.lora_rank, seed=self.seed)
+        policy = self.sft_policy().add_lora(
+            self.cfg.lora_targets, self.cfg.lora_rank, seed=self.seed
+        )
         config = self._train_config(self.cfg.learning_rate, 1, self.seed)
         sizes = [2**i for i in range(config.batch_size.bit_length()) if 2**i < config.batch_size]
         whole, *parts = (
@@ -246,9 +315,13 @@ class Lab:
 
         def make(folder: Path) -> None:
             shutil.copy(self.folder / "sft" / "record.json", folder / "record.json")
-            self.replies(policy).to_json(folder / "replies.json", orient="records", force_ascii=False)
+            self.replies(policy).to_json(
+                folder / "replies.json", orient="records", force_ascii=False
+            )
 
-        return Trained.read("sft", kept(self.folder / "methods" / "sft", dataclasses.asdict(self.cfg), make))
+        return Trained.read(
+            "sft", kept(self.folder / "methods" / "sft", dataclasses.asdict(self.cfg), make)
+        )
 
     def replies(self, policy: Policy) -> pd.DataFrame:
         """Replies to the evaluation prompts, a row a reply, scored by everything that did not train on them.
@@ -259,15 +332,27 @@ class Lab:
         estimates KL(pi || pi_ref).
         """
         rows = self.splits["eval"]
-        drawn = self._sample(policy, [rows.template.render(row.prompt, policy.tokenizer) for row in rows])
-        flat = [(row, reply) for row, replies in zip(rows, drawn, strict=True) for reply in replies if reply.text]
+        drawn = self._sample(
+            policy, [rows.template.render(row.prompt, policy.tokenizer) for row in rows]
+        )
+        flat = [
+            (row, reply)
+            for row, replies in zip(rows, drawn, strict=True)
+            for reply in replies
+            if reply.text
+        ]
         prompts, texts = [row.prompt for row, _ in flat], [reply.text for _, reply in flat]
         human = [row.responses[row.golden] for row, _ in flat]
         ids = [mixture.digest(row.group) for row, _ in flat]  # tables hold no human text
         model = self.reward_model("judge")
         verdicts = [
             judging.compare(
-                judging.RewardJudge(model, bias=bias), prompts, {"": texts}, human, seed=self.seed, prompt_ids=ids
+                judging.RewardJudge(model, bias=bias),
+                prompts,
+                {"": texts},
+                human,
+                seed=self.seed,
+                prompt_ids=ids,
             )["verdict"]
             for bias in (0.0, -model.length_slope)
         ]
@@ -288,21 +373,31 @@ class Lab:
 
     def _sample(self, policy: Policy, texts: Sequence[str]) -> list[list[Reply]]:
         config = SamplingConfig(
-            max_new_tokens=self.cfg.max_new_tokens, batch_size=self.cfg.eval_batch, samples=self.cfg.eval_samples
+            max_new_tokens=self.cfg.max_new_tokens,
+            batch_size=self.cfg.eval_batch,
+            samples=self.cfg.eval_samples,
         )
         if not policy.has_adapter:
-            return sample(policy.model, policy.tokenizer, texts, config, seed=self.seed, desc="replies")
+            return sample(
+                policy.model, policy.tokenizer, texts, config, seed=self.seed, desc="replies"
+            )
         policy.model.merge_adapter()  # plain matrices while sampling
         try:
-            return sample(policy.model, policy.tokenizer, texts, config, seed=self.seed, desc="replies")
+            return sample(
+                policy.model, policy.tokenizer, texts, config, seed=self.seed, desc="replies"
+            )
         finally:
             policy.model.unmerge_adapter()
 
-    def _log_ratios(self, policy: Policy, rows: Sequence[data.Preference], replies: Sequence[str]) -> np.ndarray:
+    def _log_ratios(
+        self, policy: Policy, rows: Sequence[data.Preference], replies: Sequence[str]
+    ) -> np.ndarray:
         if not policy.has_adapter:
             return np.zeros(len(replies))
         answered = PreferenceSet(
-            dataclasses.replace(row, row_id=str(i), responses=(reply,), sources=("policy",), rewards=None, golden=0)
+            dataclasses.replace(
+                row, row_id=str(i), responses=(reply,), sources=("policy",), rewards=None, golden=0
+            )
             for i, (row, reply) in enumerate(zip(rows, replies, strict=True))
         )
         own, _ = training.score(policy, answered)

@@ -26,13 +26,19 @@ class Trained:
         """Read what `Lab.trained` kept."""
         replies = pd.DataFrame(read_json(folder / "replies.json"))
         file = folder / "scores.json"
-        scores = {key: np.array(value) for key, value in read_json(file).items()} if file.exists() else None
+        scores = (
+            {key: np.array(value) for key, value in read_json(file).items()}
+            if file.exists()
+            else None
+        )
         return cls(name, RunRecord.from_json(folder / "record.json"), replies, scores)
 
 
 def all_replies(methods: Sequence[Trained]) -> pd.DataFrame:
     """The replies of several methods as one tidy table with a `policy` column, without the reply text."""
-    parts = [trained.replies.drop(columns="reply").assign(policy=trained.name) for trained in methods]
+    parts = [
+        trained.replies.drop(columns="reply").assign(policy=trained.name) for trained in methods
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -41,7 +47,9 @@ def reply_quality(methods: Sequence[Trained], *, draws: int, seed: int) -> pd.Da
     means = judging.mean_table(
         all_replies(methods), ["words", "reward", "confidence", "log_ratio"], draws=draws, seed=seed
     )
-    texts = judging.text_table({trained.name: list(trained.replies["reply"]) for trained in methods})
+    texts = judging.text_table(
+        {trained.name: list(trained.replies["reply"]) for trained in methods}
+    )
     return means.merge(texts[["policy", "distinct_1", "distinct_2", "duplicates"]], on="policy")
 
 

@@ -22,9 +22,17 @@ def check_at_least(name: str, value: float, low: float) -> None:
 
 
 def check_between(
-    name: str, value: float, low: float, high: float, *, open_low: bool = False, closed_high: bool = False
+    name: str,
+    value: float,
+    low: float,
+    high: float,
+    *,
+    open_low: bool = False,
+    closed_high: bool = False,
 ) -> None:
     check_number(name, value)
-    if not (low < value if open_low else low <= value) or not (value <= high if closed_high else value < high):
+    if not (low < value if open_low else low <= value) or not (
+        value <= high if closed_high else value < high
+    ):
         left, right = "(" if open_low else "[", "]" if closed_high else ")"
         raise ValueError(f"{name}: must lie in {left}{low:g}, {high:g}{right}, got {value}")

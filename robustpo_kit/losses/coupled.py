@@ -8,7 +8,9 @@ from robustpo_kit.losses.pairwise import dpo_gap
 from robustpo_kit.losses.scores import Scores, check_pair, check_vector, log_ratios, softplus
 
 
-def kto(scores: Scores, *, beta: float, weight_chosen: float = 1.0, weight_rejected: float = 1.0) -> Tensor:
+def kto(
+    scores: Scores, *, beta: float, weight_chosen: float = 1.0, weight_rejected: float = 1.0
+) -> Tensor:
     """KTO on pairs: [w_w sigmoid(beta (z - r_w)) + w_l sigmoid(beta (r_l - z))] / 2 (Ethayarajh et al. 2024, Eq. 8).
 
     z = max(0, mean over the batch of `kl_logps - kl_ref_logps`), detached: the KL estimate from mismatched responses.
@@ -62,7 +64,9 @@ class BetaState:
         """Take over `state`; raises ValueError for a missing entry."""
         if missing := [name for name in ("momentum", "mean", "std") if name not in state]:
             raise ValueError(f"state: entry '{missing[0]}' is missing; not a BetaState")
-        self.momentum, self.mean, self.std = (float(state[name]) for name in ("momentum", "mean", "std"))
+        self.momentum, self.mean, self.std = (
+            float(state[name]) for name in ("momentum", "mean", "std")
+        )
 
 
 def beta_dpo(
@@ -96,7 +100,9 @@ def beta_dpo(
     return kept * (len(kept) / kept.sum()) * softplus(-scale * gap)
 
 
-def _gaussian_draw(gaps: Tensor, state: BetaState, keep: float, generator: torch.Generator | None) -> Tensor:
+def _gaussian_draw(
+    gaps: Tensor, state: BetaState, keep: float, generator: torch.Generator | None
+) -> Tensor:
     """1.0 for a share `keep` of the samples, drawn by Gumbel top-k: the weights themselves may underflow."""
     log_weights = -0.5 * ((gaps - state.mean) / max(state.std, 1e-10)) ** 2
     uniform = torch.rand(len(gaps), generator=generator, dtype=torch.float64).to(gaps.device)

@@ -31,9 +31,13 @@ def dpo_pl(scores: Scores, *, beta: float, reduction: str = "sum") -> Tensor:
     order, real = _ranking(scores)
     utility = (beta * log_ratios(scores)).gather(1, order)  # [B, K], best first
     count = utility.shape[1]
-    rest = torch.ones(count, count, dtype=torch.bool, device=utility.device).triu()  # rest[k, j]: j >= k
+    rest = torch.ones(
+        count, count, dtype=torch.bool, device=utility.device
+    ).triu()  # rest[k, j]: j >= k
     lowest = torch.finfo(utility.dtype).min
-    choices = utility[:, None, :].expand(-1, count, -1).masked_fill(~(rest & real[:, None, :]), lowest)  # [B, K, K]
+    choices = (
+        utility[:, None, :].expand(-1, count, -1).masked_fill(~(rest & real[:, None, :]), lowest)
+    )  # [B, K, K]
     terms = torch.where(real, torch.logsumexp(choices, dim=-1) - utility, 0.0)
     total = terms.sum(dim=-1)
     return total / real.sum(dim=-1) if check_reduction(reduction) == "mean" else total
@@ -68,7 +72,9 @@ def lire(scores: Scores, *, temperature: float, reward_transform: str = "none") 
     if reward_transform == "softmax":
         rewards = rewards.masked_fill(~real, -math.inf).softmax(dim=-1)
     elif reward_transform != "none":
-        raise ValueError(f"reward_transform: expected 'none' or 'softmax', got {reward_transform!r}")
+        raise ValueError(
+            f"reward_transform: expected 'none' or 'softmax', got {reward_transform!r}"
+        )
     policy = (column_logps(scores) / temperature).masked_fill(~real, -math.inf).softmax(dim=-1)
     return -(policy * rewards).sum(dim=-1)
 

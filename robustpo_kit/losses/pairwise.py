@@ -49,7 +49,9 @@ def rdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None =
     return ((1 - epsilon) * kept - epsilon * flipped) / (1 - 2 * epsilon)
 
 
-def r_dpo_length(scores: Scores, *, beta: float, alpha: float, margin: Tensor | None = None) -> Tensor:
+def r_dpo_length(
+    scores: Scores, *, beta: float, alpha: float, margin: Tensor | None = None
+) -> Tensor:
     """R-DPO, regularised for length: sp(-(beta D - alpha (n_w - n_l))) (Park et al. 2024). Returns [B]."""
     check_at_least("alpha", alpha, 0.0)
     gap = dpo_gap(scores, beta=beta)
@@ -98,9 +100,13 @@ def simpo(
     gap = simpo_gap(scores, beta=beta)
     if margin is not None:
         if gamma0 is not None or gamma_beta_ratio is not None:
-            raise ValueError("margin: takes the place of gamma0 and gamma_beta_ratio; give only one of the three")
+            raise ValueError(
+                "margin: takes the place of gamma0 and gamma_beta_ratio; give only one of the three"
+            )
         return softplus(target_margin(margin, gap) - gap)
-    return softplus(target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio) - gap)
+    return softplus(
+        target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio) - gap
+    )
 
 
 def cpo(scores: Scores, *, beta: float, lam: float = 1.0, reduction: str = "sum") -> Tensor:
@@ -145,7 +151,9 @@ def simpo_gap(scores: Scores, *, beta: float) -> Tensor:
     return beta * (a[:, 0] - a[:, 1])
 
 
-def target_gamma0(*, beta: float, gamma0: float | None = None, gamma_beta_ratio: float | None = None) -> float:
+def target_gamma0(
+    *, beta: float, gamma0: float | None = None, gamma_beta_ratio: float | None = None
+) -> float:
     """The target margin gamma0 from exactly one of its two published forms; raises ValueError otherwise."""
     if (gamma0 is None) == (gamma_beta_ratio is None):
         raise ValueError(

@@ -79,17 +79,25 @@ def check_scores(scores: Scores, *, columns: int, reference: bool = False) -> No
     if logps.dim() != 2 or logps.shape[0] < 1:
         raise ValueError(f"logps: expected shape [B, K] with B >= 1, got {list(logps.shape)}")
     if logps.shape[1] < columns:
-        raise ValueError(f"logps: this loss needs K >= {columns} responses, got K = {logps.shape[1]}")
+        raise ValueError(
+            f"logps: this loss needs K >= {columns} responses, got K = {logps.shape[1]}"
+        )
     if mask is not None:
         if mask.shape != logps.shape or mask.dtype != torch.bool:
-            raise ValueError(f"mask: expected bool {list(logps.shape)}, got {mask.dtype} {list(mask.shape)}")
+            raise ValueError(
+                f"mask: expected bool {list(logps.shape)}, got {mask.dtype} {list(mask.shape)}"
+            )
         if not bool((mask.sum(dim=-1) >= columns).all() and mask[:, 0].all()):
-            raise ValueError(f"mask: every row needs column 0 and at least {columns} real responses")
+            raise ValueError(
+                f"mask: every row needs column 0 and at least {columns} real responses"
+            )
     _check_field("logps", logps, scores)
     if reference:
         _check_field("ref_logps", scores.ref_logps, scores)
     if scores.lengths is not None and scores.lengths.shape != logps.shape:
-        raise ValueError(f"lengths: expected shape {list(logps.shape)}, got {list(scores.lengths.shape)}")
+        raise ValueError(
+            f"lengths: expected shape {list(logps.shape)}, got {list(scores.lengths.shape)}"
+        )
 
 
 def _check_field(name: str, value: Tensor | None, scores: Scores) -> None:
@@ -97,11 +105,15 @@ def _check_field(name: str, value: Tensor | None, scores: Scores) -> None:
     if value is None:
         raise ValueError(f"{name}: this loss needs it, got None")
     if value.shape != scores.logps.shape:
-        raise ValueError(f"{name}: expected shape {list(scores.logps.shape)} like logps, got {list(value.shape)}")
+        raise ValueError(
+            f"{name}: expected shape {list(scores.logps.shape)} like logps, got {list(value.shape)}"
+        )
     finite = torch.isfinite(value) if scores.mask is None else torch.isfinite(value) | ~scores.mask
     if not bool(finite.all()):
         row, column = (~finite).nonzero()[0].tolist()
-        raise ValueError(f"{name}: not finite at row {row}, column {column} ({float(value[row, column])})")
+        raise ValueError(
+            f"{name}: not finite at row {row}, column {column} ({float(value[row, column])})"
+        )
 
 
 def check_vector(name: str, value: Tensor | None, like: Tensor) -> None:

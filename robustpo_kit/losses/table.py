@@ -8,7 +8,19 @@ from torch import Tensor
 
 from robustpo_kit.losses.coupled import beta_dpo, kto, kto_pair
 from robustpo_kit.losses.listwise import dpo_pl, lire, rrhf, sft
-from robustpo_kit.losses.pairwise import cdpo, cpo, dpo, dpo_gap, exo, ipo, orpo, r_dpo_length, rdpo, simpo, simpo_gap
+from robustpo_kit.losses.pairwise import (
+    cdpo,
+    cpo,
+    dpo,
+    dpo_gap,
+    exo,
+    ipo,
+    orpo,
+    r_dpo_length,
+    rdpo,
+    simpo,
+    simpo_gap,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +38,10 @@ class Base:
     @property
     def options(self) -> tuple[str, ...]:
         """The keywords a spec may give."""
-        return (*(name for name in inspect.signature(self.loss).parameters if name not in SUPPLIED), *self.extra)
+        return (
+            *(name for name in inspect.signature(self.loss).parameters if name not in SUPPLIED),
+            *self.extra,
+        )
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -35,7 +50,13 @@ class Base:
         return tuple(p.name for p in parameters if p.default is p.empty and p.name not in SUPPLIED)
 
 
-SUPPLIED = ("scores", "margin", "state", "generator", "training")  # arguments of losses that the objective fills in
+SUPPLIED = (
+    "scores",
+    "margin",
+    "state",
+    "generator",
+    "training",
+)  # arguments of losses that the objective fills in
 
 
 BASES = {

@@ -23,7 +23,17 @@ AGGREGATOR_OPTIONS = {
 TARGETS = ("gamma0", "gamma_beta_ratio")
 
 
-MARGIN_OPTIONS = (*TARGETS, "tau", "solver", "steps", "center", "capacity", "solve_size", "seed", "parity")
+MARGIN_OPTIONS = (
+    *TARGETS,
+    "tau",
+    "solver",
+    "steps",
+    "center",
+    "capacity",
+    "solve_size",
+    "seed",
+    "parity",
+)
 
 
 LAYERS = (*AGGREGATOR_OPTIONS, "gamma")
@@ -41,7 +51,9 @@ def layer_options(name: str, under_gamma: bool) -> tuple[str, ...]:
 def check_takes_margin(base: str) -> None:
     if BASES[base].gap is None:
         takers = ", ".join(name for name, entry in BASES.items() if entry.gap)
-        raise SpecError(f"gamma({base}): {base} has no target margin on a pairwise reward gap; gamma takes {takers}")
+        raise SpecError(
+            f"gamma({base}): {base} has no target margin on a pairwise reward gap; gamma takes {takers}"
+        )
 
 
 def chosen_options(options: dict[str, Any], *names: str) -> dict[str, Any]:

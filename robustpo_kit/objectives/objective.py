@@ -60,7 +60,11 @@ class Objective:
     @property
     def coupling(self) -> str:
         """ "separable", "log_sum_exp" or "step"; see the class."""
-        if self.margin is not None or BASES[self.base].coupled or self.aggregation.get("normalise_h", "none") != "none":
+        if (
+            self.margin is not None
+            or BASES[self.base].coupled
+            or self.aggregation.get("normalise_h", "none") != "none"
+        ):
             return "step"
         return robust.COUPLING[self.aggregator]
 
@@ -70,7 +74,9 @@ class Objective:
         For parts S and T of a "log_sum_exp" step, grad f(S + T) is the mean of grad f(S) and grad f(T) weighted by
         exp(log_mass), as lam * log-mean-exp (DoRA Eq. 9) is differentiated.
         """
-        return robust.log_mass(loss, count, kind=self.aggregator, lam=self.aggregation.get("lam", 1.0))
+        return robust.log_mass(
+            loss, count, kind=self.aggregator, lam=self.aggregation.get("lam", 1.0)
+        )
 
     @property
     def stateful(self) -> bool:
@@ -90,21 +96,27 @@ class Objective:
     def __repr__(self) -> str:
         return f"<Objective {self.spec}: {self.responses}, {self.coupling}>"
 
-    def step_loss(self, scores: Scores, h: Tensor | None = None, *, training: bool = True) -> StepLoss:
+    def step_loss(
+        self, scores: Scores, h: Tensor | None = None, *, training: bool = True
+    ) -> StepLoss:
         """The loss of a step from the scores of *all* its samples, with h [B] where `needs_h`.
 
         `training=False` reads the gap queue and the moving averages without changing them.
         Raises ValueError that names the field or argument that is missing, misshapen or not finite.
         """
         if self.needs_h and h is None:
-            raise ValueError(f"h: '{self.aggregator}' needs the calibration factor of every sample, got None")
+            raise ValueError(
+                f"h: '{self.aggregator}' needs the calibration factor of every sample, got None"
+            )
         margin = self._margins(scores, training)
         per_sample = self._per_sample(scores, margin, training)
         arguments = {"kind": self.aggregator, **self.aggregation}
         h = h if self.needs_h else None
         loss = robust.aggregate(per_sample, h, **arguments)
         weights = robust.weights(per_sample, h, **arguments)
-        return StepLoss(loss, per_sample, weights, self._metrics(scores, per_sample, weights, h, margin))
+        return StepLoss(
+            loss, per_sample, weights, self._metrics(scores, per_sample, weights, h, margin)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Queue, moving averages and generators as tensors and numbers; empty for stateless objectives."""
@@ -112,7 +124,9 @@ class Objective:
         if self._queue is not None:
             state |= {f"queue.{name}": value for name, value in self._queue.state_dict().items()}
         if self._beta_state is not None:
-            state |= {f"beta.{name}": value for name, value in self._beta_state.state_dict().items()}
+            state |= {
+                f"beta.{name}": value for name, value in self._beta_state.state_dict().items()
+            }
             state["beta.generator"] = self._generator.get_state()
         return state
 
@@ -125,13 +139,17 @@ class Objective:
             self._queue.load_state_dict(_section(state, "queue."))
         if self._beta_state is not None:
             section = _section(state, "beta.")
-            self._generator.set_state(torch.as_tensor(section.pop("generator"), dtype=torch.uint8).cpu())
+            self._generator.set_state(
+                torch.as_tensor(section.pop("generator"), dtype=torch.uint8).cpu()
+            )
             self._beta_state.load_state_dict(section)
 
     def _prepare_margin(self) -> None:
         """The queue and the solver's arguments of a gamma layer; centred by default, except over SimPO."""
         layer, parity = self.margin, self.margin.get("parity")
-        self.gamma0 = losses.target_gamma0(beta=self.options["beta"], **chosen_options(layer, *TARGETS))
+        self.gamma0 = losses.target_gamma0(
+            beta=self.options["beta"], **chosen_options(layer, *TARGETS)
+        )
         sizes = chosen_options(layer, "capacity", "solve_size")
         generator = torch.Generator().manual_seed(_seed(layer))
         self._queue = margins.GapQueue(**sizes, generator=generator, parity=parity)
@@ -146,20 +164,36 @@ class Objective:
             return None
         gaps = BASES[self.base].gap(scores, beta=self.options["beta"]).detach()
         return margins.dynamic_margins(
-            gaps, self._queue, gamma0=self.gamma0, center=self._center, training=training, **self._solver
+            gaps,
+            self._queue,
+            gamma0=self.gamma0,
+            center=self._center,
+            training=training,
+            **self._solver,
         )
 
     def _per_sample(self, scores: Scores, margin: Tensor | None, training: bool) -> Tensor:
-        arguments = chosen_options(self.options, *inspect.signature(BASES[self.base].loss).parameters)
+        arguments = chosen_options(
+            self.options, *inspect.signature(BASES[self.base].loss).parameters
+        )
         if margin is not None:
             arguments["margin"] = margin
         if self._beta_state is not None:
-            arguments |= {"state": self._beta_state, "generator": self._generator, "training": training}
+            arguments |= {
+                "state": self._beta_state,
+                "generator": self._generator,
+                "training": training,
+            }
         return BASES[self.base].loss(scores, **arguments)
 
     @torch.no_grad()
     def _metrics(
-        self, scores: Scores, per_sample: Tensor, weights: Tensor, h: Tensor | None, margin: Tensor | None
+        self,
+        scores: Scores,
+        per_sample: Tensor,
+        weights: Tensor,
+        h: Tensor | None,
+        margin: Tensor | None,
     ) -> dict[str, Tensor]:
         """Scalars of the whole step for the log."""
         found = {
@@ -180,12 +214,18 @@ class Objective:
             found["corr_h_weight"] = _correlation(h, weights)
         if margin is not None:
             total = margin + self.gamma0 if self._center else margin
-            found |= {"gamma_min": total.min(), "gamma_max": total.max(), "margin_mean": total.mean()}
+            found |= {
+                "gamma_min": total.min(),
+                "gamma_max": total.max(),
+                "margin_mean": total.mean(),
+            }
         return {name: value.detach() for name, value in found.items()}
 
     def _implicit(self, scores: Scores) -> Tensor:
         """The policy's own score of each response [B, K]: r_k with a reference, else the mean log-probability."""
-        return scores.logps - scores.ref_logps if self.needs_reference else losses.mean_logps(scores)
+        return (
+            scores.logps - scores.ref_logps if self.needs_reference else losses.mean_logps(scores)
+        )
 
     def _accuracy(self, scores: Scores) -> Tensor:
         """Share of samples whose best response (chosen, or highest reward) has the highest implicit score."""
@@ -194,12 +234,18 @@ class Objective:
         if self.responses == "pair":
             return (implicit[:, 0] > implicit[:, 1]).to(implicit.dtype).mean()
         best = scores.rewards.masked_fill(~real, -math.inf).argmax(dim=-1)
-        return (implicit.masked_fill(~real, -math.inf).argmax(dim=-1) == best).to(implicit.dtype).mean()
+        return (
+            (implicit.masked_fill(~real, -math.inf).argmax(dim=-1) == best)
+            .to(implicit.dtype)
+            .mean()
+        )
 
     def _check_arguments(self) -> None:
         """Run one toy step, so that a bad argument is refused when the objective is built and not an epoch later."""
         logps = torch.tensor([[-2.0, -3.0]], dtype=torch.float64)
-        toy = Scores(logps, logps - 0.5, torch.tensor([[2, 3]]), logps, None, logps[:, 0], logps[:, 0])
+        toy = Scores(
+            logps, logps - 0.5, torch.tensor([[2, 3]]), logps, None, logps[:, 0], logps[:, 0]
+        )
         self.step_loss(toy, torch.ones(1, dtype=torch.float64), training=False)
 
 
@@ -220,7 +266,9 @@ def _refuse_nonsense(objective: Objective) -> None:
 
 
 def _call(name: str, inside: str | None, keywords: dict[str, Any]) -> str:
-    parts = ([inside] if inside else []) + [f"{key}={value!r}" for key, value in sorted(keywords.items())]
+    parts = ([inside] if inside else []) + [
+        f"{key}={value!r}" for key, value in sorted(keywords.items())
+    ]
     return f"{name}({', '.join(parts)})"
 
 
@@ -232,7 +280,9 @@ def _seed(options: dict[str, Any]) -> int:
 
 
 def _section(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
 
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:

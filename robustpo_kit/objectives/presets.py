@@ -35,7 +35,11 @@ _DORA_TABLE_8 = {  # task: base loss, learning rates; UltraFeedback: full fine-t
         ("rrhf(alpha=0.5)", _LIST_RATES),
         ("lire(temperature=1.0)", _LIST_RATES),
     ),
-    "ultrafeedback": (("dpo_pl(beta=0.1)", {}), ("rrhf(alpha=1.0)", {}), ("lire(temperature=2.0)", {})),
+    "ultrafeedback": (
+        ("dpo_pl(beta=0.1)", {}),
+        ("rrhf(alpha=1.0)", {}),
+        ("lire(temperature=2.0)", {}),
+    ),
 }
 
 
@@ -72,7 +76,9 @@ def _presets() -> dict[str, Preset]:
             source = "DoRA Table 8 and App. C.3"
             found[f"{task}/{name}"] = Preset(spec, task, rates, 32, source)
             robust_spec = f"dora({spec}, lam=1.0)"
-            found[f"{task}/dora_{name}"] = Preset(robust_spec, task, rates, 32, f"{source}; lam = 1 from Fig. 5")
+            found[f"{task}/dora_{name}"] = Preset(
+                robust_spec, task, rates, 32, f"{source}; lam = 1 from Fig. 5"
+            )
     for model, (beta, ratio, tau, rate) in _GAMMA_PO_TABLE_7.items():
         base = f"simpo(beta={beta}, gamma_beta_ratio={ratio})"
         layer = f"gamma(simpo(beta={beta}), gamma_beta_ratio={ratio}, tau={tau})"

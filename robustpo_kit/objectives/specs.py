@@ -13,7 +13,13 @@ import difflib
 from typing import Any
 
 from robustpo_kit.losses import BASES
-from robustpo_kit.objectives.layers import LAYERS, TARGETS, SpecError, check_takes_margin, layer_options
+from robustpo_kit.objectives.layers import (
+    LAYERS,
+    TARGETS,
+    SpecError,
+    check_takes_margin,
+    layer_options,
+)
 from robustpo_kit.objectives.objective import Objective
 from robustpo_kit.objectives.presets import PRESETS
 
@@ -31,7 +37,9 @@ def build(spec: str) -> Objective:
     layers = _layers(_parse(spec), spec)
     names = [name for name, _, _ in layers]
     if names[-1] not in BASES:
-        raise SpecError(f"{spec}: '{names[-1]}' needs a base loss inside, such as {names[-1]}(dpo, beta=0.1)")
+        raise SpecError(
+            f"{spec}: '{names[-1]}' needs a base loss inside, such as {names[-1]}(dpo, beta=0.1)"
+        )
     wrappers = names[:-1]
     if wrappers.count("gamma") > 1:
         raise SpecError(f"{spec}: one dynamic margin at most")
@@ -48,7 +56,9 @@ def build(spec: str) -> Objective:
         )
     keywords = _assign(layers, spec)
     aggregator = aggregators[0] if aggregators else "erm"
-    return Objective(names[-1], keywords[names[-1]], aggregator, keywords.get(aggregator), keywords.get("gamma"))
+    return Objective(
+        names[-1], keywords[names[-1]], aggregator, keywords.get(aggregator), keywords.get("gamma")
+    )
 
 
 def _parse(spec: str) -> ast.expr:
@@ -70,10 +80,14 @@ def _layers(node: ast.expr, spec: str) -> list[tuple[str, dict[str, Any], bool]]
     keywords = {}
     for keyword in node.keywords:
         if keyword.arg is None or keyword.arg in keywords:
-            raise SpecError(f"{spec}: '{ast.unparse(keyword)}' in {name}(...) must be a keyword given once")
+            raise SpecError(
+                f"{spec}: '{ast.unparse(keyword)}' in {name}(...) must be a keyword given once"
+            )
         keywords[keyword.arg] = _literal(keyword, spec)
     if name in BASES and node.args:
-        raise SpecError(f"{spec}: the base loss {name} takes keywords only, got {ast.unparse(node.args[0])}")
+        raise SpecError(
+            f"{spec}: the base loss {name} takes keywords only, got {ast.unparse(node.args[0])}"
+        )
     if len(node.args) > 1:
         raise SpecError(f"{spec}: {name}(...) takes one loss, got {len(node.args)}")
     return [(name, keywords, True), *(_layers(node.args[0], spec) if node.args else [])]
@@ -110,13 +124,21 @@ def _assign(layers: list[tuple[str, dict[str, Any], bool]], spec: str) -> dict[s
         for keyword, value in keywords.items():
             homes = [inner for inner in range(level, len(layers)) if keyword in owned[inner]]
             if name in BASES and "gamma" in names and keyword in TARGETS:
-                homes = [names.index("gamma")]  # the margin layer's mean takes the place of SimPO's constant
+                homes = [
+                    names.index("gamma")
+                ]  # the margin layer's mean takes the place of SimPO's constant
             if not homes:
                 accepted = ", ".join(sorted({key for keys in owned[level:] for key in keys}))
-                raise SpecError(f"{spec}: unknown argument '{keyword}'; accepted here: {accepted or 'none'}")
-            if len(homes) > 1 and not (homes[0] == level and all(layers[inner][2] for inner in homes[1:])):
+                raise SpecError(
+                    f"{spec}: unknown argument '{keyword}'; accepted here: {accepted or 'none'}"
+                )
+            if len(homes) > 1 and not (
+                homes[0] == level and all(layers[inner][2] for inner in homes[1:])
+            ):
                 both, inside = (" and ".join(names[home] for home in homes), names[homes[-1]])
-                raise SpecError(f"{spec}: '{keyword}' is an argument of {both}; write {inside}({keyword}=...) inside")
+                raise SpecError(
+                    f"{spec}: '{keyword}' is an argument of {both}; write {inside}({keyword}=...) inside"
+                )
             if keyword in result[names[homes[0]]]:
                 raise SpecError(f"{spec}: '{keyword}' of {names[homes[0]]} is given twice")
             result[names[homes[0]]][keyword] = value

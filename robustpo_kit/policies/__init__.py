@@ -7,7 +7,13 @@ from robustpo_kit.policies.lora import FusedLinear, fuse
 from robustpo_kit.policies.policy import Policy
 from robustpo_kit.policies.probing import use_block_attention
 from robustpo_kit.policies.projection import token_logps, unwrap
-from robustpo_kit.policies.sampling import Reply, SamplingConfig, cut_to_sentence, sample, sample_batch
+from robustpo_kit.policies.sampling import (
+    Reply,
+    SamplingConfig,
+    cut_to_sentence,
+    sample,
+    sample_batch,
+)
 from robustpo_kit.policies.tiny import byte_tokenizer, tiny
 from robustpo_kit.policies.tokens import TokenRow, TokenTable, tokenize
 

@@ -15,7 +15,9 @@ from robustpo_kit.policies.batches import Blocks
 ATTENTION = "robustpo_blocks"  # the name under which transformers finds `block_attention`
 
 
-MATRIX_TOKENS = 512  # the longest block whose attention is computed by matrix products (CPU, half precision)
+MATRIX_TOKENS = (
+    512  # the longest block whose attention is computed by matrix products (CPU, half precision)
+)
 
 
 log = logging.getLogger(__name__)
@@ -64,11 +66,17 @@ def block_attention(
         if softcap is not None:
             parts.append(_capped(q, k, v, mask, scaling, softcap))
         else:
-            parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling))
+            parts.append(
+                F.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling
+                )
+            )
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
-def _matrix_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+def _matrix_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None
+) -> Tensor:
     """Attention by two products of matrices: on CPUs in half precision, and for short blocks, faster than SDPA.
 
     Query heads that share a key head are one matrix, so that keys and values are not repeated. Costs: the probabilities
@@ -77,12 +85,16 @@ def _matrix_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: fl
     """
     heads, length, size = k.shape[1], q.shape[2], q.shape[3]
     groups = q.shape[1] // heads
-    rows = (q[0] * (size**-0.5 if scaling is None else scaling)).reshape(heads, groups * length, size)
+    rows = (q[0] * (size**-0.5 if scaling is None else scaling)).reshape(
+        heads, groups * length, size
+    )
     scores = torch.baddbmm(mask.repeat(groups, 1), rows, k[0].transpose(1, 2))
     return (torch.softmax(scores, dim=-1) @ v[0]).view(q.shape)
 
 
-def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float) -> Tensor:
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float
+) -> Tensor:
     """Gemma-2's attention: cap * tanh(scores / cap) before the mask."""
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap) + mask
@@ -90,16 +102,26 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None
 
 
 def _dense_softcap(
-    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float,
 ) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     k, v = repeat_kv(k, groups), repeat_kv(v, groups)
     if mask is None:
         causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-        mask = causal.tril(k.shape[2] - q.shape[2]) if getattr(module, "is_causal", True) else causal
+        mask = (
+            causal.tril(k.shape[2] - q.shape[2]) if getattr(module, "is_causal", True) else causal
+        )
     if mask.dtype == torch.bool:
         # The lowest number and not -inf: a padded query may look nowhere, and NaN would spread through its values.
-        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, torch.finfo(q.dtype).min)
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
+            ~mask, torch.finfo(q.dtype).min
+        )
     return _capped(q, k, v, mask, scaling, softcap).transpose(1, 2)
 
 
@@ -107,16 +129,30 @@ _compiled_flex: Any = None
 
 
 def _flex(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, scaling: float | None, window: int | None, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Blocks,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     global _compiled_flex
     from torch.nn.attention.flex_attention import flex_attention
 
     if _compiled_flex is None:
-        _compiled_flex = torch.compile(flex_attention, dynamic=True) if q.is_cuda else flex_attention
-    cap = None if softcap is None else (lambda score, _b, _h, _q, _k: softcap * torch.tanh(score / softcap))
+        _compiled_flex = (
+            torch.compile(flex_attention, dynamic=True) if q.is_cuda else flex_attention
+        )
+    cap = (
+        None
+        if softcap is None
+        else (lambda score, _b, _h, _q, _k: softcap * torch.tanh(score / softcap))
+    )
     mask = blocks.flex(window, q.shape[2])
-    out = _compiled_flex(q, k, v, score_mod=cap, block_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+    out = _compiled_flex(
+        q, k, v, score_mod=cap, block_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+    )
     return out.transpose(1, 2)
 
 

@@ -42,10 +42,12 @@ class Blocks:
         key = (index, window, dtype)
         if key not in self._masks:
             block = self.blocks[index]
-            allowed = _allowed(*self._segments(block), self.positions[block.start : block.stop], window)
-            self._masks[key] = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-                ~allowed, float("-inf")
+            allowed = _allowed(
+                *self._segments(block), self.positions[block.start : block.stop], window
             )
+            self._masks[key] = torch.zeros(
+                allowed.shape, dtype=dtype, device=allowed.device
+            ).masked_fill_(~allowed, float("-inf"))
         return self._masks[key]
 
     def flex(self, window: int | None, length: int) -> Any:
@@ -66,7 +68,9 @@ def _allowed(segment: Tensor, index: Tensor, position: Tensor, window: int | Non
     """[L, L] bool: row token may look at column token: an earlier one of its own segment or of the prompt."""
     own = (segment[:, None] == segment[None, :]) | (segment[None, :] == 0)
     allowed = own & (index[:, None] >= index[None, :])
-    if window is not None:  # by position, which restarts with each response, and not by place in the row
+    if (
+        window is not None
+    ):  # by position, which restarts with each response, and not by place in the row
         allowed &= position[:, None] - position[None, :] < window
     return allowed
 
@@ -83,7 +87,9 @@ def _flex_mask(blocks: Blocks, window: int | None, length: int) -> Any:
     position = F.pad(blocks.positions, (0, length - len(blocks.positions)))
 
     def look(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        near = (q >= k) & (number[q] == number[k]) & ((segment[q] == segment[k]) | (segment[k] == 0))
+        near = (
+            (q >= k) & (number[q] == number[k]) & ((segment[q] == segment[k]) | (segment[k] == 0))
+        )
         return near if window is None else near & (position[q] - position[k] < window)
 
     return create_block_mask(look, None, None, length, length, device=str(device))
@@ -116,7 +122,9 @@ class Batch:
         return Batch(**moved)
 
 
-def collate(rows: Sequence[TokenRow], *, layout: str = "shared", kernel: str = "sdpa", pad: int = 0) -> Batch:
+def collate(
+    rows: Sequence[TokenRow], *, layout: str = "shared", kernel: str = "sdpa", pad: int = 0
+) -> Batch:
     """A batch of token rows: `layout="shared"` packs blocks into one row, "separate" pads B * K rows to the longest."""
     if not rows:
         raise ValueError("collate: no rows")
@@ -144,7 +152,9 @@ def _shared(rows: Sequence[TokenRow], k_max: int, kernel: str, pad: int) -> tupl
             owner.extend([b * k_max + k] * (len(response) - skip))
             ids.extend(response[:-1])
             positions.extend(range(len(row.prompt), len(row.prompt) + len(response) - 1))
-        blocks.append(Block(start, len(ids), len(row.prompt), tuple(len(r) - 1 for r in row.responses)))
+        blocks.append(
+            Block(start, len(ids), len(row.prompt), tuple(len(r) - 1 for r in row.responses))
+        )
     position = torch.tensor(positions)
     structure = Blocks(blocks, position, kernel)
     if kernel == "flex":

@@ -45,13 +45,26 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if template is None:
         saved = record.get("template")
-        template = Template(**saved) if saved else Template(kind="chat" if tokenizer.chat_template else "plain")
-    return Policy(on_device(model, device), with_pad(tokenizer), template, {**record, "dtype": dtype})
+        template = (
+            Template(**saved)
+            if saved
+            else Template(kind="chat" if tokenizer.chat_template else "plain")
+        )
+    return Policy(
+        on_device(model, device), with_pad(tokenizer), template, {**record, "dtype": dtype}
+    )
 
 
-def _load_adapter(folder: Path, record: dict, template: Template | None, dtype: str, device: Any) -> Policy:
+def _load_adapter(
+    folder: Path, record: dict, template: Template | None, dtype: str, device: Any
+) -> Policy:
     from peft import PeftModel
 
-    base = load(record["source"], template=template or Template(**record["template"]), dtype=dtype, device=device)
+    base = load(
+        record["source"],
+        template=template or Template(**record["template"]),
+        dtype=dtype,
+        device=device,
+    )
     base.model = fuse(PeftModel.from_pretrained(base.model, folder, is_trainable=True))
     return dataclasses.replace(base, record=record)

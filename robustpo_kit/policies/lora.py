@@ -15,7 +15,9 @@ class _LowRank(torch.autograd.Function):
     """x W^T + b + scale (x A^T) B^T with W and b frozen: x [N, in], A [r, in], B [out, r]."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
         low, high = a.to(x.dtype), b.to(x.dtype)
         inner = x @ low.t()
         ctx.save_for_backward(x, weight, low, high, inner)
@@ -28,7 +30,9 @@ class _LowRank(torch.autograd.Function):
         back = (grad @ high).mul_(ctx.scale)
         grad_x = (grad @ weight).addmm_(back, low) if ctx.needs_input_grad[0] else None
         grad_a = (back.t() @ x).to(ctx.kept) if ctx.needs_input_grad[3] else None
-        grad_b = (grad.t() @ inner).mul_(ctx.scale).to(ctx.kept) if ctx.needs_input_grad[4] else None
+        grad_b = (
+            (grad.t() @ inner).mul_(ctx.scale).to(ctx.kept) if ctx.needs_input_grad[4] else None
+        )
         return grad_x, None, None, grad_a, grad_b, None
 
 
@@ -44,7 +48,9 @@ class FusedLinear(Linear):
             return super().forward(x, *args, **kwargs)
         base, name = self.base_layer, self.active_adapters[0]
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        out = _LowRank.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, self.scaling[name])
+        out = _LowRank.apply(
+            x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, self.scaling[name]
+        )
         return out.view(*x.shape[:-1], out.shape[-1])
 
     def _plain(self, x: Tensor) -> bool:
@@ -57,7 +63,9 @@ class FusedLinear(Linear):
         if self.training and isinstance(dropout, nn.Dropout) and dropout.p:
             return False
         base = self.base_layer
-        frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
+        frozen = not base.weight.requires_grad and (
+            base.bias is None or not base.bias.requires_grad
+        )
         alike = type(base) is nn.Linear and x.dtype == base.weight.dtype
         return frozen and alike and not torch.is_autocast_enabled(x.device.type)
 

@@ -54,7 +54,9 @@ class Policy:
     @property
     def adapter_without_base(self) -> bool:
         """Whether the adapter's base weights, merged or random, lie in no file."""
-        return self.has_adapter and bool(self.record.get("merged") or self.record.get("source") == "tiny")
+        return self.has_adapter and bool(
+            self.record.get("merged") or self.record.get("source") == "tiny"
+        )
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that training changes."""
@@ -94,7 +96,9 @@ class Policy:
         from peft import LoraConfig, get_peft_model
 
         if targets not in TARGETS:
-            raise KitError(f"lora targets: '{targets}' is unknown; choose one of {', '.join(TARGETS)}")
+            raise KitError(
+                f"lora targets: '{targets}' is unknown; choose one of {', '.join(TARGETS)}"
+            )
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=rank,
@@ -104,7 +108,9 @@ class Policy:
             bias="none",
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is going away
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # peft asks transformers by a name that is going away
             torch.manual_seed(seed)
             self.model = fuse(get_peft_model(self.model, config))
         lora = {"targets": targets, "rank": rank, "alpha": config.lora_alpha, "seed": seed}
@@ -117,7 +123,9 @@ class Policy:
             self.model = self.model.merge_and_unload()
             for parameter in self.model.parameters():
                 parameter.requires_grad_(True)
-            self.record = {key: value for key, value in self.record.items() if key != "lora"} | {"merged": True}
+            self.record = {key: value for key, value in self.record.items() if key != "lora"} | {
+                "merged": True
+            }
         return self
 
     def fingerprint(self) -> str:
@@ -128,7 +136,9 @@ class Policy:
                 continue
             value = parameter.detach()
             sample = value.flatten()[:: max(1, value.numel() // 1024)].float().cpu()
-            sums = torch.stack([value.sum(dtype=torch.float64), value.abs().sum(dtype=torch.float64)]).cpu()
+            sums = torch.stack(
+                [value.sum(dtype=torch.float64), value.abs().sum(dtype=torch.float64)]
+            ).cpu()
             plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
             sha.update(f"{plain}{tuple(value.shape)}{value.dtype}".encode())
             sha.update(sample.numpy().tobytes() + sums.numpy().tobytes())
@@ -151,7 +161,11 @@ class Policy:
         temporary.mkdir(parents=True)
         self.model.save_pretrained(temporary, state_dict=whole)
         self.tokenizer.save_pretrained(temporary)
-        record = {**self.record, "template": dataclasses.asdict(self.template), "adapter": self.has_adapter}
+        record = {
+            **self.record,
+            "template": dataclasses.asdict(self.template),
+            "adapter": self.has_adapter,
+        }
         write_json(temporary / RECORD, record)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
@@ -162,7 +176,9 @@ class Policy:
         state = self.model.state_dict()
         if not any(isinstance(value, DTensor) for value in state.values()):
             return None
-        wanted = {name: value for name, value in state.items() if "lora_" in name or not self.has_adapter}
+        wanted = {
+            name: value for name, value in state.items() if "lora_" in name or not self.has_adapter
+        }
         whole = {}
         for name, value in wanted.items():
             value = value.full_tensor() if isinstance(value, DTensor) else value

@@ -26,19 +26,26 @@ def use_block_attention(model: nn.Module) -> bool:
     problem = _probe(core)
     if problem:
         core.set_attn_implementation(before)
-        log.warning("%s: %s; prompts are computed once a response instead", type(core).__name__, problem)
+        log.warning(
+            "%s: %s; prompts are computed once a response instead", type(core).__name__, problem
+        )
         return False
     return True
 
 
 def _probe(core: nn.Module) -> str:
     """Why the architecture cannot share a prefix, or an empty string."""
-    kinds = set(getattr(core.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    kinds = set(getattr(core.config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }
     if kinds:
         return f"layers of kind {', '.join(sorted(kinds))} do not take block masks"
     try:
         core.set_attn_implementation(ATTENTION)
-        batch = collate([TokenRow("probe", (1, 2), ((1, 2), (2, 1)), (0, 0))]).to(next(core.parameters()).device)
+        batch = collate([TokenRow("probe", (1, 2), ((1, 2), (2, 1)), (0, 0))]).to(
+            next(core.parameters()).device
+        )
         training = core.training
         with torch.no_grad():
             core.eval()

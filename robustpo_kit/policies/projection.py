@@ -18,7 +18,13 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, cap: float | None, rows: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        cap: float | None,
+        rows: int,
     ):
         need_h, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         logps = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
@@ -58,7 +64,14 @@ class _TokenLogps(torch.autograd.Function):
             grad_w += residual.T @ hidden[part].float()
             if grad_b is not None:
                 grad_b += residual.sum(0)
-        return grad_h, grad_w.to(weight.dtype), None if grad_b is None else grad_b.to(bias.dtype), None, None, None
+        return (
+            grad_h,
+            grad_w.to(weight.dtype),
+            None if grad_b is None else grad_b.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
 
 
 def _logits(

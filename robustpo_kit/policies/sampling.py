@@ -32,7 +32,13 @@ class Reply:
 
 
 def sample(
-    model: Any, tokenizer: Any, texts: Sequence[str], config: SamplingConfig, *, seed: int, desc: str = "sampling"
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    config: SamplingConfig,
+    *,
+    seed: int,
+    desc: str = "sampling",
 ) -> list[list[Reply]]:
     """Replies [N][samples] to the rendered prompts `texts`; batch b draws from its own stream (seed, b)."""
     batches = range(0, len(texts), config.batch_size)
@@ -44,7 +50,13 @@ def sample(
 
 
 def sample_batch(
-    model: Any, tokenizer: Any, texts: Sequence[str], config: SamplingConfig, *, seed: int, number: int
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    config: SamplingConfig,
+    *,
+    seed: int,
+    number: int,
 ) -> list[list[Reply]]:
     """Replies to one batch; the same model, texts, config, `seed` and `number` give the same replies.
 

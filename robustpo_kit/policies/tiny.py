@@ -36,8 +36,17 @@ def tiny(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    template = template or Template(kind="chat" if getattr(tokenizer, "chat_template", None) else "plain")
-    record = {"source": "tiny", "hidden": hidden, "layers": layers, "heads": heads, "seed": seed, "dtype": "float32"}
+    template = template or Template(
+        kind="chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    )
+    record = {
+        "source": "tiny",
+        "hidden": hidden,
+        "layers": layers,
+        "heads": heads,
+        "seed": seed,
+        "dtype": "float32",
+    }
     return Policy(on_device(model, device), with_pad(tokenizer), template, record)
 
 
@@ -58,5 +67,9 @@ def byte_tokenizer() -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=CHAT_TEMPLATE,
     )

@@ -22,7 +22,9 @@ class TokenRow(NamedTuple):
 
     def lengths(self) -> list[int]:
         """Scored tokens of each response."""
-        return [len(response) - skip for response, skip in zip(self.responses, self.skips, strict=True)]
+        return [
+            len(response) - skip for response, skip in zip(self.responses, self.skips, strict=True)
+        ]
 
     def tokens(self) -> int:
         """Tokens that a shared-prefix block computes: the last token of a response is a target only."""
@@ -35,7 +37,9 @@ class TokenTable:
 
     rows: tuple[TokenRow, ...]
     counts: dict[str, int]
-    mismatched: bool = False  # the last response of each row belongs to another prompt (KTO's KL term)
+    mismatched: bool = (
+        False  # the last response of each row belongs to another prompt (KTO's KL term)
+    )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,13 +71,22 @@ def tokenize(
     unrelated pair of KTO's KL term. Raises KitError naming the row of an empty prompt or response.
     """
     if tokenizer.eos_token_id is None:
-        raise KitError("tokenizer: it has no EOS token; set tokenizer.eos_token so that responses can end")
+        raise KitError(
+            "tokenizer: it has no EOS token; set tokenizer.eos_token so that responses can end"
+        )
     max_response = max_length // 2 if max_response is None else max_response
     if not 0 < max_response < max_length:
-        raise KitError(f"max_response = {max_response} should lie between 1 and max_length - 1 = {max_length - 1}")
-    counts = dict.fromkeys(("rows", "responses", "merged_boundary", "eos_present", "cut_response", "cut_prompt"), 0)
+        raise KitError(
+            f"max_response = {max_response} should lie between 1 and max_length - 1 = {max_length - 1}"
+        )
+    counts = dict.fromkeys(
+        ("rows", "responses", "merged_boundary", "eos_present", "cut_response", "cut_prompt"), 0
+    )
     encode = _encoder(tokenizer, special=getattr(template, "kind", "plain") != "chat")
-    texts = [list(row.responses if columns is None else [row.responses[k] for k in columns]) for row in dataset]
+    texts = [
+        list(row.responses if columns is None else [row.responses[k] for k in columns])
+        for row in dataset
+    ]
     if mismatched:
         firsts = [responses[0] for responses in texts]
         texts = [[*responses, firsts[(i + 1) % len(firsts)]] for i, responses in enumerate(texts)]
@@ -81,12 +94,22 @@ def tokenize(
     for row, responses in zip(dataset, texts, strict=True):
         _refuse_empty(row.row_id, responses)
     prompt_ids = encode(prompts)
-    flat = encode([prompt + text for prompt, responses in zip(prompts, texts, strict=True) for text in responses])
+    flat = encode(
+        [
+            prompt + text
+            for prompt, responses in zip(prompts, texts, strict=True)
+            for text in responses
+        ]
+    )
     rows, cursor = [], 0
     for row, responses, ids in zip(dataset, texts, prompt_ids, strict=True):
         full = flat[cursor : cursor + len(responses)]
         cursor += len(responses)
-        rows.append(_token_row(row.row_id, ids, full, tokenizer.eos_token_id, max_length, max_response, counts))
+        rows.append(
+            _token_row(
+                row.row_id, ids, full, tokenizer.eos_token_id, max_length, max_response, counts
+            )
+        )
     return TokenTable(tuple(rows), counts, mismatched)
 
 
@@ -94,7 +117,9 @@ def _encoder(tokenizer: Any, special: bool) -> Any:
     """Texts -> token ids; with `special`, the tokenizer's BOS but not the EOS that some tokenizers append."""
 
     def encode(texts: list[str]) -> list[list[int]]:
-        ids = tokenizer(texts, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
+        ids = tokenizer(texts, add_special_tokens=special, truncation=False, verbose=False)[
+            "input_ids"
+        ]
         ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
         if special and tokenizer("", add_special_tokens=True)["input_ids"][-1:] and len(ids) > 0:
             appended = tokenizer("", add_special_tokens=True)["input_ids"][-1] in ends
@@ -122,18 +147,24 @@ def _token_row(
     counts: dict[str, int],
 ) -> TokenRow:
     if not prompt:
-        raise KitError(f"row {row_id}: the prompt has no token; give it text, or a template or tokenizer with a BOS")
+        raise KitError(
+            f"row {row_id}: the prompt has no token; give it text, or a template or tokenizer with a BOS"
+        )
     starts = [_common_prefix(prompt, ids) for ids in full]
     shared = min(starts)
     if shared == 0:
-        raise KitError(f"row {row_id}: prompt and response share no token; use a template that separates them")
+        raise KitError(
+            f"row {row_id}: prompt and response share no token; use a template that separates them"
+        )
     responses = []
     for k, (ids, start) in enumerate(zip(full, starts, strict=True)):
         end = len(ids)
         while end > start and ids[end - 1] == eos:
             end -= 1
         if end == start:
-            raise KitError(f"row {row_id}: response {k} is only an end-of-sequence token; drop the row or give it text")
+            raise KitError(
+                f"row {row_id}: response {k} is only an end-of-sequence token; drop the row or give it text"
+            )
         counts["eos_present"] += end < len(ids)
         counts["merged_boundary"] += start < len(prompt)
         scored = [*ids[start:end], eos]
@@ -148,7 +179,9 @@ def _token_row(
         counts["cut_prompt"] += 1
     counts["rows"] += 1
     counts["responses"] += len(responses)
-    return TokenRow(row_id, tuple(kept), tuple(responses), tuple(start - shared for start in starts))
+    return TokenRow(
+        row_id, tuple(kept), tuple(responses), tuple(start - shared for start in starts)
+    )
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

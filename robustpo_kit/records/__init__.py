@@ -1,15 +1,35 @@
 """How anything is written: whole or not at all, with its origin, its progress, and the key of its code."""
 
 from robustpo_kit.records.digests import digest, file_digest
-from robustpo_kit.records.files import atomic_write, read_json, write_json, write_text
-from robustpo_kit.records.freshness import UnknownModuleError, closure, code_key, imported_modules, key_of_function
+from robustpo_kit.records.files import (
+    atomic_folder,
+    atomic_write,
+    read_json,
+    write_json,
+    write_text,
+)
+from robustpo_kit.records.freshness import (
+    UnknownModuleError,
+    closure,
+    code_key,
+    imported_modules,
+    key_of_function,
+)
 from robustpo_kit.records.machine import cores, device_name
 from robustpo_kit.records.progress import progress
-from robustpo_kit.records.provenance import RunRecord, git_revision, provenance, versions, write_table
+from robustpo_kit.records.provenance import (
+    RunRecord,
+    git_revision,
+    provenance,
+    versions,
+    write_table,
+)
+from robustpo_kit.records.streams import stream, stream_seed, torch_stream
 
 __all__ = [
     "RunRecord",
     "UnknownModuleError",
+    "atomic_folder",
     "atomic_write",
     "closure",
     "code_key",
@@ -23,6 +43,9 @@ __all__ = [
     "progress",
     "provenance",
     "read_json",
+    "stream",
+    "stream_seed",
+    "torch_stream",
     "versions",
     "write_json",
     "write_table",

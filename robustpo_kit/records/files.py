@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,41 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `folder`; on success it takes the place of `folder`, on failure it goes.
+
+    What stood in `folder` goes only once the new one is complete. Leftovers of processes that were killed on this
+    machine are removed.
+    """
+    folder = Path(folder)
+    prefix = f".{folder.name}.{platform.node()}-"
+    temporary = folder.with_name(f"{prefix}{os.getpid()}.tmp")
+    for left in folder.parent.glob(f"{prefix}*.tmp"):
+        if left == temporary or not _alive(int(left.stem.removeprefix(prefix))):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    before = temporary.with_suffix(".old")
+    try:
+        yield temporary
+        if folder.exists():
+            os.replace(folder, before)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -82,7 +82,9 @@ def _imported(module: str, name: str, alias: str, tree: ast.Module) -> set[str]:
     room = f"{module}.{name}"
     if module_file(room).name != "__init__.py":
         return {room}
-    attributes = [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and _names(n.value, alias)]
+    attributes = [
+        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and _names(n.value, alias)
+    ]
     mentions = sum(_names(node, alias) for node in ast.walk(tree))
     if len(attributes) < mentions or not attributes:  # handed on as a whole
         return _modules_of(room)
@@ -111,7 +113,9 @@ def _modules_of(module: str) -> set[str]:
     file = module_file(module)
     if file.name != "__init__.py":
         return {module}
-    return {module} | {_source(*origin) for origin in _bindings(file).values() if origin is not None}
+    return {module} | {
+        _source(*origin) for origin in _bindings(file).values() if origin is not None
+    }
 
 
 def _is_module(name: str) -> bool:
@@ -126,7 +130,9 @@ def _bindings(door: Path) -> dict[str, tuple[str, str] | None]:
     bound: dict[str, tuple[str, str] | None] = {}
     for node in ast.parse(door.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == KIT:
-            bound |= {alias.asname or alias.name: (str(node.module), alias.name) for alias in node.names}
+            bound |= {
+                alias.asname or alias.name: (str(node.module), alias.name) for alias in node.names
+            }
         elif isinstance(node, ast.Assign):
             bound |= {target.id: None for target in node.targets if isinstance(target, ast.Name)}
     return bound
@@ -148,4 +154,8 @@ def _tree_digest_at(path: Path, _size: int, _modified: int) -> str:
 
 
 def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

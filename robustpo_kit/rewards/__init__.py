@@ -5,7 +5,12 @@ prompt, matched in length, and the human pairs of the data. So neither source no
 """
 
 from robustpo_kit.rewards.models import RewardModel, bradley_terry, fit_reward_model
-from robustpo_kit.rewards.pairs import RankedPair, pairs_across_sources, replies_elsewhere, training_pairs
+from robustpo_kit.rewards.pairs import (
+    RankedPair,
+    pairs_across_sources,
+    replies_elsewhere,
+    training_pairs,
+)
 from robustpo_kit.rewards.tables import accuracy_table, correlation_table
 
 __all__ = [

@@ -17,7 +17,14 @@ from torch import Tensor
 from robustpo_kit import encoders
 from robustpo_kit.calibration import fit_temperature
 from robustpo_kit.data import PreferenceSet
-from robustpo_kit.encoders import DEFAULT_FINE_TUNE, Encoder, FineTune, LinearScorer, Pair, PairScorer
+from robustpo_kit.encoders import (
+    DEFAULT_FINE_TUNE,
+    Encoder,
+    FineTune,
+    LinearScorer,
+    Pair,
+    PairScorer,
+)
 from robustpo_kit.rewards.pairs import DIRECT, RankedPair, pairs_across_sources, training_pairs
 from robustpo_kit.rewards.tables import accuracy_table
 
@@ -34,9 +41,7 @@ class RewardModel:
     temperature: float  # scores are divided by it; fitted on the held-out training-kind pairs
     scale: float  # sd of the scores of replies to their own prompts, held out
     log_words: tuple[float, float]  # mean and sd of log(1 + words) of the same replies
-    length_slope: (
-        float  # sds of score for one sd of log length among replies of one source: the model's own length bias
-    )
+    length_slope: float  # sds of score for one sd of log length among replies of one source: the model's own length bias
     trained_rows: frozenset[str]
     held_out: pd.DataFrame  # row_id, group, kind, trained_kind, difference (score units), gap_words
     config: dict[str, Any]
@@ -54,23 +59,35 @@ class RewardModel:
         Raises ValueError when a row id was trained on.
         """
         if len(prompts) != len(responses):
-            raise ValueError(f"prompts, responses: {len(prompts)} and {len(responses)}; equally many are expected")
+            raise ValueError(
+                f"prompts, responses: {len(prompts)} and {len(responses)}; equally many are expected"
+            )
         seen = self.trained_rows.intersection(row_ids or ())
         if seen:
-            raise ValueError(f"row_ids: '{min(seen)}' ({len(seen)} in all) was trained on; score rows of another split")
+            raise ValueError(
+                f"row_ids: '{min(seen)}' ({len(seen)} in all) was trained on; score rows of another split"
+            )
         pairs = list(zip(prompts, responses, strict=True))
         scores = _raw_scores(self.model, self.encoder, pairs) / self.temperature
-        return scores + length_bias(responses, bias=bias * self.scale, log_words=self.log_words) if bias else scores
+        return (
+            scores + length_bias(responses, bias=bias * self.scale, log_words=self.log_words)
+            if bias
+            else scores
+        )
 
     def score_set(self, preferences: PreferenceSet, *, bias: float = 0.0) -> np.ndarray:
         """Scores [N, K]; raises ValueError where a row was trained on or K differs between rows."""
         counts = {len(row.responses) for row in preferences}
         if len(counts) != 1:
-            raise ValueError(f"preferences: rows of {sorted(counts)} responses; equally many in every row are expected")
+            raise ValueError(
+                f"preferences: rows of {sorted(counts)} responses; equally many in every row are expected"
+            )
         prompts = [row.prompt for row in preferences for _ in row.responses]
         responses = [response for row in preferences for response in row.responses]
         row_ids = [row.row_id for row in preferences]
-        return self.score(prompts, responses, bias=bias, row_ids=row_ids).reshape(len(preferences), -1)
+        return self.score(prompts, responses, bias=bias, row_ids=row_ids).reshape(
+            len(preferences), -1
+        )
 
     def compare(self, pairs: Sequence[RankedPair], *, bias: float = 0.0) -> pd.DataFrame:
         """Score differences of ranked pairs: row_id, group, kind, difference, gap_words (words of better - worse)."""
@@ -97,7 +114,9 @@ class RewardModel:
             "config": self.config,
         }
         state = self.model.trained_state()
-        encoders.save_bundle(Path(folder), "reward", state, about, self.encoder, {"held_out": self.held_out})
+        encoders.save_bundle(
+            Path(folder), "reward", state, about, self.encoder, {"held_out": self.held_out}
+        )
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder | None = None) -> "RewardModel":
@@ -140,7 +159,9 @@ def fit_reward_model(
     train, test = _split(preferences, held_out, seed)
     pairs = training_pairs(train, seed=seed, direct=direct)
     if not pairs:
-        raise ValueError("preferences: no pair to train on; two prompts with replies of one source are needed")
+        raise ValueError(
+            "preferences: no pair to train on; two prompts with replies of one source are needed"
+        )
     model = _fit(pairs, encoder, features, penalty, fine_tune, seed)
     config = {
         "direct": [list(pair) for pair in direct],
@@ -152,34 +173,49 @@ def fit_reward_model(
         "pairs": len(pairs),
     }
     trained = frozenset(row.row_id for row in train) if features != "cosine" else frozenset()
-    raw = RewardModel(features, encoder, model, 1.0, 1.0, (0.0, 1.0), 0.0, trained, pd.DataFrame(), config)
+    raw = RewardModel(
+        features, encoder, model, 1.0, 1.0, (0.0, 1.0), 0.0, trained, pd.DataFrame(), config
+    )
     return _with_held_out(raw, test, direct, seed)
 
 
-def _split(preferences: PreferenceSet, held_out: float, seed: int) -> tuple[PreferenceSet, PreferenceSet]:
+def _split(
+    preferences: PreferenceSet, held_out: float, seed: int
+) -> tuple[PreferenceSet, PreferenceSet]:
     """Training and held-out rows, whole groups."""
     if not 0 < held_out < 1:
         raise ValueError(f"held_out = {held_out}: a share between 0 and 1 is expected")
     names, codes = np.unique([row.group for row in preferences], return_inverse=True)
     count = round(held_out * len(names))
     if min(count, len(names) - count) < 2:
-        raise ValueError(f"held_out = {held_out}: {len(names)} groups are too few to keep two on each side")
+        raise ValueError(
+            f"held_out = {held_out}: {len(names)} groups are too few to keep two on each side"
+        )
     kept = np.isin(codes, np.random.default_rng(seed).permutation(len(names))[:count])
     return preferences.select(np.flatnonzero(~kept)), preferences.select(np.flatnonzero(kept))
 
 
 def _fit(
-    pairs: Sequence[RankedPair], encoder: Encoder, features: str, penalty: float, config: FineTune, seed: int
+    pairs: Sequence[RankedPair],
+    encoder: Encoder,
+    features: str,
+    penalty: float,
+    config: FineTune,
+    seed: int,
 ) -> LinearScorer | PairScorer:
     if features == "cosine":
         return LinearScorer(np.eye(1, encoder.width + 1)[0])
     better, worse = [(p.prompt, p.better) for p in pairs], [(p.prompt, p.worse) for p in pairs]
     if features == "frozen":
-        difference = encoders.relevance_features(encoder, better) - encoders.relevance_features(encoder, worse)
+        difference = encoders.relevance_features(encoder, better) - encoders.relevance_features(
+            encoder, worse
+        )
         return encoders.fit_logistic(difference, np.ones(len(pairs)), penalty, intercept=False)
     examples = list(zip(better, worse, strict=True))
     targets = np.ones(len(pairs))
-    return encoders.fine_tune(encoder, examples, targets, bradley_terry, config, seed=seed, desc="reward model")
+    return encoders.fine_tune(
+        encoder, examples, targets, bradley_terry, config, seed=seed, desc="reward model"
+    )
 
 
 def bradley_terry(scores: Tensor, targets: Tensor) -> Tensor:
@@ -187,7 +223,9 @@ def bradley_terry(scores: Tensor, targets: Tensor) -> Tensor:
     return torch.nn.functional.softplus(scores[:, 1] - scores[:, 0]).mul(targets).mean()
 
 
-def _with_held_out(raw: RewardModel, test: PreferenceSet, direct: Sequence[tuple[str, str]], seed: int) -> RewardModel:
+def _with_held_out(
+    raw: RewardModel, test: PreferenceSet, direct: Sequence[tuple[str, str]], seed: int
+) -> RewardModel:
     """`raw` with its temperature, scale and held-out comparisons."""
     trained_kind = training_pairs(test, seed=seed, direct=direct)
     across = pairs_across_sources(test, seed=seed)
@@ -200,7 +238,9 @@ def _with_held_out(raw: RewardModel, test: PreferenceSet, direct: Sequence[tuple
     scores = _raw_scores(raw.model, raw.encoder, replies) / temperature
     log_words = np.log1p([len(reply.split()) for _, reply in replies])
     scale, spread = float(scores.std()) or 1.0, float(log_words.std()) or 1.0
-    slope = _slope_within(log_words / spread, scores / scale, [source for row in test for source in row.sources])
+    slope = _slope_within(
+        log_words / spread, scores / scale, [source for row in test for source in row.sources]
+    )
     return dataclasses.replace(
         raw,
         temperature=temperature,
@@ -219,13 +259,17 @@ def _slope_within(x: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> float:
     return float(centred["x"] @ centred["y"]) / power if power > 0 else 0.0
 
 
-def _raw_scores(model: LinearScorer | PairScorer, encoder: Encoder, pairs: Sequence[Pair]) -> np.ndarray:
+def _raw_scores(
+    model: LinearScorer | PairScorer, encoder: Encoder, pairs: Sequence[Pair]
+) -> np.ndarray:
     if isinstance(model, LinearScorer):
         return model(encoders.relevance_features(encoder, pairs))
     return encoders.score_pairs(model, encoder, pairs)
 
 
-def length_bias(responses: Sequence[str], *, bias: float, log_words: tuple[float, float]) -> np.ndarray:
+def length_bias(
+    responses: Sequence[str], *, bias: float, log_words: tuple[float, float]
+) -> np.ndarray:
     """[N] bias * (log(1 + words) - mean) / sd: what a length-biased reward adds."""
     mean, sd = log_words
     return bias * (np.log1p([len(response.split()) for response in responses]) - mean) / sd

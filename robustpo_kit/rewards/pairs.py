@@ -8,7 +8,11 @@ import numpy as np
 from robustpo_kit.data import PreferenceSet
 
 # Pairs that the data sets themselves rank, both sides from one kind of writer.
-DIRECT = (("human_correct", "human_wrong"), ("human_matched", "human_mismatched"), ("chosen", "rejected"))
+DIRECT = (
+    ("human_correct", "human_wrong"),
+    ("human_matched", "human_mismatched"),
+    ("chosen", "rejected"),
+)
 
 
 OFF_PROMPT = ("human_mismatched",)  # sources that answer another prompt already
@@ -54,11 +58,19 @@ def pairs_across_sources(preferences: PreferenceSet, *, seed: int) -> list[Ranke
     for row, elsewhere in zip(preferences, others, strict=True):
         if row.golden is None:
             continue
-        golden, reply, away = row.sources[row.golden], row.responses[row.golden], elsewhere[row.golden]
+        golden, reply, away = (
+            row.sources[row.golden],
+            row.responses[row.golden],
+            elsewhere[row.golden],
+        )
         for source, response in zip(row.sources, row.responses, strict=True):
             if source == golden or source in OFF_PROMPT or (golden, source) in DIRECT:
                 continue
-            pairs.append(RankedPair(row.row_id, row.group, f"{golden} > {source}", row.prompt, reply, response))
+            pairs.append(
+                RankedPair(
+                    row.row_id, row.group, f"{golden} > {source}", row.prompt, reply, response
+                )
+            )
             if away is not None:
                 kind = f"{source} > {golden}{ELSEWHERE}"
                 pairs.append(RankedPair(row.row_id, row.group, kind, row.prompt, response, away))
@@ -67,7 +79,14 @@ def pairs_across_sources(preferences: PreferenceSet, *, seed: int) -> list[Ranke
 
 def _direct_pairs(row: Any, direct: Sequence[tuple[str, str]]) -> list[RankedPair]:
     return [
-        RankedPair(row.row_id, row.group, f"{better} > {worse}", row.prompt, row.responses[i], row.responses[j])
+        RankedPair(
+            row.row_id,
+            row.group,
+            f"{better} > {worse}",
+            row.prompt,
+            row.responses[i],
+            row.responses[j],
+        )
         for better, worse in direct
         for i, first in enumerate(row.sources)
         for j, second in enumerate(row.sources)
@@ -75,7 +94,9 @@ def _direct_pairs(row: Any, direct: Sequence[tuple[str, str]]) -> list[RankedPai
     ]
 
 
-def replies_elsewhere(preferences: PreferenceSet, *, seed: int, among: int = 8) -> list[list[str | None]]:
+def replies_elsewhere(
+    preferences: PreferenceSet, *, seed: int, among: int = 8
+) -> list[list[str | None]]:
     """[N][K] for every reply one of the same source to another group, drawn from the `among` nearest in word count.
 
     None where the source has no other text in another group.

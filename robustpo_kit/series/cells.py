@@ -14,7 +14,10 @@ def cells(path: Path) -> list[tuple[str, str, list[str]]]:
     import jupytext
 
     found = jupytext.read(path).cells
-    return [(cell.cell_type, cell.source.strip(), sorted(cell.metadata.get("tags", []))) for cell in found]
+    return [
+        (cell.cell_type, cell.source.strip(), sorted(cell.metadata.get("tags", [])))
+        for cell in found
+    ]
 
 
 def text_in_step(text: Path, notebook: Path) -> bool:
@@ -30,8 +33,16 @@ def source_key(path: Path, values: dict[str, Any], profile: str) -> str:
     """Hash of a notebook's cells (not its outputs), parameters, settings, kit modules that it imports and kit data."""
     content = cells(path)
     code = "\n".join(source for kind, source, _ in content if kind == "code")
-    parts: list[Any] = [content, values, dataclasses.asdict(profiles.get(profile, values.get("overrides")))]
+    parts: list[Any] = [
+        content,
+        values,
+        dataclasses.asdict(profiles.get(profile, values.get("overrides"))),
+    ]
     # profiles.py is left out: the settings themselves are in, and the others' settings do not matter here.
     parts.append(code_key(*imported_modules(code), without=["robustpo_kit.profiles"]))
-    parts += [[path.name, file_digest(path)] for path in sorted(paths.SYNTHETIC.glob("*")) if path.is_file()]
+    parts += [
+        [path.name, file_digest(path)]
+        for path in sorted(paths.SYNTHETIC.glob("*"))
+        if path.is_file()
+    ]
     return digest(parts, length=16)

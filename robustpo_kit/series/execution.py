@@ -25,7 +25,10 @@ def execute(task_file: Path) -> int:
 
     task = records.read_json(task_file)
     _die_with(task["runner"])
-    with tempfile.TemporaryDirectory(prefix="nb") as private, open(task["log"], "a", encoding="utf-8") as log:
+    with (
+        tempfile.TemporaryDirectory(prefix="nb") as private,
+        open(task["log"], "a", encoding="utf-8") as log,
+    ):
         try:
             papermill.execute_notebook(
                 task["source"],
@@ -40,8 +43,17 @@ def execute(task_file: Path) -> int:
                 config=Config(kernel_transport(private)),
             )
         except papermill.PapermillExecutionError as error:
-            said, failure = str(error), f"In [{error.exec_count}]: {error.ename}: {_first_line(error.evalue)}"
-        except (PapermillException, CellTimeoutError, DeadKernelError, RuntimeError, ValueError) as error:
+            said, failure = (
+                str(error),
+                f"In [{error.exec_count}]: {error.ename}: {_first_line(error.evalue)}",
+            )
+        except (
+            PapermillException,
+            CellTimeoutError,
+            DeadKernelError,
+            RuntimeError,
+            ValueError,
+        ) as error:
             said, failure = str(error), f"{type(error).__name__}: {_first_line(str(error))}"
         else:
             return 0

@@ -25,6 +25,11 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 
+def needs_of(number: str) -> tuple[str, ...]:
+    """Numbers of the notebooks whose results notebook `number` reads."""
+    return NEEDS.get(number, ())
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """One invocation of the runner."""
@@ -32,11 +37,15 @@ class Plan:
     profile: str
     seed: int = 0
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings of the profile
-    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)  # further notebook parameters
+    parameters: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # further notebook parameters
     only: tuple[str, ...] = ()  # numbers; empty = all
     resume: bool = False  # keep notebooks that are ok and whose inputs have not changed
     time_limit: float = 3600.0  # seconds a notebook
-    slots: tuple[str | None, ...] = (None,)  # one notebook at a time a slot; a slot names its CUDA_VISIBLE_DEVICES
+    slots: tuple[str | None, ...] = (
+        None,
+    )  # one notebook at a time a slot; a slot names its CUDA_VISIBLE_DEVICES
     notebooks: Path = dataclasses.field(default_factory=lambda: paths.NOTEBOOKS)
 
     @property
@@ -71,7 +80,9 @@ def sources(folder: Path) -> dict[str, Path]:
         raise KitError(f"{paths.show(folder)}: no notebook named NN_name.ipynb")
     undeclared = sorted(set(found) - set(NEEDS))
     if undeclared:
-        raise KitError(f"{found[undeclared[0]].name}: its needs are not declared; add it to NEEDS in series.py")
+        raise KitError(
+            f"{found[undeclared[0]].name}: its needs are not declared; add it to NEEDS in series/plan.py"
+        )
     return found
 
 
@@ -80,10 +91,10 @@ def in_order(numbers: list[str]) -> list[str]:
     done: list[str] = []
     waiting = sorted(numbers)
     while waiting:
-        ready = next((n for n in waiting if not set(NEEDS[n]) & set(waiting)), None)
+        ready = next((n for n in waiting if not set(needs_of(n)) & set(waiting)), None)
         if ready is None:
             raise KitError(
-                f"series: notebooks {', '.join(waiting)} need each other in a circle; see NEEDS in series.py"
+                f"series: notebooks {', '.join(waiting)} need each other in a circle; see NEEDS in series/plan.py"
             )
         waiting.remove(ready)
         done.append(ready)
@@ -96,12 +107,20 @@ def check(plan: Plan) -> dict[str, Path]:
     known = sources(plan.notebooks)
     for number in plan.only:
         if number not in known:
-            raise KitError(f"--only: there is no notebook {number}; choose among {', '.join(known)}")
-    chosen = {number: known[number] for number in in_order(list(known)) if not plan.only or number in plan.only}
+            raise KitError(
+                f"--only: there is no notebook {number}; choose among {', '.join(known)}"
+            )
+    chosen = {
+        number: known[number]
+        for number in in_order(list(known))
+        if not plan.only or number in plan.only
+    }
     for path in chosen.values():
         _check_parameters(path, plan)
     for number in chosen if plan.only else ():
-        missing = [need for need in NEEDS[number] if need not in chosen and not _was_ok(plan, need)]
+        missing = [
+            need for need in needs_of(number) if need not in chosen and not _was_ok(plan, need)
+        ]
         if missing:
             numbers = ",".join(sorted({*plan.only, *missing}))
             raise KitError(
@@ -118,7 +137,9 @@ def _check_parameters(path: Path, plan: Plan) -> None:
     known = inspect_notebook(path)
     for name in parameters(plan):
         if name not in known:
-            raise KitError(f"{path.name}: parameter '{name}' is unknown; it has {', '.join(known) or 'none'}")
+            raise KitError(
+                f"{path.name}: parameter '{name}' is unknown; it has {', '.join(known) or 'none'}"
+            )
 
 
 def parameters(plan: Plan) -> dict[str, Any]:
@@ -126,7 +147,11 @@ def parameters(plan: Plan) -> dict[str, Any]:
     for name in ("profile", "seed", "overrides"):
         if name in plan.parameters:
             raise KitError(f"-P {name}: use --profile, --seed or --set instead")
-    values = {"profile": plan.profile, "seed": plan.seed, "overrides": plan.overrides} | plan.parameters
+    values = {
+        "profile": plan.profile,
+        "seed": plan.seed,
+        "overrides": plan.overrides,
+    } | plan.parameters
     try:
         return json.loads(json.dumps(values))
     except TypeError as error:
@@ -135,7 +160,7 @@ def parameters(plan: Plan) -> dict[str, Any]:
 
 def plan_key(plan: Plan, path: Path) -> str:
     """`source_key` and the states of the notebooks before: when one of those ran again, this one must too."""
-    before = [state_file(plan, need) for need in NEEDS[path.name[:2]]]
+    before = [state_file(plan, need) for need in needs_of(path.name[:2])]
     parts = [source_key(path, parameters(plan), plan.profile)]
     parts += [file_digest(state) if state.exists() else "" for state in before]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -147,7 +172,11 @@ def state_file(plan: Plan, number: str) -> Path:
 
 def _was_ok(plan: Plan, number: str) -> bool:
     state = state_file(plan, number)
-    return state.exists() and records.read_json(state)["status"] == "ok" and done_file(plan.profile, number).exists()
+    return (
+        state.exists()
+        and records.read_json(state)["status"] == "ok"
+        and done_file(plan.profile, number).exists()
+    )
 
 
 def kept_result(plan: Plan, path: Path, key: str) -> Result | None:

@@ -16,7 +16,7 @@ from robustpo_kit.errors import KitError
 from robustpo_kit.notebook import kernel_environment
 from robustpo_kit.series.cells import source_key, text_in_step
 from robustpo_kit.series.execution import kernel_transport
-from robustpo_kit.series.plan import NEEDS
+from robustpo_kit.series.plan import needs_of
 
 CELL_SECONDS = 300  # nbval gives a cell as long
 
@@ -24,7 +24,9 @@ CELL_SECONDS = 300  # nbval gives a cell as long
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def refresh(*, only: list[str] | None = None, everything: bool = False, folder: Path | None = None) -> list[str]:
+def refresh(
+    *, only: list[str] | None = None, everything: bool = False, folder: Path | None = None
+) -> list[str]:
     """Execute the text notebooks that changed and write their .ipynb; returns the names of those executed.
 
     A notebook has changed when its cells, the modules it imports, the committed data it may read or a notebook before
@@ -35,14 +37,16 @@ def refresh(*, only: list[str] | None = None, everything: bool = False, folder: 
     sources = sorted((folder / "text").glob("[0-9][0-9]_*.py"))
     unknown = sorted(set(only or []) - {source.name[:2] for source in sources})
     if unknown:
-        raise KitError(f"notebooks: there is no {unknown[0]}; choose among {', '.join(s.name[:2] for s in sources)}")
+        raise KitError(
+            f"notebooks: there is no {unknown[0]}; choose among {', '.join(s.name[:2] for s in sources)}"
+        )
     stamp_path = paths.RUNS / "smoke" / "refresh.json"
     stamps = records.read_json(stamp_path) if stamp_path.exists() else {}
     keys: dict[str, str] = {}
     executed = []
     for source in sources:
         number, target = source.name[:2], folder / f"{source.stem}.ipynb"
-        keys[number] = _key(source, [keys.get(need, "") for need in NEEDS.get(number, ())])
+        keys[number] = _key(source, [keys.get(need, "") for need in needs_of(number)])
         current = stamps.get(target.name) == keys[number] and text_in_step(source, target)
         if (only and number not in only) or (current and not everything):
             continue
@@ -120,6 +124,8 @@ def write_notebook(notebook: Any, target: Path) -> None:
 def _key(source: Path, needs: list[str]) -> str:
     """Hash of all that decides a stored notebook, the committed results it shows included."""
     parts = [source_key(source, {}, "smoke"), sys.version.split()[0], *needs]
-    committed = sorted((paths.RESULTS / "reference").glob("*.csv")) + sorted((paths.RESULTS / "gpu").glob("*.csv"))
+    committed = sorted((paths.RESULTS / "reference").glob("*.csv")) + sorted(
+        (paths.RESULTS / "gpu").glob("*.csv")
+    )
     parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in committed]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

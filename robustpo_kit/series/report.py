@@ -17,11 +17,19 @@ from robustpo_kit.series.plan import (
 def report_run(plan: Plan, results: list[Result], began: float) -> None:
     """Write manifest.json and index.md of this run and print where they are."""
     manifest = records.provenance(profiles.get(plan.profile, plan.overrides), plan.seed, began)
-    manifest |= {"schema": 1, "profile": plan.profile, "parameters": parameters(plan), "began": began}
+    manifest |= {
+        "schema": 1,
+        "profile": plan.profile,
+        "parameters": parameters(plan),
+        "began": began,
+    }
     manifest["notebooks"] = [dataclasses.asdict(result) for result in results]
     records.write_json(plan.work / "manifest.json", manifest)
     records.write_text(plan.work / "index.md", index(plan, results))
-    counts = {status: sum(r.status == status for r in results) for status in ("ok", "failed", "incomplete", "skipped")}
+    counts = {
+        status: sum(r.status == status for r in results)
+        for status in ("ok", "failed", "incomplete", "skipped")
+    }
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     minutes = (time.time() - began) / 60
     say(f"{said}; {minutes:.1f} min; {paths.show(plan.work / 'index.md')} says what ran")
@@ -54,11 +62,18 @@ def publish(profile: str) -> list[str]:
     bad = [entry["name"] for entry in manifest["notebooks"] if entry["status"] != "ok"]
     missing = set(sources(paths.NOTEBOOKS)) - {entry["name"][:2] for entry in manifest["notebooks"]}
     if bad or missing:
-        raise KitError(f"publish: not every notebook was ok under {profile} ({', '.join(bad or sorted(missing))})")
+        raise KitError(
+            f"publish: not every notebook was ok under {profile} ({', '.join(bad or sorted(missing))})"
+        )
     if profile == "smoke":
-        raise KitError("publish: smoke results come from random models; publish those of profile cpu or gpu")
+        raise KitError(
+            "publish: smoke results come from random models; publish those of profile cpu or gpu"
+        )
     copied = []
-    for kind, folder in (("tables", paths.RESULTS / "reference"), ("figures", paths.FIGURES / "reference")):
+    for kind, folder in (
+        ("tables", paths.RESULTS / "reference"),
+        ("figures", paths.FIGURES / "reference"),
+    ):
         if kind == "tables" and profile == "gpu":
             continue
         folder.mkdir(parents=True, exist_ok=True)

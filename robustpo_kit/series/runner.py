@@ -22,11 +22,11 @@ from robustpo_kit.errors import KitError
 from robustpo_kit.notebook import done_file, kernel_environment
 from robustpo_kit.series.execution import kill_tree
 from robustpo_kit.series.plan import (
-    NEEDS,
     Plan,
     Result,
     check,
     kept_result,
+    needs_of,
     output_path,
     parameters,
     plan_key,
@@ -71,7 +71,9 @@ def run(plan: Plan) -> list[Result]:
                 kill_tree(child.process.pid)
                 child.process.wait()
                 seconds = time.monotonic() - child.started
-                results[child.source.name[:2]] = Result(child.source.stem, "failed", "interrupted", seconds=seconds)
+                results[child.source.name[:2]] = Result(
+                    child.source.stem, "failed", "interrupted", seconds=seconds
+                )
             for number in [n for n in chosen if n not in results]:
                 results[number] = Result(chosen[number].stem, "skipped", "interrupted")
             ordered = [results[number] for number in sorted(results)]
@@ -81,12 +83,14 @@ def run(plan: Plan) -> list[Result]:
     return ordered
 
 
-def _schedule(plan: Plan, chosen: dict[str, Path], results: dict[str, Result], running: list[Child]) -> None:
+def _schedule(
+    plan: Plan, chosen: dict[str, Path], results: dict[str, Result], running: list[Child]
+) -> None:
     """Start what is ready while there are free slots, and watch what runs, until every notebook has a result."""
     waiting = list(chosen)
     while waiting or running:
         for number in list(waiting):
-            needs = [need for need in NEEDS[number] if need in chosen]
+            needs = [need for need in needs_of(number) if need in chosen]
             if any(need not in results for need in needs):
                 continue
             free = list(plan.slots)
@@ -116,7 +120,11 @@ def _start(plan: Plan, path: Path, key: str, slot: str | None) -> Child:
     number = path.name[:2]
     log = _log(plan, path)
     progress, failure = log.with_suffix(".progress"), log.with_suffix(".failure")
-    done, state, output = done_file(plan.profile, number), state_file(plan, number), output_path(plan, path)
+    done, state, output = (
+        done_file(plan.profile, number),
+        state_file(plan, number),
+        output_path(plan, path),
+    )
     for old in (log, progress, failure, done, state, output):
         old.parent.mkdir(parents=True, exist_ok=True)
         old.unlink(missing_ok=True)
@@ -126,7 +134,11 @@ def _start(plan: Plan, path: Path, key: str, slot: str | None) -> Child:
     task_file = plan.work / "tasks" / f"{number}.json"
     records.write_json(task_file, task)
     environment = os.environ | kernel_environment(plan.profile)
-    environment |= {"ROBUSTPO_DONE": str(done), "ROBUSTPO_PROGRESS_LOG": str(progress), "JUPYTER_PREFER_ENV_PATH": "1"}
+    environment |= {
+        "ROBUSTPO_DONE": str(done),
+        "ROBUSTPO_PROGRESS_LOG": str(progress),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
     if plan.profile != "smoke":
         environment["ROBUSTPO_PROGRESS"] = "log"
     if slot is not None:
@@ -154,12 +166,20 @@ def _watch(plan: Plan, child: Child) -> Result | None:
     if code is None and seconds > plan.time_limit:
         kill_tree(child.process.pid)
         child.process.wait()
-        return Result(path.stem, "failed", f"time limit of {plan.time_limit:.0f} s", seconds=seconds, key=child.key)
+        return Result(
+            path.stem,
+            "failed",
+            f"time limit of {plan.time_limit:.0f} s",
+            seconds=seconds,
+            key=child.key,
+        )
     if code is None:
         if now - child.beat >= HEARTBEAT_SECONDS:
             child.beat = now
             line = _last_line(_log(plan, path).with_suffix(".progress"))
-            say(f"  {path.stem:<28} {seconds / 60:4.1f} min  {line if line != child.said else ''}".rstrip())
+            say(
+                f"  {path.stem:<28} {seconds / 60:4.1f} min  {line if line != child.said else ''}".rstrip()
+            )
             child.said = line
         return None
     if code != 0:
@@ -167,9 +187,13 @@ def _watch(plan: Plan, child: Child) -> Result | None:
         return Result(path.stem, "failed", reason, seconds=seconds, key=child.key)
     done = done_file(plan.profile, path.name[:2])
     if not done.exists():
-        return Result(path.stem, "incomplete", "ended without finish()", seconds=seconds, key=child.key)
+        return Result(
+            path.stem, "incomplete", "ended without finish()", seconds=seconds, key=child.key
+        )
     said = records.read_json(done)
-    tables, figures = (list(dict.fromkeys(said[kind])) for kind in ("tables", "figures"))  # one may be saved twice
+    tables, figures = (
+        list(dict.fromkeys(said[kind])) for kind in ("tables", "figures")
+    )  # one may be saved twice
     return Result(path.stem, "ok", seconds=seconds, tables=tables, figures=figures, key=child.key)
 
 
@@ -179,7 +203,9 @@ def _log(plan: Plan, path: Path) -> Path:
 
 def _reason(plan: Plan, path: Path, code: int) -> str:
     log = _log(plan, path)
-    said = _last_line(log.with_suffix(".failure")) or (f"signal {-code}" if code < 0 else f"exit {code}")
+    said = _last_line(log.with_suffix(".failure")) or (
+        f"signal {-code}" if code < 0 else f"exit {code}"
+    )
     return f"{said} (log: {paths.show(log)})"
 
 
@@ -223,7 +249,9 @@ def _lock(plan: Plan) -> Iterator[None]:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise KitError(f"series: one is already running under profile {plan.profile}; wait for it") from None
+                raise KitError(
+                    f"series: one is already running under profile {plan.profile}; wait for it"
+                ) from None
         yield
 
 
@@ -232,6 +260,10 @@ def _tell(plan: Plan, result: Result) -> Result:
     if not result.kept and result.status != "skipped":
         records.write_json(state_file(plan, result.number), result)
     time_taken = "kept" if result.kept else f"{result.seconds / 60:4.1f} min"
-    counts = f"{len(result.tables)} tables, {len(result.figures)} figures" if result.status == "ok" else result.reason
+    counts = (
+        f"{len(result.tables)} tables, {len(result.figures)} figures"
+        if result.status == "ok"
+        else result.reason
+    )
     say(f"  {result.name:<28} {result.status:<10} {time_taken:<8}  {counts}")
     return result

@@ -16,8 +16,12 @@ class DataConfig:
 
     rows: int = 256
     responses: int = 4  # K; without `mixture`, slot k holds a draw from source k mod n
-    mixture: tuple[float, ...] | None = None  # alpha, beta_1..: every response drawn from this mixture (Def. 2.1)
-    contamination: float = 0.0  # share of rows whose golden slot holds a synthetic reply that a biased reward prefers
+    mixture: tuple[float, ...] | None = (
+        None  # alpha, beta_1..: every response drawn from this mixture (Def. 2.1)
+    )
+    contamination: float = (
+        0.0  # share of rows whose golden slot holds a synthetic reply that a biased reward prefers
+    )
     contamination_bias: float = 2.0  # of the reward model that ranks contaminated rows
     reward_bias: float = 0.0  # of the reward model that ranks the other rows; 0 = the true reward
     reward_noise: float = 0.0  # sd of Gaussian noise on every reward
@@ -45,21 +49,29 @@ class ToyData(NamedTuple):
     turned: Tensor  # [N] bool, the ranking is upside down
 
 
-def draw_responses(world: World, prompt_ids: Tensor, source_ids: Tensor, generator: torch.Generator) -> Tensor:
+def draw_responses(
+    world: World, prompt_ids: Tensor, source_ids: Tensor, generator: torch.Generator
+) -> Tensor:
     """[N, K] response indices drawn from source_ids [N, K] for prompt_ids [N]."""
     mass = world.log_density[source_ids, prompt_ids[:, None]].exp()  # [N, K, R]
     return torch.multinomial(mass.flatten(0, 1), 1, generator=generator).view_as(source_ids)
 
 
-def _draw_sources(world: World, config: DataConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw_sources(
+    world: World, config: DataConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """True sources [N, K] with golden first where there is one, and which rows have none in the golden slot [N]."""
     shape = (config.rows, config.responses)
     if config.mixture is None:
         sources = torch.arange(config.responses).remainder(world.n).expand(shape).clone()
     else:
         shares = world.shares(config.mixture)
-        sources = torch.multinomial(shares.expand(config.rows, -1), config.responses, True, generator=generator)
-        sources = sources.gather(1, (sources != GOLDEN).long().argsort(dim=1, stable=True))  # golden to the front
+        sources = torch.multinomial(
+            shares.expand(config.rows, -1), config.responses, True, generator=generator
+        )
+        sources = sources.gather(
+            1, (sources != GOLDEN).long().argsort(dim=1, stable=True)
+        )  # golden to the front
     spoiled = torch.rand(config.rows, generator=generator) < config.contamination
     synthetic = torch.randint(1, world.n, shape, generator=generator)
     sources = torch.where(spoiled[:, None] & (sources == GOLDEN), synthetic, sources)
@@ -96,7 +108,9 @@ def draw(world: World, config: DataConfig, generator: torch.Generator) -> ToyDat
     turned = torch.tensor([row.flipped for row in prefs])
     if config.responses == 2:  # a turned pair changes its columns
         columns = torch.where(turned[:, None], torch.tensor([1, 0]), torch.tensor([0, 1]))
-        response_ids, sources, claimed = (x.gather(1, columns) for x in (response_ids, sources, claimed))
+        response_ids, sources, claimed = (
+            x.gather(1, columns) for x in (response_ids, sources, claimed)
+        )
     return ToyData(prefs, prompt_ids, response_ids, sources, claimed, contaminated, turned)
 
 

@@ -23,11 +23,18 @@ SPECIAL = {
 
 def tokenizer(world: World) -> PreTrainedTokenizerFast:
     """A tokenizer of whole symbols, made in memory; it adds no special tokens by itself."""
-    words = [*SPECIAL.values(), *sorted({word for prompt in world.prompts for word in prompt.split()})]
+    words = [
+        *SPECIAL.values(),
+        *sorted({word for prompt in world.prompts for word in prompt.split()}),
+    ]
     words += LETTERS[: world.config.symbols]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=SPECIAL["unk"]))
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=SPECIAL["unk"])
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **{f"{k}_token": word for k, word in SPECIAL.items()})
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{f"{k}_token": word for k, word in SPECIAL.items()}
+    )
 
 
 class Enumeration(NamedTuple):
@@ -44,8 +51,12 @@ def policy_logps(policy: policies.Policy, world: World, *, prompts_at_once: int 
     Before normalisation an entry equals `logprobs.sequence_logps` of that response, end of sequence included.
     """
     model, words = policies.unwrap(policy.model), policy.tokenizer
-    symbols = torch.tensor(words.convert_tokens_to_ids(list(LETTERS[: world.config.symbols])), device=policy.device)
-    ids = torch.tensor(words([policy.template.render(prompt, words) for prompt in world.prompts])["input_ids"])
+    symbols = torch.tensor(
+        words.convert_tokens_to_ids(list(LETTERS[: world.config.symbols])), device=policy.device
+    )
+    ids = torch.tensor(
+        words([policy.template.render(prompt, words) for prompt in world.prompts])["input_ids"]
+    )
     training, parts = model.training, []
     model.eval()
     for part in ids.to(policy.device).split(prompts_at_once):
@@ -56,7 +67,9 @@ def policy_logps(policy: policies.Policy, world: World, *, prompts_at_once: int 
             logps = (logps.reshape(-1, 1) + step).reshape(len(part), -1)
             cache = out.past_key_values
             cache.batch_repeat_interleave(len(symbols))
-            out = model(input_ids=symbols.repeat(len(step))[:, None], past_key_values=cache, use_cache=True)
+            out = model(
+                input_ids=symbols.repeat(len(step))[:, None], past_key_values=cache, use_cache=True
+            )
         end = torch.log_softmax(out.logits[:, -1].double(), -1)[:, words.eos_token_id]
         parts.append((logps + end.view(len(part), -1)).cpu())
     model.train(training)

@@ -46,10 +46,14 @@ class Setting:
     init_gain: float = 7.0  # a Llama this narrow starts too close to zero to learn within 100 steps
     sft_epochs: int = 8  # on the golden slot
     sft_learning_rate: float = 1e-2
-    classifier_rows: int = 384  # another draw of the same kind: the classifier never scores what it was trained on
+    classifier_rows: int = (
+        384  # another draw of the same kind: the classifier never scores what it was trained on
+    )
     trusted: bool = True  # the classifier's golden responses are golden for sure; False: contaminated like the data
     classifier_epochs: int = 5
-    classifier_steps: int = 60  # at least, by more epochs: or little data would also mean little training
+    classifier_steps: int = (
+        60  # at least, by more epochs: or little data would also mean little training
+    )
     classifier_folds: int = 2
 
 
@@ -127,7 +131,9 @@ def fresh_encoder(world: World, setting: Setting) -> encoders.Encoder:
         torch.manual_seed(setting.seed)
         model = BertModel(config, add_pooling_layer=False)
     limit = config.max_position_embeddings
-    return encoders.Encoder("toy", model, words, torch.float32, torch.device("cpu"), limit, setting.seed)
+    return encoders.Encoder(
+        "toy", model, words, torch.float32, torch.device("cpu"), limit, setting.seed
+    )
 
 
 @functools.lru_cache(maxsize=2)
@@ -199,7 +205,14 @@ def _classifier_epochs(setting: Setting) -> int:
 
 
 def _train(
-    policy: Policy, prefs: PreferenceSet, spec: str, *, epochs: int, learning_rate: float, batch_size: int, seed: int
+    policy: Policy,
+    prefs: PreferenceSet,
+    spec: str,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
 ) -> RunRecord:
     """training.train with what suits a toy: separate rows, as four tokens gain nothing from a shared prefix."""
     with tempfile.TemporaryDirectory() as cache, _cheap_collection():
@@ -259,20 +272,29 @@ def run(config: Run) -> dict[str, object]:
     row["seen_win_rate"] = evaluate(world, after.logps, world.train_prompts)["win_rate"]
     row["sft_win_rate"] = evaluate(world, reference, world.held_out_prompts)["win_rate"]
     row["mass"] = float(after.mass.mean())
-    row |= {name: float(np.mean([step[name] for step in record.history])) for name in ("ess", "max_weight")}
+    row |= {
+        name: float(np.mean([step[name] for step in record.history]))
+        for name in ("ess", "max_weight")
+    }
     return row
 
 
 def settings_row(setting: Setting) -> dict[str, object]:
     """The knobs of a setting, as columns of a table."""
     first = {"seed": setting.seed, "shift": setting.world.shift}
-    return first | data_row(setting.data) | {"classifier_rows": setting.classifier_rows, "trusted": setting.trusted}
+    return (
+        first
+        | data_row(setting.data)
+        | {"classifier_rows": setting.classifier_rows, "trusted": setting.trusted}
+    )
 
 
 def data_row(config: DataConfig) -> dict[str, object]:
     """The knobs of a data set, as columns of a table."""
     row = dataclasses.asdict(config)
-    row["mixture"] = "slots" if config.mixture is None else "/".join(f"{x:g}" for x in config.mixture)
+    row["mixture"] = (
+        "slots" if config.mixture is None else "/".join(f"{x:g}" for x in config.mixture)
+    )
     return row
 
 
@@ -301,4 +323,8 @@ def _rank_correlation(first: Tensor, second: Tensor) -> float:
 
 
 def _auc(labels: Tensor, scores: Tensor) -> float:
-    return float(roc_auc_score(labels.numpy(), scores.numpy())) if 0 < labels.double().mean() < 1 else float("nan")
+    return (
+        float(roc_auc_score(labels.numpy(), scores.numpy()))
+        if 0 < labels.double().mean() < 1
+        else float("nan")
+    )

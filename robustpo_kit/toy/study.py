@@ -41,12 +41,16 @@ class Quickstart(NamedTuple):
     """What a first look shows: three tables of one seed."""
 
     world: World
-    sources: pd.DataFrame  # a row a source: exact win rate against golden, reward, style, Bayes' c, KL to golden
+    sources: (
+        pd.DataFrame
+    )  # a row a source: exact win rate against golden, reward, style, Bayes' c, KL to golden
     samples: pd.DataFrame  # a row a sample: contaminated or not, true and estimated h~
     results: pd.DataFrame  # a row a method
 
 
-def quickstart(seed: int = 0, *, contamination: float = 0.4, setting: Setting = STANDARD) -> Quickstart:
+def quickstart(
+    seed: int = 0, *, contamination: float = 0.4, setting: Setting = STANDARD
+) -> Quickstart:
     """The whole idea on one seed, in seconds: a mixture, h~ true and estimated, four objectives, exact win rates."""
     data = dataclasses.replace(setting.data, contamination=contamination)
     setting = dataclasses.replace(setting, seed=seed, data=data)
@@ -54,9 +58,14 @@ def quickstart(seed: int = 0, *, contamination: float = 0.4, setting: Setting = 
     world, data = first.world, first.data
     every = torch.arange(len(world.prompts))
     sources = [
-        {"source": name} | evaluate(world, world.log_density[i], every) for i, name in enumerate(world.source_names)
+        {"source": name} | evaluate(world, world.log_density[i], every)
+        for i, name in enumerate(world.source_names)
     ]
-    samples = {"contaminated": data.contaminated.numpy(), "true_h": found.true_h.numpy(), "h": found.h.numpy()}
+    samples = {
+        "contaminated": data.contaminated.numpy(),
+        "true_h": found.true_h.numpy(),
+        "h": found.h.numpy(),
+    }
     results = [run(config) for config in comparison(setting)]
     return Quickstart(world, pd.DataFrame(sources), pd.DataFrame(samples), pd.DataFrame(results))
 
@@ -98,23 +107,31 @@ def name_conditions(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(condition=found)[["condition", *table.columns]]
 
 
-def write_reference(folder: Path, *, seeds: Sequence[int] = range(10), workers: int | None = None) -> None:
+def write_reference(
+    folder: Path, *, seeds: Sequence[int] = range(10), workers: int | None = None
+) -> None:
     """Both studies as tables with provenance: toy_sweep and toy_h_rank (.csv, .json) in `folder`; resumable.
 
     Finished runs wait in `folder`/NAME.runs.jsonl until their table is written.
     """
     studies = (("toy_sweep", run, methods_study(seeds)), ("toy_h_rank", h_quality, h_study(seeds)))
     for name, function, configs in studies:
-        started, revision, runs = time.time(), records.git_revision(), Path(folder) / f"{name}.runs.jsonl"
+        started, revision, runs = (
+            time.time(),
+            records.git_revision(),
+            Path(folder) / f"{name}.runs.jsonl",
+        )
         table = sweep(function, configs, runs, workers=workers, desc=name)
         table = name_conditions(table) if name == "toy_sweep" else table
         about = {
-            "made_by": f"robustpo_kit.toystudy.write_reference: {len(configs)} runs of {function.__name__}",
+            "made_by": f"robustpo_kit.toy.study.write_reference: {len(configs)} runs of {function.__name__}",
             "first": dataclasses.asdict(configs[0]),
             "seeds": list(seeds),
         }
         record = records.provenance(about, seeds[0], started)
         record |= {"device": f"cpu ({platform.machine()}), one thread a run", "revision": revision}
-        record["seconds_of_runs"] = round(float(table["seconds"].sum()), 1)  # wall clock, summed over runs
+        record["seconds_of_runs"] = round(
+            float(table["seconds"].sum()), 1
+        )  # wall clock, summed over runs
         records.write_table(Path(folder) / f"{name}.csv", table, record)
         runs.unlink()

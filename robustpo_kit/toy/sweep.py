@@ -55,7 +55,9 @@ def sweep(
         # a line torn by a kill and the lines of failed runs go first
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in done.values()))
         work = _in_process if workers == 1 else _in_workers
-        for _ in progress(work(function, list(groups.values()), path, workers), desc, total=len(missing)):
+        for _ in progress(
+            work(function, list(groups.values()), path, workers), desc, total=len(missing)
+        ):
             pass
         done = _finished(path)
         if not all(k in done for k in keys):
@@ -105,19 +107,26 @@ def _one(function: Callable[[Any], dict], config: Any, path: Path) -> None:
         os.close(descriptor)
 
 
-def _in_process(function: Callable[[Any], dict], groups: list[list[Any]], path: Path, _workers: int) -> Iterator[None]:
+def _in_process(
+    function: Callable[[Any], dict], groups: list[list[Any]], path: Path, _workers: int
+) -> Iterator[None]:
     for group in groups:
         for config in group:
             _one(function, config, path)
             yield
 
 
-def _in_workers(function: Callable[[Any], dict], groups: list[list[Any]], path: Path, workers: int) -> Iterator[None]:
+def _in_workers(
+    function: Callable[[Any], dict], groups: list[list[Any]], path: Path, workers: int
+) -> Iterator[None]:
     """Yield once for every line that the workers append."""
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a fork of a process that has used torch's threads can hang
     position = context.Value("i", 0)
     processes = [
-        context.Process(target=_worker, args=(function, groups, path, position), daemon=True) for _ in range(workers)
+        context.Process(target=_worker, args=(function, groups, path, position), daemon=True)
+        for _ in range(workers)
     ]
     offset = path.stat().st_size
     try:
@@ -140,7 +149,9 @@ def _in_workers(function: Callable[[Any], dict], groups: list[list[Any]], path: 
                 process.terminate()
 
 
-def _worker(function: Callable[[Any], dict], groups: list[list[Any]], path: Path, position: Any) -> None:
+def _worker(
+    function: Callable[[Any], dict], groups: list[list[Any]], path: Path, position: Any
+) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that `function` imports later
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
@@ -174,12 +185,19 @@ def summarise(
         wide = part.pivot(index="seed", columns="method", values=metric)
         for method in part["method"].unique():
             mean, low, high = t_interval(wide[method].dropna().to_numpy(), level)
-            row = dict(zip(by, cell, strict=True)) | {"method": method, "n": int(wide[method].count())}
+            row = dict(zip(by, cell, strict=True)) | {
+                "method": method,
+                "n": int(wide[method].count()),
+            }
             row |= {"mean": mean, "low": low, "high": high}
             if baseline in wide and method != baseline:
                 paired = (wide[method] - wide[baseline]).dropna().to_numpy()
                 row |= dict(
-                    zip(("difference", "difference_low", "difference_high"), t_interval(paired, level), strict=True)
+                    zip(
+                        ("difference", "difference_low", "difference_high"),
+                        t_interval(paired, level),
+                        strict=True,
+                    )
                 )
             rows.append(row)
     return pd.DataFrame(rows)
@@ -193,5 +211,7 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, f
     mean = float(values.mean())
     if len(values) < 2:
         return mean, float("nan"), float("nan")
-    half = float(stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(
+        stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values))
+    )
     return mean, mean - half, mean + half

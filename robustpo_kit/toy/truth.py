@@ -41,7 +41,9 @@ def _other_over_golden(world: World, mixture: tuple[float, ...] | None) -> Tenso
     """[n, P, R] odds against golden: entry 0 of everything else, entry i of source i alone."""
     shares = world.shares(mixture)
     weighed = (shares[:, None, None] * world.log_density.exp())[1:]
-    return torch.cat([weighed.sum(0, keepdim=True), weighed]) / (shares[GOLDEN] * world.log_density[GOLDEN].exp())
+    return torch.cat([weighed.sum(0, keepdim=True), weighed]) / (
+        shares[GOLDEN] * world.log_density[GOLDEN].exp()
+    )
 
 
 def true_h(
@@ -59,11 +61,16 @@ def true_h(
     """
     shares = world.shares(mixture)
     densities = world.log_density.exp()
-    parts = shares[GOLDEN] * densities[GOLDEN] + shares[1:, None, None] * densities[1:]  # [n - 1, P, R]
+    parts = (
+        shares[GOLDEN] * densities[GOLDEN] + shares[1:, None, None] * densities[1:]
+    )  # [n - 1, P, R]
     whole = mixture_log_density(world, shares).exp()[None]
     source_ids = torch.zeros_like(response_ids) if source_ids is None else source_ids
     rows = prompt_ids[:, None]
-    return (densities[GOLDEN][rows, response_ids] / torch.cat([whole, parts])[source_ids, rows, response_ids]).mean(-1)
+    return (
+        densities[GOLDEN][rows, response_ids]
+        / torch.cat([whole, parts])[source_ids, rows, response_ids]
+    ).mean(-1)
 
 
 class Outcome(NamedTuple):
@@ -109,7 +116,9 @@ def tilted(logps: Tensor, reward: Tensor, beta: float) -> Tensor:
     return torch.log_softmax(logps + reward / beta, -1)
 
 
-def evaluate(world: World, logps: Tensor, prompts: Tensor, reference: Tensor | None = None) -> dict[str, float]:
+def evaluate(
+    world: World, logps: Tensor, prompts: Tensor, reference: Tensor | None = None
+) -> dict[str, float]:
     """Exact measures of a policy, means over `prompts`: win rate against golden, reward, style, Bayes' c, KLs."""
     result = outcome(world, logps)
     measures = {

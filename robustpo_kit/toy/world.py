@@ -26,17 +26,25 @@ class WorldConfig:
     symbols: int = 6  # vocabulary of a response
     length: int = 4  # symbols a response
     golden_sharpness: float = 1.5  # Q0 ~ exp(golden_sharpness * reward)
-    quality: tuple[float, ...] = (0.9, 0.5, 0.1)  # how much each synthetic source follows the true reward
+    quality: tuple[float, ...] = (
+        0.9,
+        0.5,
+        0.1,
+    )  # how much each synthetic source follows the true reward
     style: tuple[float, ...] = (0.8, 1.0, 1.2)  # how much each synthetic source likes the style
     golden_style: float = -0.6  # how much golden likes it
     accent: float = 0.5  # share of each source's own taste beside the common style
-    shift: float = 1.0  # multiplies every liking of style: 0 = the sources differ from golden in quality alone
+    shift: float = (
+        1.0  # multiplies every liking of style: 0 = the sources differ from golden in quality alone
+    )
     held_out: float = 0.25  # share of the prompts that no data set contains
     seed: int = 0
 
     def __post_init__(self) -> None:
         if len(self.quality) != len(self.style) or not self.quality:
-            raise ValueError(f"quality, style: one value a synthetic source each, got {self.quality} and {self.style}")
+            raise ValueError(
+                f"quality, style: one value a synthetic source each, got {self.quality} and {self.style}"
+            )
         if min(self.topics, self.tones, self.length) < 1 or not 2 <= self.symbols <= 26:
             raise ValueError("topics, tones, length must be at least 1 and symbols 2 to 26")
         if not 0 <= self.held_out < 1:
@@ -82,7 +90,9 @@ class World:
             or abs(float(shares.sum()) - 1) > 1e-9
             or shares[GOLDEN] == 0
         ):
-            raise ValueError(f"mixture: {self.n} shares that sum to 1, the golden one above 0; got {mixture}")
+            raise ValueError(
+                f"mixture: {self.n} shares that sum to 1, the golden one above 0; got {mixture}"
+            )
         return shares
 
 
@@ -95,15 +105,21 @@ def _taste(tokens: Tensor, symbols: int, generator: torch.Generator) -> Tensor:
     """[R] a random taste in responses: a liking for symbols and for symbols that follow one another."""
     single = torch.randn(symbols, generator=generator, dtype=torch.float64)
     follow = torch.randn(symbols, symbols, generator=generator, dtype=torch.float64)
-    return _standardise(single[tokens].sum(-1) + 0.5 * follow[tokens[:, :-1], tokens[:, 1:]].sum(-1))
+    return _standardise(
+        single[tokens].sum(-1) + 0.5 * follow[tokens[:, :-1], tokens[:, 1:]].sum(-1)
+    )
 
 
 def build(config: WorldConfig = WorldConfig()) -> World:
     """The world of a config; the same config gives the same world, bit for bit."""
     generator = torch.Generator().manual_seed(config.seed)
     tokens = torch.tensor(list(itertools.product(range(config.symbols), repeat=config.length)))
-    topic_taste = torch.randn(config.topics, config.symbols, generator=generator, dtype=torch.float64)
-    tone_taste = torch.randn(config.tones, config.length, config.symbols, generator=generator, dtype=torch.float64)
+    topic_taste = torch.randn(
+        config.topics, config.symbols, generator=generator, dtype=torch.float64
+    )
+    tone_taste = torch.randn(
+        config.tones, config.length, config.symbols, generator=generator, dtype=torch.float64
+    )
     grammar = _taste(tokens, config.symbols, generator)
     prompts, rewards = [], []
     for topic, tone in itertools.product(range(config.topics), range(config.tones)):
@@ -113,7 +129,9 @@ def build(config: WorldConfig = WorldConfig()) -> World:
     reward = torch.stack(rewards)
     style = _taste(tokens, config.symbols, generator)
     shared = _standardise(reward.mean(0))
-    style = _standardise(style - (style * shared).mean() * shared)  # to like style is not to like what is good
+    style = _standardise(
+        style - (style * shared).mean() * shared
+    )  # to like style is not to like what is good
     energies = [config.golden_sharpness * reward + config.shift * config.golden_style * style]
     for quality, strength in zip(config.quality, config.style, strict=True):
         liking = style + config.accent * _taste(tokens, config.symbols, generator)

@@ -39,7 +39,11 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         return {"__items__": [[_encode(k, tensors), _encode(v, tensors)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
-        return {"__tuple__" if isinstance(value, tuple) else "__list__": [_encode(v, tensors) for v in value]}
+        return {
+            "__tuple__" if isinstance(value, tuple) else "__list__": [
+                _encode(v, tensors) for v in value
+            ]
+        }
     return value
 
 

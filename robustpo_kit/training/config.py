@@ -10,7 +10,9 @@ class TrainConfig:
     """One training run. Sizes count prompts; `batch_size` is the whole step, over all micro-batches and ranks."""
 
     batch_size: int = 16
-    micro_batch_size: int = 16  # a forward pass on one rank; halved when memory runs out, the step stays exact
+    micro_batch_size: int = (
+        16  # a forward pass on one rank; halved when memory runs out, the step stays exact
+    )
     epochs: int = 1
     max_steps: int = 0  # 0: as many as the epochs need
     learning_rate: float = 5e-4
@@ -37,7 +39,9 @@ class TrainConfig:
             ("kernel", ("auto", "sdpa", "flex")),
         ):
             if getattr(self, name) not in allowed:
-                raise KitError(f"{name}: {getattr(self, name)!r} should be one of {', '.join(allowed)}")
+                raise KitError(
+                    f"{name}: {getattr(self, name)!r} should be one of {', '.join(allowed)}"
+                )
         for name in ("batch_size", "micro_batch_size", "epochs", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise KitError(f"{name}: {getattr(self, name)} should be at least 1")

@@ -23,7 +23,9 @@ def step_rows(rows: int, config: TrainConfig) -> list[list[int]]:
     return plan[: steps(rows, config)]
 
 
-def micro_batches(sizes: Sequence[int], limit: int, world: int, *, balance: bool) -> list[list[list[int]]]:
+def micro_batches(
+    sizes: Sequence[int], limit: int, world: int, *, balance: bool
+) -> list[list[list[int]]]:
     """Places 0..n-1 of a step, of `sizes` tokens each, as [rank][micro-batch] -> places; as many on every rank.
 
     `balance` evens out tokens (packed rows have no padding); otherwise neighbours in length go together.
@@ -36,7 +38,9 @@ def micro_batches(sizes: Sequence[int], limit: int, world: int, *, balance: bool
     if balance:
         bins, loads = [[] for _ in range(count)], [0] * count
         for i in order:
-            lightest = min((b for b in range(count) if len(bins[b]) < cap), key=lambda b: (loads[b], b))
+            lightest = min(
+                (b for b in range(count) if len(bins[b]) < cap), key=lambda b: (loads[b], b)
+            )
             bins[lightest].append(i)
             loads[lightest] += sizes[i]
     else:

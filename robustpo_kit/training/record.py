@@ -24,7 +24,9 @@ def run_record(trainer: StepTrainer, started: float) -> RunRecord:
         "steps": len(history),
         "rows": len(tokens),
         "last_loss": float(np.mean([row["loss"] for row in tail])),
-        "prompts_per_second": round(sum(len(rows) for rows in trainer.plan) / max(seconds, 1e-9), 3),
+        "prompts_per_second": round(
+            sum(len(rows) for rows in trainer.plan) / max(seconds, 1e-9), 3
+        ),
         "forward_passes": trainer.forward_passes,
         "micro_batch_size": trainer.micro_limit,
         "layout": trainer.layout,
@@ -32,7 +34,11 @@ def run_record(trainer: StepTrainer, started: float) -> RunRecord:
         "logp": logp_kind(objective),
         "tokens": tokens.counts,
     }
-    metrics |= {key: float(np.mean([row[key] for row in tail])) for key in ("margin", "accuracy") if key in tail[-1]}
+    metrics |= {
+        key: float(np.mean([row[key] for row in tail]))
+        for key in ("margin", "accuracy")
+        if key in tail[-1]
+    }
     return RunRecord(
         objective=objective.spec,
         config=about["config"] | {"policy": trainer.policy.record},
@@ -56,8 +62,20 @@ def logp_kind(objective: Any) -> str:
     for scale in (1, 2):
         policy, reference = scale * logps, scale * (logps - torch.tensor([[0.5, 1.5]]))
         lengths = scale * torch.tensor([[2, 3]])
-        scores = Scores(policy, reference, lengths, torch.tensor([[1.0, 0.0]]), None, policy[:, 1], reference[:, 1])
-        values.append(objective.step_loss(scores, torch.ones(1, dtype=torch.float64), training=False).per_sample)
+        scores = Scores(
+            policy,
+            reference,
+            lengths,
+            torch.tensor([[1.0, 0.0]]),
+            None,
+            policy[:, 1],
+            reference[:, 1],
+        )
+        values.append(
+            objective.step_loss(
+                scores, torch.ones(1, dtype=torch.float64), training=False
+            ).per_sample
+        )
     objective.load_state_dict(state)
     return "mean" if torch.allclose(values[0], values[1], rtol=1e-9) else "sum"
 
@@ -65,7 +83,11 @@ def logp_kind(objective: Any) -> str:
 def run_card(record: RunRecord) -> str:
     """The run in a few lines a person reads: objective, normalisation of log-probs, sizes, what tokenisation met."""
     m, c = record.metrics, record.config
-    met = {key: value for key, value in m["tokens"].items() if value and key not in ("rows", "responses")}
+    met = {
+        key: value
+        for key, value in m["tokens"].items()
+        if value and key not in ("rows", "responses")
+    }
     counts = ", ".join(f"{key} {value}" for key, value in met.items())
     return "\n".join(
         (

@@ -51,11 +51,17 @@ def response_logps(
     return out
 
 
-def score(policy: Policy, dataset: PreferenceSet, config: TrainConfig | None = None) -> tuple[Tensor, Tensor]:
+def score(
+    policy: Policy, dataset: PreferenceSet, config: TrainConfig | None = None
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities and lengths [N, K] of a preference set's responses under the policy as it is."""
     config = config or TrainConfig()
     tokens = tokenize(
-        dataset, policy.tokenizer, policy.template, max_length=config.max_length, max_response=config.max_response
+        dataset,
+        policy.tokenizer,
+        policy.template,
+        max_length=config.max_length,
+        max_response=config.max_response,
     )
     training = policy.model.training
     policy.model.eval()
@@ -64,7 +70,9 @@ def score(policy: Policy, dataset: PreferenceSet, config: TrainConfig | None = N
     return logps, Signals.of(dataset, tokens, None).lengths
 
 
-def reference_logps(policy: Policy, tokens: TokenTable, *, config: TrainConfig, cache: Path | None) -> Tensor:
+def reference_logps(
+    policy: Policy, tokens: TokenTable, *, config: TrainConfig, cache: Path | None
+) -> Tensor:
     """Reference log-probs [N, K] with the adapter disabled, from `cache` where rows, template, tokenizer, model agree.
 
     A file that is truncated, tampered with or of other inputs is noticed by its checksum and rebuilt.

@@ -36,13 +36,17 @@ def train(policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainC
     return run_record(trainer, started)
 
 
-def step_gradient(policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainConfig) -> Tensor:
+def step_gradient(
+    policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainConfig
+) -> Tensor:
     """Gradient [P] (fp32, on the CPU) that the first optimizer step would take; the weights stay as they are.
 
     Errors as `train`. For studies of what cutting a step into micro-batches does to it.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = prepare(policy, dataset, objective, dataclasses.replace(config, checkpoint=None), scratch)
+        trainer = prepare(
+            policy, dataset, objective, dataclasses.replace(config, checkpoint=None), scratch
+        )
         trainer.create_optimizer_and_scheduler(1)
         trainer.training_step(trainer.model, 0)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in policy.trainable()]
@@ -51,7 +55,9 @@ def step_gradient(policy: Policy, dataset: PreferenceSet, objective: Any, config
     return flat
 
 
-def prepare(policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainConfig, folder: str) -> "StepTrainer":
+def prepare(
+    policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainConfig, folder: str
+) -> "StepTrainer":
     """The trainer of a run before its first step: rows checked, tokens, reference log-probs."""
     rows = fitting_rows(dataset, objective)
     tokens = tokenize(
@@ -77,5 +83,7 @@ def _digest(tokens: TokenTable, policy: Policy, objective: Any, config: TrainCon
     settings = dataclasses.asdict(config)
     for name in ("checkpoint", "checkpoint_every", "reference_cache"):
         settings.pop(name)
-    text = json.dumps([tokens.digest(), policy.fingerprint(), objective.spec, settings], sort_keys=True)
+    text = json.dumps(
+        [tokens.digest(), policy.fingerprint(), objective.spec, settings], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()

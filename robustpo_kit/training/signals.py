@@ -19,13 +19,21 @@ def fitting_rows(dataset: PreferenceSet, objective: Any) -> PreferenceSet:
     for row in dataset:
         k = len(row.responses)
         if objective.responses == "pair" and k != 2:
-            raise KitError(f"row {row.row_id}: {objective.spec} takes pairs, this row has {k} responses; use .pairs()")
+            raise KitError(
+                f"row {row.row_id}: {objective.spec} takes pairs, this row has {k} responses; use .pairs()"
+            )
         if objective.responses == "list" and k < 2:
-            raise KitError(f"row {row.row_id}: {objective.spec} takes at least 2 responses, this row has {k}")
+            raise KitError(
+                f"row {row.row_id}: {objective.spec} takes at least 2 responses, this row has {k}"
+            )
         if objective.responses == "one" and row.golden is None:
-            raise KitError(f"row {row.row_id}: {objective.spec} trains on the golden response, but 'golden' is not set")
+            raise KitError(
+                f"row {row.row_id}: {objective.spec} trains on the golden response, but 'golden' is not set"
+            )
         if objective.needs_rewards and row.rewards is None:
-            raise KitError(f"row {row.row_id}: {objective.spec} needs rewards; add them with .with_rewards(array)")
+            raise KitError(
+                f"row {row.row_id}: {objective.spec} needs rewards; add them with .with_rewards(array)"
+            )
         if objective.needs_h and row.h is None:
             raise KitError(
                 f"row {row.row_id}: {objective.spec} needs h (calibration factor); add it with .with_h(array)"
@@ -34,7 +42,11 @@ def fitting_rows(dataset: PreferenceSet, objective: Any) -> PreferenceSet:
         return dataset
     golden = [
         dataclasses.replace(
-            row, responses=(row.responses[row.golden],), sources=(row.sources[row.golden],), rewards=None, golden=0
+            row,
+            responses=(row.responses[row.golden],),
+            sources=(row.sources[row.golden],),
+            rewards=None,
+            golden=0,
         )
         for row in dataset
     ]
@@ -62,11 +74,15 @@ class Signals(NamedTuple):
             reference[:, k] if reference is not None and tokens.mismatched else None,
             lengths,
             None if bool((lengths > 0).all()) else lengths > 0,
-            None if None in rewards else torch.tensor([[*r, *[0.0] * (k - len(r))] for r in rewards]),
+            None
+            if None in rewards
+            else torch.tensor([[*r, *[0.0] * (k - len(r))] for r in rewards]),
             None if any(row.h is None for row in rows) else torch.tensor([row.h for row in rows]),
         )
 
-    def scores(self, logps: Tensor, index: Tensor, *, mismatched: bool) -> tuple[Scores, Tensor | None]:
+    def scores(
+        self, logps: Tensor, index: Tensor, *, mismatched: bool
+    ) -> tuple[Scores, Tensor | None]:
         """Scores and h of the rows `index`; a mismatched pair's log-prob is the last column of `logps`."""
         device = logps.device
         pick = lambda value: None if value is None else value[index].to(device)  # noqa: E731

@@ -65,7 +65,9 @@ class Scorer(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self._no_split_modules = unwrap(model)._no_split_modules or []  # the layers that FSDP2 shards one by one
+        self._no_split_modules = (
+            unwrap(model)._no_split_modules or []
+        )  # the layers that FSDP2 shards one by one
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probabilities [B, K]."""
@@ -85,7 +87,13 @@ class StepTrainer(Trainer):
         arguments: TrainingArguments,
         run: str,
     ):
-        self.policy, self.tokens, self.signals, self.objective, self.config = policy, tokens, signals, objective, config
+        self.policy, self.tokens, self.signals, self.objective, self.config = (
+            policy,
+            tokens,
+            signals,
+            objective,
+            config,
+        )
         self.run = run
         self.plan = step_rows(len(tokens), config)
         self.layout = layout_of(policy, config)
@@ -104,11 +112,17 @@ class StepTrainer(Trainer):
     def _refuse_wrappers(self) -> None:
         """Raises KitError for what FSDP and DeepSpeed cannot do here, before the run and not after it."""
         if self.is_deepspeed_enabled and self.config.checkpoint:
-            raise KitError("checkpoint: DeepSpeed writes pickles; leave it unset, or train under FSDP2 or torchrun")
+            raise KitError(
+                "checkpoint: DeepSpeed writes pickles; leave it unset, or train under FSDP2 or torchrun"
+            )
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage > 2:
-            raise KitError("DeepSpeed: ZeRO-3 shards weights; use accelerate/fsdp2.yaml, or zero_stage 2")
+            raise KitError(
+                "DeepSpeed: ZeRO-3 shards weights; use accelerate/fsdp2.yaml, or zero_stage 2"
+            )
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
-            raise KitError("FSDP: version 1 is not supported; set fsdp_version: 2, as in accelerate/fsdp2.yaml")
+            raise KitError(
+                "FSDP: version 1 is not supported; set fsdp_version: 2, as in accelerate/fsdp2.yaml"
+            )
         if self.is_fsdp_enabled and self.policy.adapter_without_base:
             raise KitError(
                 "FSDP2: this adapter's base lies in no file, so that the result could not be saved; save the policy "
@@ -119,7 +133,9 @@ class StepTrainer(Trainer):
         """One item a step: its number. Every rank sees every step and takes its own share of it."""
         return DataLoader(range(len(self.plan)), batch_size=1, collate_fn=lambda items: items[0])
 
-    def training_step(self, model: nn.Module, inputs: int, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: int, num_items_in_batch: Any = None
+    ) -> Tensor:
         """Gradients of the whole step `inputs`; out of memory halves the micro-batch and takes the step again."""
         del num_items_in_batch
         self._started = time.perf_counter()
@@ -146,14 +162,21 @@ class StepTrainer(Trainer):
                 torch.cuda.empty_cache()
         if not torch.isfinite(loss):
             raise self._not_finite("the loss is", rows)
-        self._row = {"step": inputs + 1, "loss": float(loss), **row, "lr": self._get_learning_rate()}
+        self._row = {
+            "step": inputs + 1,
+            "loss": float(loss),
+            **row,
+            "lr": self._get_learning_rate(),
+        }
         return loss
 
     # -- one step
 
     def _step(self, model: nn.Module, rows: list[int]) -> tuple[Tensor, dict[str, float]]:
         sizes = [self.tokens.rows[i].tokens() for i in rows]
-        shares = micro_batches(sizes, self.micro_limit, world_size(), balance=self.layout == "shared")
+        shares = micro_batches(
+            sizes, self.micro_limit, world_size(), balance=self.layout == "shared"
+        )
         mine = shares[this_rank()]
         self._largest = max(len(places) for rank in shares for places in rank)
         if self.config.window == "micro":
@@ -178,7 +201,9 @@ class StepTrainer(Trainer):
             known = self._gather(known)
             result = self._whole(known, rows)[0]
             if world_size() > 1:
-                self._scale_gradients(model, mass - self.objective.log_mass(result.loss.detach(), len(rows)))
+                self._scale_gradients(
+                    model, mass - self.objective.log_mass(result.loss.detach(), len(rows))
+                )
         else:
             states = []
             with torch.no_grad():
@@ -216,7 +241,9 @@ class StepTrainer(Trainer):
         self._backward(logps, slope * (len(places) / len(rows)))
         return logps.detach()
 
-    def _online(self, model: nn.Module, rows: list[int], mine: list[list[int]], known: Tensor) -> Tensor:
+    def _online(
+        self, model: nn.Module, rows: list[int], mine: list[list[int]], known: Tensor
+    ) -> Tensor:
         """Backward of this rank's micro-batches as one batch, in one pass; fills `known`, returns its log mass.
 
         Each micro-batch's gradient is weighted by its share of exp(log mass) so far; what came before is scaled down.
@@ -264,22 +291,30 @@ class StepTrainer(Trainer):
         """Log-probs [len(places), columns] of a micro-batch."""
         chosen = [self.tokens.rows[rows[i]] for i in places]
         if not chosen:
-            if self._wrapper_reduces:  # a rank without a row still takes part in the exchange of weights and gradients
+            if (
+                self._wrapper_reduces
+            ):  # a rank without a row still takes part in the exchange of weights and gradients
                 return self._logps(model, rows, [0])[:0]
             return torch.zeros(0, self._columns(), device=self.args.device)
         self.forward_passes += 1
         pad = self.policy.tokenizer.pad_token_id or 0
-        batch = collate(chosen, layout=self.layout, kernel=self.kernel, pad=pad).to(self.args.device)
+        batch = collate(chosen, layout=self.layout, kernel=self.kernel, pad=pad).to(
+            self.args.device
+        )
         logps = model(batch)
         return nn.functional.pad(logps, (0, self._columns() - logps.shape[1]))
 
     def _backward(self, logps: Tensor, slope: Tensor) -> None:
         if logps.requires_grad:
-            scale = world_size() if self._wrapper_reduces else 1  # FSDP and DeepSpeed average over ranks
+            scale = (
+                world_size() if self._wrapper_reduces else 1
+            )  # FSDP and DeepSpeed average over ranks
             self.accelerator.backward((logps * slope.to(logps.dtype)).sum() * scale)
 
     def _not_finite(self, what: str, rows: list[int]) -> KitError:
-        names = ", ".join(self.tokens.rows[i].row_id for i in rows[:4]) + (", ..." if len(rows) > 4 else "")
+        names = ", ".join(self.tokens.rows[i].row_id for i in rows[:4]) + (
+            ", ..." if len(rows) > 4 else ""
+        )
         return KitError(
             f"step {self.state.global_step + 1}: {what} not finite (rows {names}); lower the learning rate or check "
             "these rows"
@@ -304,7 +339,9 @@ class StepTrainer(Trainer):
 
     def _sync(self, model: nn.Module, last: bool) -> Any:
         """Gradients are reduced in the backward pass only where the wrapper does it, and at the last micro-batch."""
-        if self.is_deepspeed_enabled:  # it takes its optimizer step inside the backward pass, unless told to wait
+        if (
+            self.is_deepspeed_enabled
+        ):  # it takes its optimizer step inside the backward pass, unless told to wait
             self.accelerator.gradient_state._set_sync_gradients(last)
             return contextlib.nullcontext()
         if self._wrapper_reduces and last:
@@ -346,11 +383,20 @@ class StepTrainer(Trainer):
         scores, _ = self._scores(known.detach(), rows)
         share = result.weights.detach().abs()
         share = share / share.sum().clamp_min(1e-30)
-        row = {"ess": float(1 / share.square().sum().clamp_min(1e-30)), "max_weight": float(share.max())}
+        row = {
+            "ess": float(1 / share.square().sum().clamp_min(1e-30)),
+            "max_weight": float(share.max()),
+        }
         gain = scores.logps if scores.ref_logps is None else scores.logps - scores.ref_logps
-        row["chosen_shift" if scores.ref_logps is not None else "chosen_logp"] = float(gain[:, 0].mean())
+        row["chosen_shift" if scores.ref_logps is not None else "chosen_logp"] = float(
+            gain[:, 0].mean()
+        )
         if gain.shape[1] > 1:
-            others = torch.ones_like(gain[:, 1:], dtype=torch.bool) if scores.mask is None else scores.mask[:, 1:]
+            others = (
+                torch.ones_like(gain[:, 1:], dtype=torch.bool)
+                if scores.mask is None
+                else scores.mask[:, 1:]
+            )
             margin = gain[:, 0] - (gain[:, 1:] * others).sum(1) / others.sum(1)
             row |= {"margin": float(margin.mean()), "accuracy": float((margin > 0).float().mean())}
         return row | {key: float(value) for key, value in result.metrics.items()}
@@ -406,7 +452,10 @@ class StepTrainer(Trainer):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         barrier()
-        save_state(temporary / f"rank{this_rank()}", {"rng": pack_rng(), "objective": self.objective.state_dict()})
+        save_state(
+            temporary / f"rank{this_rank()}",
+            {"rng": pack_rng(), "objective": self.objective.state_dict()},
+        )
         weights, optimizer = self._whole_state(model)
         if this_rank() == 0:
             save_file(weights, temporary / "trainable.safetensors")
@@ -417,7 +466,12 @@ class StepTrainer(Trainer):
         barrier()
         if this_rank() == 0:
             files = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
-            about = {"run": self.run, "layout": self._ranks(), "micro_limit": self.micro_limit, "files": files}
+            about = {
+                "run": self.run,
+                "layout": self._ranks(),
+                "micro_limit": self.micro_limit,
+                "files": files,
+            }
             write_json(temporary / "checkpoint.json", about)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
@@ -434,11 +488,15 @@ class StepTrainer(Trainer):
         if self.is_fsdp_enabled:
             weights, optimizer = get_state_dict(model, self.optimizer.optimizer, options=GATHER)
             trained = {name for name, _ in self._trainable(model)}
-            return {name: value.contiguous() for name, value in weights.items() if name in trained}, optimizer
+            return {
+                name: value.contiguous() for name, value in weights.items() if name in trained
+            }, optimizer
         weights = {name: p.detach().cpu().contiguous() for name, p in self._trainable(model)}
         return weights, self.optimizer.state_dict()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         weights = load_file(Path(resume_from_checkpoint) / "trainable.safetensors")
         if self.is_fsdp_enabled:
             set_model_state_dict(model, weights, options=SCATTER)
@@ -451,7 +509,9 @@ class StepTrainer(Trainer):
         if checkpoint is not None:
             state = load_state(Path(checkpoint) / "optimizer")
             if self.is_fsdp_enabled:
-                set_optimizer_state_dict(self.model_wrapped, self.optimizer.optimizer, state, options=SCATTER)
+                set_optimizer_state_dict(
+                    self.model_wrapped, self.optimizer.optimizer, state, options=SCATTER
+                )
             else:
                 self.optimizer.load_state_dict(state)
             self.lr_scheduler.load_state_dict(read_json(Path(checkpoint) / "scheduler.json"))
@@ -476,7 +536,9 @@ class _Rows(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         left = len(self.trainer.plan) - state.global_step
-        self.bar = progress(range(left), self.trainer.objective.spec) if this_rank() == 0 else iter(())
+        self.bar = (
+            progress(range(left), self.trainer.objective.spec) if this_rank() == 0 else iter(())
+        )
         next(self.bar, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
