@@ -217,6 +217,32 @@ def test_an_objective_asks_for_nothing_more_than_it_says(spec):
             objective.step_loss(lean)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *COUPLING,
+        "ipo(tau=0.1, reduction='mean')",
+        "sft(reduction='sum')",
+        "rrhf(reduction='sum')",
+        "cpo(beta=0.1, reduction='mean')",
+        "dpo_pl(beta=0.1, reduction='mean')",
+    ],
+)
+def test_the_table_says_how_log_probs_are_normalised(spec):
+    """Twice the tokens at twice the log-prob leave a length-normalised loss, and no other, as it was."""
+    values = []
+    for scale in (1, 2):
+        scores = toy(count=4 if build(spec).responses == "list" else 2)
+        scaled = scores._replace(
+            logps=scale * scores.logps,
+            ref_logps=scale * scores.ref_logps,
+            lengths=scale * scores.lengths,
+        )
+        values.append(build(spec).step_loss(scaled, factors(), training=False).per_sample)
+    per_token = torch.allclose(values[0], values[1], rtol=1e-9)
+    assert build(spec).logp == ("mean" if per_token else "sum")
+
+
 # --- the dynamic margin ---
 
 

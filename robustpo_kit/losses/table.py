@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +35,14 @@ class Base:
     gap: Callable[..., Tensor] | None = None
     coupled: bool = False  # a sample's value depends on the other samples of the step
     extra: tuple[str, ...] = ()  # options of the objective's own, such as the seed of a generator
+    logp: str = "sum"  # the log-probs it reads: "sum" | "mean" a token | "reduction": as that says
+
+    def logp_kind(self, options: dict[str, Any]) -> str:
+        """ "mean" where the loss with these `options` reads log-probs per token only, else "sum"."""
+        if self.logp != "reduction":
+            return self.logp
+        default = inspect.signature(self.loss).parameters["reduction"].default
+        return str(options.get("reduction", default))
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -64,16 +73,16 @@ BASES = {
     "cdpo": Base(cdpo, "pair", gap=dpo_gap),
     "rdpo": Base(rdpo, "pair", gap=dpo_gap),
     "r_dpo_length": Base(r_dpo_length, "pair", gap=dpo_gap),
-    "ipo": Base(ipo, "pair"),
+    "ipo": Base(ipo, "pair", logp="reduction"),
     "exo": Base(exo, "pair"),
-    "simpo": Base(simpo, "pair", needs_reference=False, gap=simpo_gap),
+    "simpo": Base(simpo, "pair", needs_reference=False, gap=simpo_gap, logp="mean"),
     "cpo": Base(cpo, "pair", needs_reference=False),
-    "orpo": Base(orpo, "pair", needs_reference=False),
+    "orpo": Base(orpo, "pair", needs_reference=False, logp="mean"),
     "kto": Base(kto, "pair", coupled=True),
     "kto_pair": Base(kto_pair, "pair", coupled=True),
     "beta_dpo": Base(beta_dpo, "pair", coupled=True, extra=("momentum", "seed")),
     "dpo_pl": Base(dpo_pl, "list", needs_rewards=True),
-    "rrhf": Base(rrhf, "list", needs_reference=False, needs_rewards=True),
+    "rrhf": Base(rrhf, "list", needs_reference=False, needs_rewards=True, logp="reduction"),
     "lire": Base(lire, "list", needs_reference=False, needs_rewards=True),
-    "sft": Base(sft, "one", needs_reference=False),
+    "sft": Base(sft, "one", needs_reference=False, logp="reduction"),
 }

@@ -26,7 +26,7 @@ class Objective:
 
     Attributes: `spec` (canonical: building it gives the same objective), `base`, `aggregator`, `margin` (None or the
     gamma layer's options), `responses` "pair" | "list" | "one", `needs_reference`, `needs_rewards`, `needs_h`,
-    `needs_kl`, and `coupling`: "separable" if the loss is a mean over samples with weights known beforehand, so that
+    `needs_kl`, `logp` ("mean" where it reads log-probs per token only, else "sum"), and `coupling`: "separable" if the loss is a mean over samples with weights known beforehand, so that
     micro-batches can be backpropagated one by one; "log_sum_exp" if the step's gradient is a mean of its parts'
     gradients with weights known at the end (`log_mass`); "step" if it needs all samples of the optimizer step at once.
     """
@@ -48,6 +48,7 @@ class Objective:
         self.needs_rewards = needs.needs_rewards
         self.needs_h = aggregator in robust.NEEDS_H
         self.needs_kl = base == "kto"
+        self.logp = needs.logp_kind(self.options)
         _refuse_nonsense(self)
         self._queue = self._beta_state = self._generator = None
         if base == "beta_dpo":
