@@ -13,7 +13,7 @@ BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env series test lab notebooks figures report reference lint lock bench clean
+.PHONY: help env series test lab notebooks figures report reference check lint types dist docs reading lock bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -35,8 +35,8 @@ $(READY): requirements.lock pyproject.toml
 series: env  ## run the notebooks headless: PROFILE=cpu SEED=0 ONLY=04,05; what is finished is kept
 	$(BIN)/robustpo series --resume --profile $(PROFILE) --seed $(SEED) $(if $(ONLY),--only $(ONLY)) $(if $(filter cpu,$(PROFILE)),--workers $(WORKERS))
 
-test: env  ## unit tests, and nbval over every notebook under profile smoke
-	$(BIN)/python -m pytest -q -n $(WORKERS) --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks tests
+test: env  ## unit tests, nbval over every notebook under profile smoke, and the coverage of both
+	$(BIN)/python -m pytest -q -n $(WORKERS) --nbval --nbval-current-env --nbval-cell-timeout 300 --cov notebooks tests
 
 lab: env  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.
@@ -54,9 +54,26 @@ report: series  ## the executed notebooks of the series as HTML pages in runs/PR
 reference: series  ## copy the tables and figures of a finished series to where they are committed
 	$(BIN)/robustpo series --profile $(PROFILE) --publish
 
-lint: env  ## ruff on the package, the tests and the notebooks
+check: env  ## everything that CI runs: lint, types, test, dist, docs
+	@.ci/run
+
+lint: env  ## ruff: its rules on everything, its format on all but the notebooks
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check robustpo_kit tests conftest.py
+	$(BIN)/ruff format --check .
+
+types: env  ## mypy on the package
+	$(BIN)/mypy
+
+dist: env  ## wheel and sdist in dist/, the wheel tried in an empty environment outside the tree
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
+	@.ci/try-wheel $(BIN)/python dist/*.whl
+
+docs: env  ## pages for every public module, from its docstrings, and the list of notebooks in site/
+	$(BIN)/python docs/build.py site
+
+reading: env  ## measure how the package reads, into the table of CONTRIBUTING.md
+	$(BIN)/python tests/reading.py --write CONTRIBUTING.md
 
 bench: env  ## throughput and memory against TRL on the same work
 	$(BIN)/robustpo bench
@@ -68,4 +85,4 @@ lock:  ## write requirements.lock from what .venv holds: versions only
 	@touch $(READY)
 
 clean:  ## remove runs and caches; keeps .venv, data and committed results
-	rm -rf runs .ruff_cache .hypothesis
+	rm -rf runs build dist site .coverage* .ruff_cache .mypy_cache .hypothesis
