@@ -1,6 +1,7 @@
 """Cluster bootstrap against hand-made cases."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from robustpo_kit import intervals
@@ -28,7 +29,7 @@ def test_repeating_every_row_changes_nothing_when_the_row_is_the_cluster():
 
 
 def test_intervals_over_clusters_cover_the_truth_and_intervals_over_rows_do_not():
-    """Win probability differs by prompt, 4 replies each: variance 2.5 times that of independent rows, so 78 %."""
+    """Win probability differs by prompt, 4 replies each: 2.5 times the variance of rows, so 78 %."""
     rng = np.random.default_rng(0)
     prompts = np.repeat(np.arange(60), 4)
     covered = {"clusters": 0, "rows": 0}
@@ -71,3 +72,64 @@ def test_statistic_of_rows_agrees_with_the_mean():
 def test_bad_arguments_are_named(name, call):
     with pytest.raises(ValueError, match=f"^{name}"):
         call()
+
+
+def test_t_interval_covers_at_its_level():
+    rng = np.random.default_rng(1)
+    inside = sum(
+        low <= 2.0 <= high
+        for _, low, high, _ in (intervals.t_interval(rng.normal(2, 3, 8)) for _ in range(4000))
+    )
+    assert inside / 4000 == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / 4000) ** 0.5)
+
+
+def test_t_interval_by_hand_and_of_one():
+    mean, low, high, count = intervals.t_interval(np.array([1.0, 2.0, 3.0]))
+    assert (
+        mean == 2
+        and count == 3
+        and high - 2 == pytest.approx(4.302652729911275 / 3**0.5)
+        and low == pytest.approx(4 - high)
+    )
+    assert np.isnan(intervals.t_interval(np.array([1.0]))[1])
+
+
+# ---- tables --------------------------------------------------------------------------------
+
+
+def test_means_by_group_are_those_of_each_group_alone():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "policy": rng.choice(["b", "a"], 60),
+            "prompt_id": rng.integers(0, 12, 60),
+            "reward": rng.normal(size=60),
+            "words": rng.integers(1, 9, 60),
+        }
+    )
+    table.loc[3, "reward"] = np.nan
+    found = intervals.mean_by_group(
+        table, "policy", ["reward", "words"], cluster="prompt_id", sort=True, draws=50, seed=1
+    )
+    assert found["policy"].tolist() == ["a", "b"]
+    for row in found.itertuples():
+        part = table[table["policy"] == row.policy]
+        assert (row.n, row.clusters) == (len(part), part["prompt_id"].nunique())
+        alone = intervals.bootstrap_mean(part["reward"], part["prompt_id"], draws=50, seed=1)
+        assert alone[:3] == (row.reward, row.reward_low, row.reward_high)
+        assert row.words == part["words"].mean()
+
+
+def test_groups_of_two_columns_with_each_row_alone():
+    table = pd.DataFrame({"size": [1, 1, 2], "kind": ["x", "x", "y"], "value": [1.0, 3.0, 5.0]})
+    found = intervals.mean_by_group(table, ["size", "kind"], ["value"], draws=20)
+    assert found[["size", "kind", "clusters", "n", "value"]].values.tolist() == [
+        [1, "x", 2, 2, 2.0],
+        [2, "y", 1, 1, 5.0],
+    ]
+
+
+def test_ids_of_another_type_draw_the_same():
+    values, ids = np.arange(30.0), np.arange(30) // 2
+    as_text = intervals.bootstrap_mean(values, [str(i) for i in ids], draws=50)
+    assert intervals.bootstrap_mean(values, ids, draws=50) == as_text

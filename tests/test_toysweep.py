@@ -164,22 +164,3 @@ def test_summary_pairs_by_seed():
     assert found.loc["b", "difference_low"] > 0.03 and found.loc["b", "difference_high"] < 0.07
     assert found.loc["b", "low"] < found.loc["erm", "mean"]  # unpaired, the seeds would hide it
     assert np.isnan(found.loc["erm", "difference"]) and found.loc["b", "n"] == 10
-
-
-def test_t_interval_covers_at_its_level():
-    rng = np.random.default_rng(1)
-    inside = sum(
-        low <= 2.0 <= high
-        for _, low, high in (toy.sweep.t_interval(rng.normal(2, 3, 8)) for _ in range(4000))
-    )
-    assert inside / 4000 == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / 4000) ** 0.5)
-
-
-def test_t_interval_by_hand_and_of_one():
-    mean, low, high = toy.sweep.t_interval(np.array([1.0, 2.0, 3.0]))
-    assert (
-        mean == 2
-        and high - 2 == pytest.approx(4.302652729911275 / 3**0.5)
-        and low == pytest.approx(4 - high)
-    )
-    assert np.isnan(toy.sweep.t_interval(np.array([1.0]))[1])

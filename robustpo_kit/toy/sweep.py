@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from robustpo_kit import paths
 from robustpo_kit.errors import KitError
+from robustpo_kit.intervals import t_interval
 from robustpo_kit.records import cores, digest, key_of_function, progress, write_text
 
 POLL_S = 0.2  # how often the parent looks for finished runs
@@ -184,34 +183,11 @@ def summarise(
     for cell, part in table.groupby(list(by), sort=False, dropna=False) if by else [((), table)]:
         wide = part.pivot(index="seed", columns="method", values=metric)
         for method in part["method"].unique():
-            mean, low, high = t_interval(wide[method].dropna().to_numpy(), level)
-            row = dict(zip(by, cell, strict=True)) | {
-                "method": method,
-                "n": int(wide[method].count()),
-            }
-            row |= {"mean": mean, "low": low, "high": high}
+            mean = t_interval(wide[method].dropna().to_numpy(), level)
+            row = dict(zip(by, cell, strict=True)) | {"method": method, "n": mean.clusters}
+            row |= {"mean": mean.value, "low": mean.low, "high": mean.high}
             if baseline in wide and method != baseline:
                 paired = (wide[method] - wide[baseline]).dropna().to_numpy()
-                row |= dict(
-                    zip(
-                        ("difference", "difference_low", "difference_high"),
-                        t_interval(paired, level),
-                        strict=True,
-                    )
-                )
+                row |= t_interval(paired, level).columns("difference")
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and Student's t interval of independent values [n]; NaN bounds below two values."""
-    values = np.asarray(values, dtype=float)
-    if not len(values):
-        return (float("nan"),) * 3
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(
-        stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values))
-    )
-    return mean, mean - half, mean + half
