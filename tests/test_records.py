@@ -1,7 +1,11 @@
-"""Records: atomic writes, JSON in and out, tables with provenance, progress."""
+"""Records: atomic writes and folders, JSON, tables with provenance, progress, digests, streams."""
 
 import dataclasses
 import json
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ import torch
 
 from robustpo_kit import profiles, records
 from robustpo_kit.errors import KitError
-from robustpo_kit.records import RunRecord
+from robustpo_kit.records import RunRecord, atomic_folder, digest, stream, stream_seed
 
 
 def test_atomic_write_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -92,6 +96,161 @@ def test_progress_yields_everything_and_writes_only_where_it_should(tmp_path, mo
     capfd.readouterr()
     assert list(records.progress(iter("ab"), "letters", total=2)) == ["a", "b"]
     assert capfd.readouterr().err == "letters: 2/2 in 0 s\n"
+
+
+# ---------------------------------------------------------------- folders
+
+
+def fill(folder: Path, text: str) -> None:
+    with atomic_folder(folder) as temporary:
+        (temporary / "value.txt").write_text(text)
+
+
+def gone_process() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    return process.pid
+
+
+def test_atomic_folder_takes_the_place_of_the_old_one_as_a_whole(tmp_path):
+    fill(tmp_path / "a" / "policy", "old")
+    with atomic_folder(tmp_path / "a" / "policy") as temporary:
+        assert not list(temporary.iterdir()), "nothing of the old folder is carried over"
+        assert (tmp_path / "a" / "policy" / "value.txt").read_text() == "old"
+        (temporary / "other.txt").write_text("new")
+    assert [path.name for path in (tmp_path / "a" / "policy").iterdir()] == ["other.txt"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["policy"]
+
+
+def test_atomic_folder_leaves_the_old_one_when_writing_fails(tmp_path):
+    fill(tmp_path / "policy", "old")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "policy") as temporary:
+        (temporary / "value.txt").write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "policy" / "value.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def test_atomic_folder_puts_the_old_one_back_when_the_last_rename_fails(tmp_path, monkeypatch):
+    fill(tmp_path / "policy", "old")
+    rename = os.replace
+
+    def refuse(source, target):
+        if str(source).endswith(".tmp"):
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="no"):
+        fill(tmp_path / "policy", "new")
+    assert (tmp_path / "policy" / "value.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def test_atomic_folder_clears_up_after_a_dead_process_alone(tmp_path):
+    dead = tmp_path / f".policy.{platform.node()}-{gone_process()}"
+    living = tmp_path / f".policy.{platform.node()}-{os.getppid()}.tmp"
+    for left in (dead.with_suffix(dead.suffix + ".tmp"), living):
+        left.mkdir()
+        (left / "value.txt").write_text("half")
+    fill(tmp_path / "policy", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "policy"]
+
+
+def test_atomic_folder_rescues_what_a_process_moved_aside_and_died(tmp_path):
+    """Killed between the two renames: the old one is put back before the next one is written."""
+    old = tmp_path / f".policy.{platform.node()}-{gone_process()}.old"
+    old.mkdir()
+    (old / "value.txt").write_text("old")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "policy"):
+        raise RuntimeError
+    assert (tmp_path / "policy" / "value.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+# ---------------------------------------------------------------- digests
+
+
+def test_digest_is_of_contents_and_not_of_order_or_place():
+    assert digest({"a": 1, "b": [2, None]}) == digest({"b": (2, None), "a": 1})
+    assert digest(profiles.get("cpu")) == digest(dataclasses.asdict(profiles.get("cpu")))
+    values = torch.arange(6.0).reshape(2, 3)
+    assert digest(values.t()) == digest(values.t().contiguous()) != digest(values)
+    assert digest(values.numpy().T) == digest(np.ascontiguousarray(values.numpy().T))
+    assert digest("a", length=16) == digest("a")[:16] and len(digest()) == 64
+
+
+def test_digest_is_the_same_in_another_process():
+    code = "from robustpo_kit.records import digest; print(digest({'b': 1.5, 'a': ['x', b'y']}))"
+    environment = os.environ | {"PYTHONHASHSEED": "123"}
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert other.stdout.decode().strip() == digest({"a": ["x", b"y"], "b": 1.5})
+
+
+def test_digest_tells_kinds_and_bounds_apart():
+    ones = torch.ones(4)
+    values = [
+        None, True, 1, 1.0, "1", b"1", [1], ["1"], [[1]], {"1": 1}, {"1": "1"}, [], {}, "", b"", "[1",
+        ["ab", "c"], ["a", "bc"], ["abc"], [["a"], "b"], ["a", ["b"]], {"a": {}}, {"a": []},
+        ones, ones.double(), ones.half(), ones.bfloat16(), ones.int(), ones.view(2, 2), ones.numpy(),
+        ones.view(torch.int32), torch.zeros(0), torch.zeros(0, 2),
+    ]  # fmt: skip
+    assert len({digest(value) for value in values}) == len(values)
+    assert digest("ab", "c") != digest("a", "bc") != digest("abc")
+
+
+def test_digest_of_bfloat16_is_of_its_bits():
+    value = torch.tensor([1.0, 2.0]).bfloat16()
+    assert digest(value) == digest(value.clone()) != digest(value + 0.01)
+    assert digest(value) != digest(value.view(torch.int16))
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), Path("x"), np.array([object()]), np.int64(1)])
+def test_digest_refuses_what_has_no_content_of_its_own(value):
+    with pytest.raises(TypeError):
+        digest([value])
+
+
+def test_file_digest_follows_the_file(tmp_path):
+    path = tmp_path / "value.txt"
+    path.write_text("one")
+    before = records.file_digest(path)
+    assert before == records.file_digest(path) and len(before) == 64
+    path.write_text("other")
+    assert records.file_digest(path) != before
+
+
+# ---------------------------------------------------------------- streams
+
+
+def test_streams_never_share_draws_between_names_or_seeds():
+    names = [("a",), ("b",), ("a", "b"), ("ab",), ("a", 0), ("a", 1), ("a", "1"), ("a", ("b",))]
+    keys = [(seed, *name) for seed in (0, 1, 2, 2**32, 2**64 + 1) for name in names]
+    draws = np.array([stream(*key).integers(2**63, size=4) for key in keys])
+    assert len(np.unique(draws)) == draws.size
+    seeds = {stream_seed(*key) for key in keys}
+    assert len(seeds) == len(keys) and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_stream_is_the_same_each_time():
+    assert stream(3, "fold", 2).integers(100, size=5).tolist() == (
+        stream(np.int64(3), "fold", 2).integers(100, size=5).tolist()
+    )
+    first, second = (records.torch_stream(3, "fold", 2) for _ in range(2))
+    assert torch.equal(torch.rand(5, generator=first), torch.rand(5, generator=second))
+
+
+@pytest.mark.parametrize("make", [stream, stream_seed, records.torch_stream])
+def test_stream_refuses_what_names_no_stream(make):
+    for seed in (-1, 0.5, True, "0", None):
+        with pytest.raises(ValueError, match="seed: expected a whole number of 0 or more"):
+            make(seed, "a")
+    with pytest.raises(ValueError, match="names: a stream is named by its purpose"):
+        make(0)
+
+
+# ---------------------------------------------------------------- profiles
 
 
 @pytest.mark.parametrize(

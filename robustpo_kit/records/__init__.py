@@ -1,4 +1,9 @@
-"""How anything is written: whole or not at all, with its origin, its progress, and the key of its code."""
+"""How anything is written, and known again: whole or not at all, with its origin and its digest.
+
+A module a subject: `files` (by rename), `digests` (of contents), `freshness` (key of code),
+`provenance` (config, seed, versions), `machine` (what computes), `progress` (of a long run),
+`streams` (randomness by name).
+"""
 
 from robustpo_kit.records.digests import digest, file_digest
 from robustpo_kit.records.files import (

@@ -9,14 +9,20 @@ from typing import Any
 
 import numpy as np
 
-LENGTH = 64  # hexadecimal characters of a sha256
+SHA256_CHARACTERS = 64  # hexadecimal
 
 
-def digest(*parts: Any, length: int = LENGTH) -> str:
-    """sha256 of `parts` by content, as `length` hexadecimal characters.
+def digest(*parts: Any, length: int = SHA256_CHARACTERS) -> str:
+    """sha256 of `parts` by content, the same in every process and on every machine.
 
-    A part is anything that JSON knows, bytes, a dataclass, a tensor, an array, or a list, tuple or dict of
-    those (the order of a dict's keys does not matter). Raises TypeError for anything else.
+    Args:
+        parts: Anything that JSON knows, bytes, dataclasses, tensors, arrays, and lists, tuples and
+            dicts of those. As in JSON, a tuple counts as a list, a dataclass as the dict of its
+            fields, and a dict's keys as their text in any order.
+        length: How many hexadecimal characters to return.
+
+    Raises:
+        TypeError: For a part of another type, an array of objects included.
     """
     sha = hashlib.sha256()
     _feed(sha, parts)
@@ -35,7 +41,7 @@ def _file_digest_at(path: Path, _size: int, _modified: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _feed(sha: Any, value: Any) -> None:
+def _feed(sha: "hashlib._Hash", value: Any) -> None:
     """Every value goes in behind its kind and size, so that no two values share their bytes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -57,12 +63,16 @@ def _feed(sha: Any, value: Any) -> None:
         sha.update(b"j%d:" % len(text) + text.encode())
 
 
-def _feed_array(sha: Any, value: Any) -> None:
-    """Kind, shape and bytes of a tensor or an array; bfloat16, which numpy lacks, by its bits."""
+def _feed_array(sha: "hashlib._Hash", value: Any) -> None:
+    """Kind, shape and bytes of a tensor or an array."""
     kind, shape = str(value.dtype), list(value.shape)
+    if kind == "object":
+        raise TypeError("digest: an array of objects holds addresses, not values; pass a list")
     if hasattr(value, "detach"):
         import torch
 
         value = value.detach().cpu().contiguous().view(-1)
-        value = value.view(torch.int16).numpy() if kind == "torch.bfloat16" else value.numpy()
+        if kind == "torch.bfloat16":  # numpy lacks it: by its bits
+            value = value.view(torch.int16)
+        value = value.numpy()
     sha.update(f"a{kind}{shape}".encode() + np.ascontiguousarray(value).tobytes())

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import platform
@@ -9,6 +10,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from robustpo_kit import paths
 from robustpo_kit.errors import KitError
@@ -29,37 +32,36 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `folder`; on success it takes the place of `folder`, on failure it goes.
+    """Yield an empty temporary folder beside `folder`; on success it takes the place of `folder`.
 
-    What stood in `folder` goes only once the new one is complete. Leftovers of processes that were killed on this
-    machine are removed.
+    What stood in `folder` goes only once the new one is complete; on failure it stays, and the
+    temporary one goes. Leftovers of processes that were killed on this machine are cleared up.
     """
     folder = Path(folder)
     prefix = f".{folder.name}.{platform.node()}-"
     temporary = folder.with_name(f"{prefix}{os.getpid()}.tmp")
-    for left in folder.parent.glob(f"{prefix}*.tmp"):
-        if left == temporary or not _alive(int(left.stem.removeprefix(prefix))):
-            shutil.rmtree(left, ignore_errors=True)
-    temporary.mkdir(parents=True)
     before = temporary.with_suffix(".old")
+    for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):
+        owner = int(leftover.stem.removeprefix(prefix))
+        if owner == os.getpid() or not psutil.pid_exists(owner):
+            _clear(leftover, folder)
+    temporary.mkdir(parents=True)
     try:
         yield temporary
         if folder.exists():
             os.replace(folder, before)
         os.replace(temporary, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+        _clear(temporary, folder)
+        _clear(before, folder)
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _clear(leftover: Path, folder: Path) -> None:
+    """Remove a temporary folder; an old one goes back to its place if no new one has taken it."""
+    if leftover.suffix == ".old" and leftover.exists() and not folder.exists():
+        os.replace(leftover, folder)
+    else:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,6 +93,6 @@ def _plain(value: Any) -> Any:
         return paths.show(value)
     if hasattr(value, "tolist"):
         return value.tolist()
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     raise TypeError(f"not JSON: {type(value).__name__}")

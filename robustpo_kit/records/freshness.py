@@ -1,8 +1,8 @@
-"""Freshness: which of the kit's modules decide an artefact, as a key, so that nothing runs twice or goes stale.
+"""Freshness: which of the kit's modules decide an artefact, as a key.
 
-A module is found by its path; a name that leads to no file is an error, never a module less. Of a room (a
-package whose `__init__` is its door) only those modules count that the names used come from. Code is its syntax
-tree without docstrings, so that prose, comments and layout throw nothing away.
+A module is found by its path; a name that leads to no file is an error, never a module less. Of a
+room (a package whose `__init__` is its door) only those modules count that define the names used.
+Code is its syntax tree without docstrings, so that prose, comments and layout throw nothing away.
 """
 
 import ast
@@ -10,10 +10,12 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from robustpo_kit.records.digests import digest
 
 KIT = "robustpo_kit"
+DOOR = "__init__.py"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -22,16 +24,24 @@ class UnknownModuleError(LookupError):
 
 
 def code_key(*modules: str, without: Iterable[str] = ()) -> str:
-    """Key of the code of the kit's `modules` ("robustpo_kit.margins") and of all that they import, but `without`.
+    """Key of the code of `modules` and of all of the kit that they import.
 
-    Raises UnknownModuleError naming a module that is not there.
+    Args:
+        modules: Dotted names of modules of the kit, such as "robustpo_kit.margins".
+        without: Dotted names that are left out, because the artefact does not depend on them.
+
+    Raises:
+        UnknownModuleError: Naming a module that is not there.
     """
     names = sorted(closure(modules) - set(without))
     return digest([[name, _tree_digest(module_file(name))] for name in names], length=16)
 
 
-def key_of_function(function: Callable, *, without: Iterable[str] = ()) -> str:
-    """Key of the code that `function` runs: of its own file, and of the kit's modules that this file imports."""
+def key_of_function(function: Callable[..., Any], *, without: Iterable[str] = ()) -> str:
+    """Key of the code that `function` runs: its own file, and what this file imports of the kit.
+
+    `without` and errors as `code_key`.
+    """
     return _key_of_file(Path(inspect.getfile(function)), tuple(without))
 
 
@@ -43,52 +53,66 @@ def _key_of_file(file: Path, without: tuple[str, ...]) -> str:
 
 def closure(modules: Iterable[str]) -> set[str]:
     """`modules` and the kit's modules that they import, directly or through one another."""
-    waiting, found = set(modules), set()
+    waiting, reached = set(modules), set[str]()
     while waiting:
         name = waiting.pop()
-        found.add(name)
-        waiting |= imported_modules(module_file(name).read_text(encoding="utf-8")) - found
-    return found
+        reached.add(name)
+        waiting |= imported_modules(module_file(name).read_text(encoding="utf-8")) - reached
+    return reached
 
 
 def module_file(name: str) -> Path:
     """The file of the kit's module `name`, a room's door for a room; raises UnknownModuleError."""
     path = PACKAGE.joinpath(*name.split(".")[1:])
-    for file in (path / "__init__.py", path.with_suffix(".py")):
-        if name.split(".")[0] == KIT and file.is_file():
+    for file in (path / DOOR, path.with_suffix(".py")):
+        if _is_of_the_kit(name) and file.is_file():
             return file
     raise UnknownModuleError(f"{name}: no such module of the kit")
 
 
 def imported_modules(code: str) -> set[str]:
-    """The kit's modules that `code` (of a module, or of a notebook's cells) imports directly."""
+    """The kit's modules that `code` (of a module, or of a notebook's cells) imports directly.
+
+    Raises UnknownModuleError for a name that the kit does not have, and for a relative import,
+    which the code alone does not resolve.
+    """
     lines = [line for line in code.splitlines() if not line.lstrip().startswith(("%", "!"))]
     tree = ast.parse("\n".join(lines))
-    found: set[str] = set()
+    imported: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            inside = [alias.name for alias in node.names if alias.name.split(".")[0] == KIT]
-            found |= {module for name in inside for module in _modules_of(name)}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == KIT:
             for alias in node.names:
-                found |= _imported(node.module, alias.name, alias.asname or alias.name, tree)
-    return found
+                if _is_of_the_kit(alias.name):
+                    imported |= _modules_of(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise UnknownModuleError(
+                    f"line {node.lineno}: a relative import; write from {KIT}. ... import ..."
+                )
+            module = node.module or ""
+            if _is_of_the_kit(module):
+                for alias in node.names:
+                    imported |= _imported(module, alias.name, alias.asname or alias.name, tree)
+    return imported
+
+
+def _is_of_the_kit(module: str) -> bool:
+    return module.split(".")[0] == KIT
 
 
 def _imported(module: str, name: str, alias: str, tree: ast.Module) -> set[str]:
     """What `from module import name as alias` brings in, given what the code does with it."""
-    if not _is_module(f"{module}.{name}"):
-        return {_source(module, name)}
-    room = f"{module}.{name}"
-    if module_file(room).name != "__init__.py":
-        return {room}
-    attributes = [
-        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and _names(n.value, alias)
-    ]
+    source = _source(module, name)
+    if source != f"{module}.{name}" or module_file(source).name != DOOR:
+        return {source}
+    attributes = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _names(node.value, alias):
+            attributes.append(node.attr)
     mentions = sum(_names(node, alias) for node in ast.walk(tree))
-    if len(attributes) < mentions or not attributes:  # handed on as a whole
-        return _modules_of(room)
-    return {_source(room, attribute) for attribute in attributes}
+    if len(attributes) < mentions or not attributes:  # the room is handed on as a whole
+        return _modules_of(source)
+    return {_source(source, attribute) for attribute in attributes}
 
 
 def _names(node: ast.AST, alias: str) -> bool:
@@ -96,26 +120,26 @@ def _names(node: ast.AST, alias: str) -> bool:
 
 
 def _source(module: str, name: str) -> str:
-    """The module that `name` of `module` comes from: a door hands it on from where it is defined."""
+    """The module that defines `name` of `module`; a door hands on what others define."""
+    file = module_file(module)
+    if file.name != DOOR:
+        return module
+    bindings = _bindings(file)  # before the room's files: a function may have the name of a module
+    if name in bindings and bindings[name] != (module, name):
+        origin = bindings[name]
+        return module if origin is None else _source(*origin)
     if _is_module(f"{module}.{name}"):
         return f"{module}.{name}"
-    file = module_file(module)
-    if file.name != "__init__.py":
-        return module
-    bound = _bindings(file)
-    if name not in bound:
-        raise UnknownModuleError(f"{module}: has no '{name}'")
-    return module if bound[name] is None else _source(*bound[name])
+    raise UnknownModuleError(f"{module}: has no '{name}'")
 
 
 def _modules_of(module: str) -> set[str]:
     """A plain module itself; of a room, its door and every module that the door hands on."""
     file = module_file(module)
-    if file.name != "__init__.py":
+    if file.name != DOOR:
         return {module}
-    return {module} | {
-        _source(*origin) for origin in _bindings(file).values() if origin is not None
-    }
+    origins = [origin for origin in _bindings(file).values() if origin is not None]
+    return {module} | {_source(*origin) for origin in origins}
 
 
 def _is_module(name: str) -> bool:
@@ -126,16 +150,15 @@ def _is_module(name: str) -> bool:
 
 
 def _bindings(door: Path) -> dict[str, tuple[str, str] | None]:
-    """Names that a door binds: (module, name) for those of the kit that it imports, None for its own."""
-    bound: dict[str, tuple[str, str] | None] = {}
+    """Names that a door binds: (module, name) of what it imports from the kit, None for its own."""
+    bindings: dict[str, tuple[str, str] | None] = {}
     for node in ast.parse(door.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == KIT:
-            bound |= {
-                alias.asname or alias.name: (str(node.module), alias.name) for alias in node.names
-            }
+        if isinstance(node, ast.ImportFrom) and _is_of_the_kit(node.module or ""):
+            for alias in node.names:
+                bindings[alias.asname or alias.name] = (str(node.module), alias.name)
         elif isinstance(node, ast.Assign):
-            bound |= {target.id: None for target in node.targets if isinstance(target, ast.Name)}
-    return bound
+            bindings |= {target.id: None for target in node.targets if isinstance(target, ast.Name)}
+    return bindings
 
 
 def _tree_digest(path: Path) -> str:

@@ -3,16 +3,23 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
-def progress(items: Iterable, desc: str, total: int | None = None) -> Iterator:
-    """Iterate with progress a person can read; ROBUSTPO_PROGRESS = bar | log | off (default: bar on a terminal).
+def progress(items: Iterable[Item], desc: str, total: int | None = None) -> Iterator[Item]:
+    """Iterate over `items` with progress that a person can read.
 
-    `log` writes at most one line a second to the file ROBUSTPO_PROGRESS_LOG (else stderr).
+    ROBUSTPO_PROGRESS says how: `bar`, `log` or `off`; without it, a bar on a terminal. `log` writes
+    at most one line a second to the file ROBUSTPO_PROGRESS_LOG, else to stderr.
     """
-    mode = os.environ.get("ROBUSTPO_PROGRESS") or ("bar" if sys.stderr.isatty() else "off")
-    total = total if total is not None else (len(items) if hasattr(items, "__len__") else None)
+    mode = os.environ.get("ROBUSTPO_PROGRESS")
+    if not mode:
+        mode = "bar" if sys.stderr.isatty() else "off"
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     if mode == "bar":
         from tqdm.auto import tqdm
 
@@ -24,7 +31,8 @@ def progress(items: Iterable, desc: str, total: int | None = None) -> Iterator:
         now = time.monotonic()
         if mode == "log" and (now - last >= 1 or count == total):
             last = now
-            _log(f"{desc}: {count}/{total if total is not None else '?'} in {now - started:.0f} s")
+            of_total = "?" if total is None else total
+            _log(f"{desc}: {count}/{of_total} in {now - started:.0f} s")
 
 
 def _log(line: str) -> None:

@@ -19,11 +19,11 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "scikit-lear
 
 def versions() -> dict[str, str]:
     """Versions of Python, of the kit and of the packages that decide a result."""
-    found = {"python": platform.python_version(), "robustpo_kit": __version__}
+    by_name = {"python": platform.python_version(), "robustpo_kit": __version__}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            by_name[name] = metadata.version(name)
+    return by_name
 
 
 def git_revision() -> str | None:
@@ -38,12 +38,23 @@ def git_revision() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    if done.returncode != 0:
+        return None
+    return done.stdout.strip() or None
 
 
 def provenance(config: Any, seed: int, started: float) -> dict[str, Any]:
-    """What a result file carries: config, seed, versions, device, seconds since `started` (time.time())."""
-    if dataclasses.is_dataclass(config):
+    """What a result file carries about its origin.
+
+    Args:
+        config: A dataclass, or a dict that JSON knows.
+        seed: The seed of the run.
+        started: time.time() at its start, for the duration in seconds.
+
+    Returns:
+        config, seed, versions, device, duration_s and revision (of git; None outside a checkout).
+    """
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
         config = dataclasses.asdict(config)
     return {
         "config": config,
