@@ -1,56 +1,45 @@
 """What is known of every row before training: reference log-probs, lengths, rewards, h."""
 
-import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from robustpo_kit.data import PreferenceSet
+from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
 from robustpo_kit.losses import Scores
 from robustpo_kit.policies import TokenTable
+from robustpo_kit.training.step_objective import StepObjective
 
 
-def fitting_rows(dataset: PreferenceSet, objective: Any) -> PreferenceSet:
+def fitting_rows(dataset: PreferenceSet, objective: StepObjective) -> PreferenceSet:
     """The rows as the objective takes them; raises KitError naming a row that does not fit."""
     if len(dataset) == 0:
         raise KitError("training: the preference set has no rows")
     for row in dataset:
-        k = len(row.responses)
-        if objective.responses == "pair" and k != 2:
-            raise KitError(
-                f"row {row.row_id}: {objective.spec} takes pairs, this row has {k} responses; use .pairs()"
-            )
-        if objective.responses == "list" and k < 2:
-            raise KitError(
-                f"row {row.row_id}: {objective.spec} takes at least 2 responses, this row has {k}"
-            )
-        if objective.responses == "one" and row.golden is None:
-            raise KitError(
-                f"row {row.row_id}: {objective.spec} trains on the golden response, but 'golden' is not set"
-            )
-        if objective.needs_rewards and row.rewards is None:
-            raise KitError(
-                f"row {row.row_id}: {objective.spec} needs rewards; add them with .with_rewards(array)"
-            )
-        if objective.needs_h and row.h is None:
-            raise KitError(
-                f"row {row.row_id}: {objective.spec} needs h (calibration factor); add it with .with_h(array)"
-            )
-    if objective.responses != "one":
-        return dataset
-    golden = [
-        dataclasses.replace(
-            row,
-            responses=(row.responses[row.golden],),
-            sources=(row.sources[row.golden],),
-            rewards=None,
-            golden=0,
-        )
-        for row in dataset
-    ]
-    return PreferenceSet(golden)
+        problem = _misfit(row, objective)
+        if problem:
+            raise KitError(f"row {row.row_id}: {objective.spec} {problem}")
+    if objective.responses == "one":
+        return dataset.golden_only()
+    return dataset
+
+
+def _misfit(row: Preference, objective: StepObjective) -> str | None:
+    """What the objective misses in the row, and what to do; None where the row fits."""
+    count = len(row.responses)
+    if objective.responses == "pair" and count != 2:
+        return f"takes pairs, this row has {count} responses; use .pairs()"
+    if objective.responses == "list" and count < 2:
+        return f"takes at least 2 responses, this row has {count}"
+    if objective.responses == "one" and row.golden is None:
+        return "trains on the golden response, but 'golden' is not set"
+    if objective.needs_rewards and row.rewards is None:
+        return "needs rewards; add them with .with_rewards(array)"
+    if objective.needs_h and row.h is None:
+        return "needs h (calibration factor); add it with .with_h(array)"
+    return None
 
 
 class Signals(NamedTuple):
@@ -65,35 +54,73 @@ class Signals(NamedTuple):
 
     @classmethod
     def of(cls, rows: PreferenceSet, tokens: TokenTable, reference: Tensor | None) -> "Signals":
-        """Signals of a preference set; `reference` [N, K (+ 1 for the mismatched pair)]."""
-        k = max(len(row.responses) for row in rows)
-        lengths = torch.tensor([(r.lengths() + [0] * k)[:k] for r in tokens.rows])
-        rewards = [row.rewards for row in rows]
+        """Signals of a preference set.
+
+        Args:
+            rows: N rows of at most K responses.
+            tokens: Their tokens, with a mismatched response a row where the objective needs it.
+            reference: Log-probs [N, K] under the reference, with a column more for the mismatched
+                response; None for an objective without a reference.
+        """
+        width = max(len(row.responses) for row in rows)
+        lengths = torch.tensor([_padded(row.lengths()[:width], width, 0) for row in tokens.rows])
+        real_columns = lengths > 0
+        ref_logps = kl_ref_logps = None
+        if reference is not None:
+            ref_logps = reference[:, :width]
+            if tokens.mismatched:
+                kl_ref_logps = reference[:, width]
         return cls(
-            None if reference is None else reference[:, :k],
-            reference[:, k] if reference is not None and tokens.mismatched else None,
+            ref_logps,
+            kl_ref_logps,
             lengths,
-            None if bool((lengths > 0).all()) else lengths > 0,
-            None
-            if None in rewards
-            else torch.tensor([[*r, *[0.0] * (k - len(r))] for r in rewards]),
-            None if any(row.h is None for row in rows) else torch.tensor([row.h for row in rows]),
+            None if bool(real_columns.all()) else real_columns,
+            _rewards(rows, width),
+            _factors(rows),
         )
 
     def scores(
         self, logps: Tensor, index: Tensor, *, mismatched: bool
     ) -> tuple[Scores, Tensor | None]:
-        """Scores and h of the rows `index`; a mismatched pair's log-prob is the last column of `logps`."""
+        """Scores and h of some rows, on the device of their log-probs.
+
+        Args:
+            logps: Log-probs [B, K], with a column more for the mismatched response.
+            index: Numbers [B] of the rows.
+            mismatched: Whether `logps` has that column.
+
+        Returns:
+            The scores of B rows, and their h [B], None where rows have none.
+        """
+        width = self.lengths.shape[1]
         device = logps.device
-        pick = lambda value: None if value is None else value[index].to(device)  # noqa: E731
-        k = self.lengths.shape[1]
         scores = Scores(
-            logps[:, :k],
-            pick(self.ref_logps),
-            pick(self.lengths),
-            pick(self.rewards),
-            pick(self.mask),
-            logps[:, k].detach() if mismatched else None,
-            pick(self.kl_ref_logps),
+            logps[:, :width],
+            _at(self.ref_logps, index, device),
+            self.lengths[index].to(device),
+            _at(self.rewards, index, device),
+            _at(self.mask, index, device),
+            logps[:, width].detach() if mismatched else None,
+            _at(self.kl_ref_logps, index, device),
         )
-        return scores, pick(self.h)
+        return scores, _at(self.h, index, device)
+
+
+def _padded(values: Sequence[float], width: int, filler: float) -> list[float]:
+    return [*values, *[filler] * (width - len(values))]
+
+
+def _rewards(rows: PreferenceSet, width: int) -> Tensor | None:
+    """Rewards [N, K], 0 in columns that a row does not have; None where a row has none."""
+    rewards = [_padded(row.rewards, width, 0.0) for row in rows if row.rewards is not None]
+    return torch.tensor(rewards) if len(rewards) == len(rows) else None
+
+
+def _factors(rows: PreferenceSet) -> Tensor | None:
+    """Calibration factors h [N]; None where a row has none."""
+    factors = [row.h for row in rows if row.h is not None]
+    return torch.tensor(factors) if len(factors) == len(rows) else None
+
+
+def _at(value: Tensor | None, index: Tensor, device: torch.device) -> Tensor | None:
+    return None if value is None else value[index].to(device)
