@@ -191,10 +191,10 @@ def test_digest_is_the_same_in_another_process():
 def test_digest_tells_kinds_and_bounds_apart():
     ones = torch.ones(4)
     values = [
-        None, True, 1, 1.0, "1", b"1", [1], ["1"], [[1]], {"1": 1}, {"1": "1"}, [], {}, "", b"", "[1",
-        ["ab", "c"], ["a", "bc"], ["abc"], [["a"], "b"], ["a", ["b"]], {"a": {}}, {"a": []},
-        ones, ones.double(), ones.half(), ones.bfloat16(), ones.int(), ones.view(2, 2), ones.numpy(),
-        ones.view(torch.int32), torch.zeros(0), torch.zeros(0, 2),
+        None, True, 1, 1.0, "1", b"1", [1], ["1"], [[1]], {"1": 1}, {"1": "1"}, [], {}, "", b"",
+        ["ab", "c"], ["a", "bc"], ["abc"], [["a"], "b"], ["a", ["b"]], {"a": {}}, {"a": []}, "[1",
+        ones, ones.double(), ones.half(), ones.bfloat16(), ones.int(), ones.view(2, 2),
+        ones.numpy(), ones.view(torch.int32), torch.zeros(0), torch.zeros(0, 2),
     ]  # fmt: skip
     assert len({digest(value) for value in values}) == len(values)
     assert digest("ab", "c") != digest("a", "bc") != digest("abc")
