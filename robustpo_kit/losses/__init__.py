@@ -1,4 +1,9 @@
-"""Preference losses as pure functions of log-probabilities: one value a sample, the caller aggregates."""
+"""Preference losses as pure functions of log-probabilities: one value a sample.
+
+s is a response's summed log-probability in nats, a = s / n per token, r = s - s^ref; w and l are
+the chosen and the rejected response, D = r_w - r_l, and sp(x) = log(1 + e^x). The caller aggregates.
+`BASES` is the table of losses: all that objectives and training know of one.
+"""
 
 from robustpo_kit.losses.coupled import BetaState, beta_dpo, kto, kto_pair
 from robustpo_kit.losses.listwise import dpo_pl, lire, rrhf, sft

@@ -13,6 +13,7 @@ from robustpo_kit.losses.scores import (
     check_reduction,
     check_scores,
     column_logps,
+    column_rewards,
     log_ratios,
     mean_logps,
     mean_nll,
@@ -23,52 +24,55 @@ from robustpo_kit.losses.scores import (
 def dpo_pl(scores: Scores, *, beta: float, reduction: str = "sum") -> Tensor:
     """Plackett-Luce DPO: sum_k [logsumexp_{j>=k} beta r_j - beta r_k], k in order of reward.
 
-    Rafailov et al. 2023, App. A.3. Equal rewards keep their column order; at K = 2 this is `dpo`. `reduction` "mean"
-    divides by the K of the row, as the DoRA code does. Returns [B].
+    Rafailov et al. 2023, App. A.3. Equal rewards keep their column order; at K = 2 this is `dpo`.
+    `reduction` "mean" divides by the K of the row, as the DoRA code does. Returns [B].
     """
     check_positive("beta", beta)
     check_list(scores, reference=True)
     order, real = _ranking(scores)
     utility = (beta * log_ratios(scores)).gather(1, order)  # [B, K], best first
     count = utility.shape[1]
-    rest = torch.ones(
+    left = torch.ones(
         count, count, dtype=torch.bool, device=utility.device
-    ).triu()  # rest[k, j]: j >= k
+    ).triu()  # [k, j]: j >= k
+    choosable = left & real[:, None, :]  # [B, K, K]
     lowest = torch.finfo(utility.dtype).min
-    choices = (
-        utility[:, None, :].expand(-1, count, -1).masked_fill(~(rest & real[:, None, :]), lowest)
-    )  # [B, K, K]
+    choices = utility[:, None, :].expand(-1, count, -1).masked_fill(~choosable, lowest)
     terms = torch.where(real, torch.logsumexp(choices, dim=-1) - utility, 0.0)
     total = terms.sum(dim=-1)
-    return total / real.sum(dim=-1) if check_reduction(reduction) == "mean" else total
+    if check_reduction(reduction) == "mean":
+        return total / real.sum(dim=-1)
+    return total
 
 
 def rrhf(scores: Scores, *, alpha: float = 1.0, reduction: str = "mean") -> Tensor:
-    """RRHF: sum_{R_i < R_j} max(0, a_i - a_j) + alpha NLL(argmax R) (Yuan et al. 2023, Eq. 2-4). Returns [B].
+    """RRHF: sum_{R_i < R_j} max(0, a_i - a_j) + alpha NLL(argmax R) (Yuan et al. 2023, Eq. 2-4).
 
-    `reduction` of the NLL: "mean" over response tokens (default) or "sum". The first of equal best rewards is taken.
+    `reduction` of the NLL: "mean" over response tokens (default) or "sum". The first of equal best
+    rewards is taken. Returns [B].
     """
     check_at_least("alpha", alpha, 0.0)
     check_list(scores)
-    a, real = mean_logps(scores), real_columns(scores)
-    rewards = torch.where(real, scores.rewards, 0.0)
+    a, real, rewards = mean_logps(scores), real_columns(scores), column_rewards(scores)
     worse = rewards[:, :, None] < rewards[:, None, :]  # [B, i, j]: R_i < R_j
     worse = worse & real[:, :, None] & real[:, None, :]
     ranking = (F.relu(a[:, :, None] - a[:, None, :]) * worse).sum(dim=(1, 2))
-    best = _ranking(scores)[0][:, :1]
-    supervised = a if check_reduction(reduction) == "mean" else column_logps(scores)
-    return ranking - alpha * supervised.gather(1, best)[:, 0]
+    supervised = a
+    if check_reduction(reduction) == "sum":
+        supervised = column_logps(scores)
+    order, _ = _ranking(scores)
+    return ranking - alpha * supervised.gather(1, order[:, :1])[:, 0]
 
 
 def lire(scores: Scores, *, temperature: float, reward_transform: str = "none") -> Tensor:
     """LIRE: -sum_j softmax(s / T)_j R_j (Zhu et al. 2024, Eq. 7). Returns [B].
 
-    `reward_transform` "softmax" replaces R by softmax(R) over the row, as the DoRA code does; values lie in (-1, 0).
+    `reward_transform` "softmax" replaces R by softmax(R) over the row, as the DoRA code does;
+    values lie in (-1, 0).
     """
     check_positive("temperature", temperature)
     check_list(scores)
-    real = real_columns(scores)
-    rewards = torch.where(real, scores.rewards, 0.0)
+    real, rewards = real_columns(scores), column_rewards(scores)
     if reward_transform == "softmax":
         rewards = rewards.masked_fill(~real, -math.inf).softmax(dim=-1)
     elif reward_transform != "none":
@@ -80,14 +84,14 @@ def lire(scores: Scores, *, temperature: float, reward_transform: str = "none") 
 
 
 def sft(scores: Scores, *, reduction: str = "mean") -> Tensor:
-    """Supervised negative log-likelihood of column 0: -a_0, or -s_0 with `reduction` "sum". Returns [B]."""
+    """Supervised negative log-likelihood of column 0: -a_0, or -s_0 with `reduction` "sum". [B]."""
     check_scores(scores, columns=1)
     return mean_nll(scores, reduction)
 
 
 def _ranking(scores: Scores) -> tuple[Tensor, Tensor]:
-    """Columns [B, K] by falling reward, equal ones in column order, padding last; and which ranks are real."""
+    """Columns [B, K] by falling reward, equal ones in column order, padding last; real ranks."""
     real = real_columns(scores)
-    rewards = scores.rewards.masked_fill(~real, -math.inf)
+    rewards = column_rewards(scores).masked_fill(~real, -math.inf)
     order = torch.sort(rewards, dim=-1, descending=True, stable=True).indices
     return order, real.gather(1, order)

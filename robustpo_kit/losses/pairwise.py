@@ -32,37 +32,67 @@ def dpo(scores: Scores, *, beta: float, margin: Tensor | None = None) -> Tensor:
 def cdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None) -> Tensor:
     """Conservative DPO, label smoothing: (1-e) sp(-beta D) + e sp(beta D) (Mitchell 2023).
 
-    gamma-PO calls this loss "rDPO" (Eq. 5, with a margin on either side Eq. 13). Returns [B].
+    gamma-PO calls this loss "rDPO" (Eq. 5, with a margin on either side Eq. 13).
+
+    Args:
+        scores: of pairs, with a reference.
+        beta: strength of the reference, > 0.
+        epsilon: share of labels taken to be flipped, in [0, 1).
+        margin: [B], a target margin in units of beta D on the side of each label.
+
+    Returns:
+        [B]
     """
     check_between("epsilon", epsilon, 0.0, 1.0)
-    kept, flipped = _both_labels(scores, beta, margin)
-    return (1 - epsilon) * kept + epsilon * flipped
+    as_labelled, flipped = _both_labels(scores, beta, margin)
+    return (1 - epsilon) * as_labelled + epsilon * flipped
 
 
 def rdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None) -> Tensor:
-    """Robust DPO: [(1-e) sp(-beta D) - e sp(beta D)] / (1-2e), unbiased under a flip rate e (Chowdhury et al. 2024).
+    """Robust DPO: [(1-e) sp(-beta D) - e sp(beta D)] / (1-2e) (Chowdhury et al. 2024).
 
-    Returns [B]; values can be negative. Raises ValueError for epsilon outside [0, 0.5).
+    Unbiased where a share e of the labels is flipped.
+
+    Args:
+        scores: of pairs, with a reference.
+        beta: strength of the reference, > 0.
+        epsilon: the flip rate, in [0, 0.5).
+        margin: [B], a target margin in units of beta D on the side of each label.
+
+    Returns:
+        [B]; values can be negative.
     """
     check_between("epsilon", epsilon, 0.0, 0.5)
-    kept, flipped = _both_labels(scores, beta, margin)
-    return ((1 - epsilon) * kept - epsilon * flipped) / (1 - 2 * epsilon)
+    as_labelled, flipped = _both_labels(scores, beta, margin)
+    return ((1 - epsilon) * as_labelled - epsilon * flipped) / (1 - 2 * epsilon)
 
 
 def r_dpo_length(
     scores: Scores, *, beta: float, alpha: float, margin: Tensor | None = None
 ) -> Tensor:
-    """R-DPO, regularised for length: sp(-(beta D - alpha (n_w - n_l))) (Park et al. 2024). Returns [B]."""
+    """R-DPO, regularised for length: sp(-(beta D - alpha (n_w - n_l))) (Park et al. 2024).
+
+    Args:
+        scores: of pairs, with a reference.
+        beta: strength of the reference, > 0.
+        alpha: nats a token of difference in length, >= 0.
+        margin: [B], a target margin in units of beta D.
+
+    Returns:
+        [B]
+    """
     check_at_least("alpha", alpha, 0.0)
     gap = dpo_gap(scores, beta=beta)
-    n = response_lengths(scores)
-    return softplus(target_margin(margin, gap) + alpha * (n[:, 0] - n[:, 1]) - gap)
+    lengths = response_lengths(scores)
+    longer = lengths[:, 0] - lengths[:, 1]
+    return softplus(target_margin(margin, gap) + alpha * longer - gap)
 
 
 def ipo(scores: Scores, *, tau: float, reduction: str = "sum") -> Tensor:
     """IPO: (D - 1/(2 tau))^2 (Azar et al. 2024, Eq. 17). Returns [B].
 
-    `reduction` "sum" is the paper's D; "mean" takes each r_k per token, as the paper's experiments and TRL do.
+    `reduction` "sum" is the paper's D; "mean" takes each r_k per token, as the paper's experiments
+    and TRL do.
     """
     check_positive("tau", tau)
     check_pair(scores, reference=True)
@@ -73,9 +103,10 @@ def ipo(scores: Scores, *, tau: float, reduction: str = "sum") -> Tensor:
 
 
 def exo(scores: Scores, *, beta: float, epsilon: float = 1e-3) -> Tensor:
-    """EXO-pref: KL(softmax(beta r) || (1-e, e)), the reverse KL of DPO's (Ji et al. 2024, Eq. 16). Returns [B].
+    """EXO-pref: KL(softmax(beta r) || (1-e, e)), the reverse KL of DPO's (Ji et al. 2024, Eq. 16).
 
     The authors' code takes log e = -10 and a temperature of 0.8: epsilon = exp(-10), beta / 0.8.
+    Returns [B].
     """
     check_between("epsilon", epsilon, 0.0, 1.0, open_low=True)
     gap = dpo_gap(scores, beta=beta)
@@ -92,10 +123,22 @@ def simpo(
     gamma_beta_ratio: float | None = None,
     margin: Tensor | None = None,
 ) -> Tensor:
-    """SimPO: sp(-(beta (a_w - a_l) - gamma0)), no reference (Meng et al. 2024, Eq. 6). Returns [B].
+    """SimPO: sp(-(beta (a_w - a_l) - gamma0)), no reference (Meng et al. 2024, Eq. 6).
 
-    The target margin is exactly one of `gamma0`, `gamma_beta_ratio` (gamma0 = ratio * beta) and `margin` [B], one
-    target a sample in place of gamma0 (gamma-PO, Eq. 12). Raises ValueError when several or none are given.
+    The target margin is exactly one of `gamma0`, `gamma_beta_ratio` and `margin`.
+
+    Args:
+        scores: of pairs.
+        beta: scale of the log-probabilities per token, > 0.
+        gamma0: the target margin in units of the gap, >= 0.
+        gamma_beta_ratio: the same in units of beta: gamma0 = ratio * beta.
+        margin: [B], one target a sample in place of gamma0 (gamma-PO, Eq. 12).
+
+    Returns:
+        [B]
+
+    Raises:
+        ValueError: several or none of the three targets are given.
     """
     gap = simpo_gap(scores, beta=beta)
     if margin is not None:
@@ -104,15 +147,22 @@ def simpo(
                 "margin: takes the place of gamma0 and gamma_beta_ratio; give only one of the three"
             )
         return softplus(target_margin(margin, gap) - gap)
-    return softplus(
-        target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio) - gap
-    )
+    target = target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio)
+    return softplus(target - gap)
 
 
 def cpo(scores: Scores, *, beta: float, lam: float = 1.0, reduction: str = "sum") -> Tensor:
-    """CPO: sp(-beta (s_w - s_l)) + lam * NLL(y_w) (Xu et al. 2024, Eq. 3, 5). Returns [B].
+    """CPO: sp(-beta (s_w - s_l)) + lam * NLL(y_w) (Xu et al. 2024, Eq. 3, 5).
 
-    `reduction` of the NLL: "sum" over tokens (-s_w, the paper) or "mean" (-a_w, what TRL's token average resembles).
+    Args:
+        scores: of pairs.
+        beta: scale of the difference of log-probabilities, > 0.
+        lam: weight of the NLL, >= 0.
+        reduction: of the NLL, "sum" over tokens (-s_w, the paper) or "mean" (-a_w, what TRL's
+            token average resembles).
+
+    Returns:
+        [B]
     """
     check_positive("beta", beta)
     check_at_least("lam", lam, 0.0)
@@ -154,21 +204,25 @@ def simpo_gap(scores: Scores, *, beta: float) -> Tensor:
 def target_gamma0(
     *, beta: float, gamma0: float | None = None, gamma_beta_ratio: float | None = None
 ) -> float:
-    """The target margin gamma0 from exactly one of its two published forms; raises ValueError otherwise."""
-    if (gamma0 is None) == (gamma_beta_ratio is None):
-        raise ValueError(
-            "gamma0, gamma_beta_ratio: give exactly one (gamma0 = gamma_beta_ratio * beta), got "
-            + ("both" if gamma0 is not None else "none")
-        )
-    if gamma0 is None:
+    """The target margin gamma0 from exactly one of its two published forms, else ValueError."""
+    if gamma0 is not None and gamma_beta_ratio is None:
+        check_at_least("gamma0", gamma0, 0.0)
+        return gamma0
+    if gamma_beta_ratio is not None and gamma0 is None:
         check_at_least("gamma_beta_ratio", gamma_beta_ratio, 0.0)
         return gamma_beta_ratio * beta
-    check_at_least("gamma0", gamma0, 0.0)
-    return gamma0
+    given = "none" if gamma0 is None else "both"
+    raise ValueError(
+        "gamma0, gamma_beta_ratio: give exactly one (gamma0 = gamma_beta_ratio * beta), "
+        f"got {given}"
+    )
 
 
 def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x < 0, exact on both sides of -ln 2; each branch sees only arguments it is finite for."""
+    """log(1 - e^x) for x < 0, exact on both sides of -ln 2.
+
+    Each branch sees only arguments it is finite for, so that no NaN reaches the gradient.
+    """
     near = x > -math.log(2)
     small = torch.where(near, x, -1.0)
     large = torch.where(near, -1.0, x)
@@ -176,7 +230,7 @@ def _log1mexp(x: Tensor) -> Tensor:
 
 
 def _both_labels(scores: Scores, beta: float, margin: Tensor | None) -> tuple[Tensor, Tensor]:
-    """DPO loss of the pair as labelled and with its label flipped, each against the same target margin."""
+    """DPO loss of the pair as labelled and with its label flipped, each against the same target."""
     gap = dpo_gap(scores, beta=beta)
-    margin = target_margin(margin, gap)
-    return softplus(margin - gap), softplus(margin + gap)
+    target = target_margin(margin, gap)
+    return softplus(target - gap), softplus(target + gap)

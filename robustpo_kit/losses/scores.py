@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustpo_kit.losses.checks import present
+
 
 class Scores(NamedTuple):
-    """What every objective sees of the model: K scored responses a prompt, column 0 = chosen for pairs."""
+    """What a loss sees of the model: K scored responses a prompt, column 0 = chosen for pairs."""
 
     logps: Tensor  # [B, K] summed response log-probabilities, nats
     ref_logps: Tensor | None  # [B, K] the same under the reference policy
@@ -30,23 +32,31 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def real_columns(scores: Scores) -> Tensor:
-    return torch.ones_like(scores.logps, dtype=torch.bool) if scores.mask is None else scores.mask
+    """Which columns are responses [B, K] bool, the rest is padding."""
+    if scores.mask is None:
+        return torch.ones_like(scores.logps, dtype=torch.bool)
+    return scores.mask
 
 
 def column_logps(scores: Scores) -> Tensor:
-    return scores.logps if scores.mask is None else torch.where(scores.mask, scores.logps, 0.0)
+    """s_k [B, K]; 0 in padded columns."""
+    return _fill_padding(scores.logps, scores, 0.0)
+
+
+def column_rewards(scores: Scores) -> Tensor:
+    """Rewards [B, K]; 0 in padded columns."""
+    return _fill_padding(present("rewards", scores.rewards), scores, 0.0)
 
 
 def log_ratios(scores: Scores) -> Tensor:
     """r_k = s_k - s_k^ref [B, K]; 0 in padded columns."""
-    ratios = scores.logps - scores.ref_logps
-    return ratios if scores.mask is None else torch.where(scores.mask, ratios, 0.0)
+    return _fill_padding(scores.logps - present("ref_logps", scores.ref_logps), scores, 0.0)
 
 
 def response_lengths(scores: Scores) -> Tensor:
     """Token counts [B, K] in the dtype of the log-probabilities; 1 in padded columns."""
     _check_field("lengths", scores.lengths, scores)
-    lengths = scores.lengths if scores.mask is None else torch.where(scores.mask, scores.lengths, 1)
+    lengths = _fill_padding(scores.lengths, scores, 1)
     if not bool((lengths >= 1).all()):
         raise ValueError("lengths: every response needs at least one token")
     return lengths.to(scores.logps.dtype)
@@ -59,22 +69,31 @@ def mean_nll(scores: Scores, reduction: str) -> Tensor:
     return -scores.logps[:, 0]
 
 
+def _fill_padding(values: Tensor, scores: Scores, filler: float) -> Tensor:
+    """`values` [B, K] with `filler` in padded columns, so that no NaN there meets a gradient."""
+    if scores.mask is None:
+        return values
+    return torch.where(scores.mask, values, filler)
+
+
 def check_pair(scores: Scores, *, reference: bool = False) -> None:
+    """As `check_scores`, of exactly a chosen and a rejected response."""
     check_scores(scores, columns=2, reference=reference)
     if scores.logps.shape[1] != 2:
         raise ValueError(
-            f"logps: a pairwise loss takes K = 2 columns (chosen, rejected), got K = {scores.logps.shape[1]}; "
-            "make pairs first"
+            "logps: a pairwise loss takes K = 2 columns (chosen, rejected), "
+            f"got K = {scores.logps.shape[1]}; make pairs first"
         )
 
 
 def check_list(scores: Scores, *, reference: bool = False) -> None:
+    """As `check_scores`, of at least two responses with rewards."""
     check_scores(scores, columns=2, reference=reference)
     _check_field("rewards", scores.rewards, scores)
 
 
 def check_scores(scores: Scores, *, columns: int, reference: bool = False) -> None:
-    """Shapes, finiteness and at least `columns` real responses a row; ValueError names the field."""
+    """Shapes, finiteness, at least `columns` real responses a row; ValueError names the field."""
     logps, mask = scores.logps, scores.mask
     if logps.dim() != 2 or logps.shape[0] < 1:
         raise ValueError(f"logps: expected shape [B, K] with B >= 1, got {list(logps.shape)}")
@@ -102,13 +121,14 @@ def check_scores(scores: Scores, *, columns: int, reference: bool = False) -> No
 
 def _check_field(name: str, value: Tensor | None, scores: Scores) -> None:
     """A present, finite [B, K] field, padding aside."""
-    if value is None:
-        raise ValueError(f"{name}: this loss needs it, got None")
+    value = present(name, value)
     if value.shape != scores.logps.shape:
         raise ValueError(
             f"{name}: expected shape {list(scores.logps.shape)} like logps, got {list(value.shape)}"
         )
-    finite = torch.isfinite(value) if scores.mask is None else torch.isfinite(value) | ~scores.mask
+    finite = torch.isfinite(value)
+    if scores.mask is not None:
+        finite = finite | ~scores.mask
     if not bool(finite.all()):
         row, column = (~finite).nonzero()[0].tolist()
         raise ValueError(
@@ -116,25 +136,25 @@ def _check_field(name: str, value: Tensor | None, scores: Scores) -> None:
         )
 
 
-def check_vector(name: str, value: Tensor | None, like: Tensor) -> None:
+def checked_vector(name: str, value: Tensor | None, like: Tensor) -> Tensor:
     """A present, finite [B] tensor."""
-    if value is None:
-        raise ValueError(f"{name}: this loss needs it, got None")
+    value = present(name, value)
     if value.shape != like.shape[:1]:
         raise ValueError(f"{name}: expected shape [{like.shape[0]}], got {list(value.shape)}")
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{name}: not finite")
+    return value
 
 
 def target_margin(margin: Tensor | None, gap: Tensor) -> Tensor | float:
     """The margin to subtract from `gap`; constant, no gradient flows through it."""
     if margin is None:
         return 0.0
-    check_vector("margin", margin, gap)
-    return margin.detach()
+    return checked_vector("margin", margin, gap).detach()
 
 
 def check_reduction(reduction: str) -> str:
+    """ "sum" or "mean"."""
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction: expected 'sum' or 'mean', got {reduction!r}")
     return reduction

@@ -1,13 +1,13 @@
-"""The table of losses: what each one needs, and the gap that a dynamic margin applies to."""
+"""The table of losses: what each one needs, and what may be built around it."""
 
 import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from robustpo_kit.losses.coupled import beta_dpo, kto, kto_pair
+from robustpo_kit.losses.coupled import BetaState, beta_dpo, kto, kto_pair
 from robustpo_kit.losses.listwise import dpo_pl, lire, rrhf, sft
 from robustpo_kit.losses.pairwise import (
     cdpo,
@@ -23,49 +23,75 @@ from robustpo_kit.losses.pairwise import (
     simpo_gap,
 )
 
+SUPPLIED = ("scores", "margin", "state", "generator", "training")  # what the objective fills in
+TARGETS = ("gamma0", "gamma_beta_ratio")  # a constant target margin, in either published form
+
+
+class LossState(Protocol):
+    """What a loss remembers between steps."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What a base loss needs of its scores; `gap` is the reward gap for a dynamic margin, None = it takes none."""
+    """A base loss and what it needs of its scores; its keywords are those of its function.
+
+    A loss that draws has an argument `generator`, and a spec may give its `seed`; one that treats
+    evaluation in another way has an argument `training`.
+    """
 
     loss: Callable[..., Tensor]
     responses: str  # "pair" | "list" | "one"
     needs_reference: bool = True
     needs_rewards: bool = False
-    gap: Callable[..., Tensor] | None = None
-    coupled: bool = False  # a sample's value depends on the other samples of the step
-    extra: tuple[str, ...] = ()  # options of the objective's own, such as the seed of a generator
+    needs_kl: bool = False  # log-probabilities of mismatched responses
     logp: str = "sum"  # the log-probs it reads: "sum" | "mean" a token | "reduction": as that says
+    gap: Callable[..., Tensor] | None = None  # what a dynamic margin applies to; None = takes none
+    coupled: bool = False  # a sample's value depends on the other samples of the step
+    state: Callable[..., LossState] | None = None  # its argument `state` at the start of training
+    share_kept: str | None = None  # the argument below 1 that sets the other samples to a loss of 0
+    bounded: bool = False  # bounded values of probabilities, not of their logarithms
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The keywords a spec may give."""
+        keywords = [name for name in self._parameters if name not in SUPPLIED]
+        if self.state is not None:
+            keywords += inspect.signature(self.state).parameters
+        if self.takes("generator"):
+            keywords.append("seed")
+        return tuple(keywords)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The keywords a spec must give."""
+        return tuple(
+            name
+            for name, parameter in self._parameters.items()
+            if parameter.default is parameter.empty and name not in SUPPLIED
+        )
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the loss has a constant target margin of its own, whose place a dynamic one takes."""
+        return any(self.takes(target) for target in TARGETS)
+
+    def takes(self, argument: str) -> bool:
+        """Whether the loss has this argument."""
+        return argument in self._parameters
 
     def logp_kind(self, options: dict[str, Any]) -> str:
         """ "mean" where the loss with these `options` reads log-probs per token only, else "sum"."""
         if self.logp != "reduction":
             return self.logp
-        default = inspect.signature(self.loss).parameters["reduction"].default
-        return str(options.get("reduction", default))
+        return str(options.get("reduction", self._parameters["reduction"].default))
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """The keywords a spec may give."""
-        return (
-            *(name for name in inspect.signature(self.loss).parameters if name not in SUPPLIED),
-            *self.extra,
-        )
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """The keywords a spec must give."""
-        parameters = inspect.signature(self.loss).parameters.values()
-        return tuple(p.name for p in parameters if p.default is p.empty and p.name not in SUPPLIED)
-
-
-SUPPLIED = (
-    "scores",
-    "margin",
-    "state",
-    "generator",
-    "training",
-)  # arguments of losses that the objective fills in
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.loss).parameters
 
 
 BASES = {
@@ -75,12 +101,12 @@ BASES = {
     "r_dpo_length": Base(r_dpo_length, "pair", gap=dpo_gap),
     "ipo": Base(ipo, "pair", logp="reduction"),
     "exo": Base(exo, "pair"),
-    "simpo": Base(simpo, "pair", needs_reference=False, gap=simpo_gap, logp="mean"),
+    "simpo": Base(simpo, "pair", needs_reference=False, logp="mean", gap=simpo_gap),
     "cpo": Base(cpo, "pair", needs_reference=False),
     "orpo": Base(orpo, "pair", needs_reference=False, logp="mean"),
-    "kto": Base(kto, "pair", coupled=True),
-    "kto_pair": Base(kto_pair, "pair", coupled=True),
-    "beta_dpo": Base(beta_dpo, "pair", coupled=True, extra=("momentum", "seed")),
+    "kto": Base(kto, "pair", needs_kl=True, coupled=True, bounded=True),
+    "kto_pair": Base(kto_pair, "pair", coupled=True, bounded=True),
+    "beta_dpo": Base(beta_dpo, "pair", coupled=True, state=BetaState, share_kept="keep"),
     "dpo_pl": Base(dpo_pl, "list", needs_rewards=True),
     "rrhf": Base(rrhf, "list", needs_reference=False, needs_rewards=True, logp="reduction"),
     "lire": Base(lire, "list", needs_reference=False, needs_rewards=True),
