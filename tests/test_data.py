@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 
 from robustpo_kit import assets, data
 from robustpo_kit.data import Preference, PreferenceSet, Template
+from robustpo_kit.data.reading import READERS
 from robustpo_kit.errors import KitError
 
 HH = Path(__file__).resolve().parents[2] / "shared" / "data" / "hh_harmless_1200.jsonl.gz"
@@ -34,7 +36,7 @@ def write(path, *values):
     return path
 
 
-# ---- rows and files --------------------------------------------------------------------------------------------
+# --- rows and files
 
 
 def test_a_set_survives_the_way_through_a_file(tmp_path):
@@ -104,7 +106,7 @@ def test_files_that_are_missing_empty_or_no_text_are_named(tmp_path):
         PreferenceSet.from_jsonl(tmp_path / "torn.jsonl.gz")
 
 
-# ---- splits and flips ------------------------------------------------------------------------------------------
+# --- splits and flips
 
 
 def test_splits_keep_groups_whole_and_apart():
@@ -148,7 +150,7 @@ def test_arrays_of_the_wrong_shape_are_refused():
         rows(2).with_h([1.0, float("nan")])
 
 
-# ---- templates and loaders -------------------------------------------------------------------------------------
+# --- templates and tasks
 
 
 def test_a_chat_template_needs_a_tokenizer_that_has_one():
@@ -172,7 +174,7 @@ def test_how_to_reads_the_options_and_counts_what_it_drops(tmp_path, monkeypatch
         {"question": "same", "options": "A. a\nB. a", "answer": "A. a"},
     ]
     asset_of(monkeypatch, write(tmp_path / "piqa.jsonl", *values))
-    loaded = data.load_how_to()
+    loaded = data.load("how_to")
     assert [row.responses for row in loaded] == [("drop it", "wash it")]
     assert loaded.dropped == {
         "duplicate": 1,
@@ -181,7 +183,7 @@ def test_how_to_reads_the_options_and_counts_what_it_drops(tmp_path, monkeypatch
         "over-long": 1,
         "equal responses": 1,
     }
-    assert loaded.template == Template("chat", data.SYSTEM["how_to"])
+    assert loaded.template == data.TASKS["how_to"].template
 
 
 def test_dialogue_pairs_a_reply_with_one_of_another_conversation(tmp_path, monkeypatch):
@@ -192,7 +194,7 @@ def test_dialogue_pairs_a_reply_with_one_of_another_conversation(tmp_path, monke
     path = tmp_path / "chat.json"
     path.write_text(json.dumps({k: {"messages": v} for k, v in turns.items()}))
     asset_of(monkeypatch, path)
-    loaded = data.load_dialogue()
+    loaded = data.load("dialogue")
     assert len(loaded) == 6
     for row in loaded:
         own, other = row.responses
@@ -206,14 +208,14 @@ def test_summaries_take_the_other_summary_from_another_article(tmp_path, monkeyp
         {"id": str(i), "document": f"article {i}", "summary": f"summary {i}"} for i in range(4)
     ]
     asset_of(monkeypatch, write(tmp_path / "xsum.jsonl", *values))
-    for row in data.load_summaries():
+    for row in data.load("summaries"):
         assert row.responses[0] == f"summary {row.group}" and row.responses[1] != row.responses[0]
 
 
 def test_the_papers_loaders_read_local_files_of_the_hubs_format(tmp_path):
     dialogue = "\n\nHuman: hi\n\nAssistant:"
     hh = write(tmp_path / "hh.jsonl", {"chosen": dialogue + " yes", "rejected": dialogue + " no"})
-    (row,) = data.load_hh(hh)
+    (row,) = data.load("hh", hh)
     assert (row.prompt, row.responses, row.group) == (
         dialogue.strip(),
         (" yes", " no"),
@@ -221,19 +223,19 @@ def test_the_papers_loaders_read_local_files_of_the_hubs_format(tmp_path):
     )
     assert row.prompt + row.responses[0] == (dialogue + " yes").strip()
     tldr = write(tmp_path / "tldr.jsonl", {"prompt": "post", "chosen": "a", "rejected": "b"})
-    assert data.load_tldr(tldr)[0].responses == ("a", "b")
+    assert data.load("tldr", tldr)[0].responses == ("a", "b")
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     other = [messages[0], {"role": "assistant", "content": "b"}]
     feedback = write(tmp_path / "uf.jsonl", {"prompt": "q", "chosen": messages, "rejected": other})
-    loaded = data.load_ultrafeedback(feedback)
+    loaded = data.load("ultrafeedback", feedback)
     assert loaded[0].responses == ("a", "b") and loaded.template.kind == "chat"
     with pytest.raises(KitError, match="row 1, field chosen/rejected"):
-        data.load_hh(write(tmp_path / "bad.jsonl", {"chosen": "x"}))
+        data.load("hh", write(tmp_path / "bad.jsonl", {"chosen": "x"}))
 
 
 @pytest.mark.skipif(not HH.exists(), reason="the HH-RLHF excerpt does not lie beside the project")
 def test_real_hh_pairs_load_and_count_what_was_dropped():
-    loaded = data.load_hh(HH)
+    loaded = data.load("hh", HH)
     assert len(loaded) + sum(loaded.dropped.values()) == 1200
     assert all(row.prompt.endswith("Assistant:") for row in loaded)
 
@@ -241,3 +243,38 @@ def test_real_hh_pairs_load_and_count_what_was_dropped():
 def test_an_unknown_task_is_refused_with_the_known_ones():
     with pytest.raises(KitError, match="task: 'poems' is unknown; choose how_to"):
         data.load("poems")
+
+
+def test_a_task_is_one_function_and_one_row(tmp_path, monkeypatch):
+    def read_riddles(records, sieve):
+        for name, _, value in records:
+            answers = (value["right"], value["wrong"])
+            sieve.add(Preference(f"riddle-{name}", name, value["riddle"], answers, ("a", "b")))
+
+    row = data.Task(read_riddles, "riddles", template=Template("chat", "Be brief."), max_words=3)
+    monkeypatch.setitem(data.TASKS, "riddles", row)
+    long = {"riddle": "r", "right": "one two three four", "wrong": "w"}
+    lines = ({"riddle": "q", "right": "a", "wrong": "b"}, long)
+    loaded = data.load("riddles", write(tmp_path / "riddles.jsonl", *lines))
+    assert [row.row_id for row in loaded] == ["riddle-1"] and loaded.name == "riddles"
+    assert loaded.dropped == {"over-long": 1} and loaded.template == row.template
+    asset_of(monkeypatch, tmp_path / "riddles.jsonl")
+    assert data.load("riddles").rows == loaded.rows
+
+
+def test_the_readers_of_a_file_know_every_field_of_a_row():
+    assert set(READERS) == {field.name for field in dataclasses.fields(Preference)}
+
+
+def test_golden_only_keeps_the_golden_response_without_rewards():
+    ranked = rows(2, k=3, rewards=True)
+    other = ranked.map(lambda row: dataclasses.replace(row, golden=2))
+    assert [row.responses for row in other.golden_only()] == [("response 0.2",), ("response 1.2",)]
+    (first, _) = other.golden_only()
+    assert (first.golden, first.sources, first.rewards) == (0, ("s2",), None)
+    assert len(ranked.map(lambda row: dataclasses.replace(row, golden=None)).golden_only()) == 0
+
+
+def test_pairs_of_an_unknown_kind_are_refused():
+    with pytest.raises(ValueError, match="how = 'worst': 'columns' or 'best_worst'"):
+        rows(1).pairs("worst")

@@ -25,7 +25,7 @@ from robustpo_kit import records
 from robustpo_kit.bench.config import CONTENDERS, BenchConfig
 from robustpo_kit.bench.contenders import bench_tokenizer
 from robustpo_kit.bench.report import speed_ratios, speed_targets, write_results
-from robustpo_kit.data import Preference, PreferenceSet, load_hh, load_how_to
+from robustpo_kit.data import Preference, PreferenceSet, load
 from robustpo_kit.errors import KitError
 
 
@@ -88,7 +88,7 @@ def run(
 
 def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> dict[str, Any]:
     """The same texts for every contender: pairs; rows of four responses (two are the next prompt's); short pairs."""
-    pool = load_hh(source) if source else load_how_to()
+    pool = load("hh", source) if source else load("how_to")
     order = np.random.default_rng(config.seed).permutation(len(pool)).tolist()
     chosen, short, sizes = [], [], []
     for i in order:

@@ -1,23 +1,16 @@
-"""Preference data: rows, sets, files, and tasks of human text."""
+"""Preference data: rows, sets, files, and tasks of text."""
 
-from robustpo_kit.data.hub import load_hh, load_tldr, load_ultrafeedback
-from robustpo_kit.data.loaders import load
 from robustpo_kit.data.preferences import PreferenceSet
 from robustpo_kit.data.rows import Preference, take
-from robustpo_kit.data.tasks import load_dialogue, load_how_to, load_summaries
-from robustpo_kit.data.template import SYSTEM, Template
+from robustpo_kit.data.tasks import TASKS, Task, load
+from robustpo_kit.data.template import Template
 
 __all__ = [
     "Preference",
     "PreferenceSet",
-    "SYSTEM",
+    "TASKS",
+    "Task",
     "Template",
     "load",
-    "load_dialogue",
-    "load_hh",
-    "load_how_to",
-    "load_summaries",
-    "load_tldr",
-    "load_ultrafeedback",
     "take",
 ]

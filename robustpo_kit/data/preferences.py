@@ -1,17 +1,19 @@
 """A preference set: rows with what was dropped on the way, split by group, flipped, weighted."""
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from robustpo_kit import paths
 from robustpo_kit.data.reading import json_lines, row_from_json
 from robustpo_kit.data.rows import Preference, best_worst, check_row, flipped_row, take
-from robustpo_kit.data.template import Template
+from robustpo_kit.data.template import PLAIN, Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.records import atomic_write
 
@@ -24,7 +26,7 @@ class PreferenceSet(Sequence[Preference]):
         rows: Iterable[Preference],
         *,
         name: str = "preferences",
-        template: Template = Template("plain"),
+        template: Template = PLAIN,
         dropped: Mapping[str, int] | None = None,
     ):
         self.rows = tuple(rows)
@@ -35,8 +37,16 @@ class PreferenceSet(Sequence[Preference]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: Any) -> Any:
-        return self._with(self.rows[index]) if isinstance(index, slice) else self.rows[index]
+    @overload
+    def __getitem__(self, index: int) -> Preference: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "PreferenceSet": ...
+
+    def __getitem__(self, index: int | slice) -> "Preference | PreferenceSet":
+        if isinstance(index, slice):
+            return self._with(self.rows[index])
+        return self.rows[index]
 
     def __iter__(self) -> Iterator[Preference]:
         return iter(self.rows)
@@ -67,18 +77,17 @@ class PreferenceSet(Sequence[Preference]):
             check_row(row, f"{self.name}, row {number}")
             if row.row_id in seen:
                 raise KitError(
-                    f"{self.name}, row {number}, field row_id: '{row.row_id}' appears twice; ids are unique"
+                    f"{self.name}, row {number}, field row_id: "
+                    f"'{row.row_id}' appears twice; ids are unique"
                 )
             seen.add(row.row_id)
         return self
 
     @classmethod
-    def from_jsonl(
-        cls, path: str | Path, *, template: Template = Template("plain")
-    ) -> "PreferenceSet":
-        """Read and validate JSON lines (or .gz), with `prompt` and `responses`, or `prompt`, `chosen`, `rejected`.
+    def from_jsonl(cls, path: str | Path, *, template: Template = PLAIN) -> "PreferenceSet":
+        """Read and validate JSON lines (or .gz): `prompt` and `responses`, or a pair.
 
-        Raises KitError naming file, line and field.
+        A pair is `prompt`, `chosen`, `rejected`. Raises KitError naming file, line and field.
         """
         path = Path(path)
         rows = [row_from_json(value, where, number) for number, where, value in json_lines(path)]
@@ -93,71 +102,88 @@ class PreferenceSet(Sequence[Preference]):
             open(temporary, "w", encoding="utf-8") as stream,
         ):
             for row in self.rows:
-                stream.write(json.dumps(row.__dict__, ensure_ascii=False) + "\n")
+                stream.write(json.dumps(vars(row), ensure_ascii=False) + "\n")
 
     def split(self, sizes: Mapping[str, int], seed: int) -> dict[str, "PreferenceSet"]:
-        """Disjoint parts of about the given row counts, whole groups only; raises KitError when rows run out."""
-        members: dict[str, list[int]] = {}
+        """Disjoint parts of about the given row counts, whole groups only, in a seeded order.
+
+        Raises KitError when rows run out.
+        """
+        rows_of_group: dict[str, list[int]] = {}
         for index, row in enumerate(self.rows):
-            members.setdefault(row.group, []).append(index)
-        groups = list(members)
-        order = iter(np.random.default_rng(seed).permutation(len(groups)))
+            rows_of_group.setdefault(row.group, []).append(index)
+        groups = list(rows_of_group.values())
+        order = deque(np.random.default_rng(seed).permutation(len(groups)).tolist())
         parts = {}
         for name, size in sizes.items():
             chosen: list[int] = []
             while len(chosen) < size:
-                try:
-                    chosen += members[groups[next(order)]]
-                except StopIteration:
+                if not order:
                     raise KitError(
                         f"{self.name}: {len(self)} rows are too few for the splits {dict(sizes)}; "
                         f"lower '{name}' or another split"
-                    ) from None
+                    )
+                chosen += groups[order.popleft()]
             parts[name] = self.select(chosen)
         return parts
 
     def flip(self, rate: float, seed: int) -> "PreferenceSet":
-        """Label noise: a fixed share of rows has its preference reversed, once, marked in `flipped`.
+        """Label noise: a fixed share of rows has its preference reversed, marked in `flipped`.
 
-        Without rewards columns 0 and 1 swap; with rewards the ranking is mirrored (best and worst exchange rewards).
+        Without rewards columns 0 and 1 swap; with rewards the ranking is mirrored (best and worst
+        exchange rewards).
         """
         if not 0 <= rate <= 1:
             raise ValueError(f"rate = {rate}: a share between 0 and 1 is expected")
-        count = round(rate * len(self))
-        chosen = set(np.random.default_rng(seed).permutation(len(self))[:count].tolist())
-        return self._with(
-            flipped_row(row) if i in chosen else row for i, row in enumerate(self.rows)
-        )
+        rows = list(self.rows)
+        order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+        for index in order[: round(rate * len(rows))]:
+            rows[index] = flipped_row(rows[index])
+        return self._with(rows)
 
-    def with_rewards(self, rewards: Any) -> "PreferenceSet":
-        """Rows with `rewards` [N, K]; raises ValueError on another shape or a value that is not finite."""
-        rewards = np.asarray(rewards, dtype=float)
-        if (
-            rewards.shape != (len(self), self.responses_per_prompt)
-            or not np.isfinite(rewards).all()
-        ):
+    def with_rewards(self, rewards: ArrayLike) -> "PreferenceSet":
+        """Rows with `rewards` [N, K]; raises ValueError on another shape or a value not finite."""
+        values = np.asarray(rewards, dtype=float)
+        expected = (len(self), self.responses_per_prompt)
+        finite = bool(np.isfinite(values).all())
+        if values.shape != expected or not finite:
             raise ValueError(
-                f"rewards: shape {rewards.shape}, finite: {bool(np.isfinite(rewards).all())}; expected finite "
-                f"[{len(self)}, {self.responses_per_prompt}]"
+                f"rewards: shape {values.shape}, finite: {finite}; expected finite {list(expected)}"
             )
         return self._with(
-            replace(row, rewards=tuple(r.tolist()))
-            for row, r in zip(self.rows, rewards, strict=True)
+            replace(row, rewards=tuple(of_row))
+            for row, of_row in zip(self.rows, values.tolist(), strict=True)
         )
 
-    def with_h(self, h: Any) -> "PreferenceSet":
-        """Rows with calibration factors `h` [N] >= 0; raises ValueError on another shape or value."""
-        h = np.asarray(h, dtype=float)
-        if h.shape != (len(self),) or not np.isfinite(h).all() or (h < 0).any():
-            raise ValueError(f"h: expected {len(self)} finite values >= 0, got shape {h.shape}")
+    def with_h(self, h: ArrayLike) -> "PreferenceSet":
+        """Rows with calibration factors `h` [N] >= 0; raises ValueError on another shape or sign."""
+        values = np.asarray(h, dtype=float)
+        if values.shape != (len(self),) or not np.isfinite(values).all() or (values < 0).any():
+            raise ValueError(
+                f"h: expected {len(self)} finite values >= 0, got shape {values.shape}"
+            )
         return self._with(
-            replace(row, h=float(value)) for row, value in zip(self.rows, h, strict=True)
+            replace(row, h=value) for row, value in zip(self.rows, values.tolist(), strict=True)
         )
 
     def pairs(self, how: str = "columns") -> "PreferenceSet":
-        """K = 2 rows: columns 0 and 1, or (`best_worst`) the responses of highest and lowest reward."""
-        return self.map(lambda row: take(row, (0, 1) if how == "columns" else best_worst(row)))
+        """K = 2 rows: columns 0 and 1, or `best_worst`: those of highest and of lowest reward.
+
+        Raises ValueError for another `how`, KitError for a row without rewards.
+        """
+        if how == "columns":
+            return self.map(lambda row: take(row, (0, 1)))
+        if how == "best_worst":
+            return self.map(lambda row: take(row, best_worst(row)))
+        raise ValueError(f"how = '{how}': 'columns' or 'best_worst' is expected")
 
     def golden_only(self) -> "PreferenceSet":
-        """K = 1 rows that hold the golden response, for supervised fine-tuning."""
-        return self._with(take(row, (row.golden,)) for row in self.rows if row.golden is not None)
+        """K = 1 rows that hold the golden response, for supervised fine-tuning, without rewards.
+
+        Rows whose golden response is not known are left out.
+        """
+        return self._with(
+            replace(take(row, (row.golden,)), rewards=None)
+            for row in self.rows
+            if row.golden is not None
+        )

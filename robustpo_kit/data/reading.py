@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +10,24 @@ from robustpo_kit import paths
 from robustpo_kit.data.rows import Preference
 from robustpo_kit.errors import KitError
 
+PAIR = ("chosen", "rejected")  # may stand in the place of `responses`
 
-def json_lines(path: Path) -> Iterator[tuple[int, str, dict]]:
-    opener = gzip.open if path.suffix == ".gz" else open
+
+def json_lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Number (from 1), place for messages and object of every line that is not blank.
+
+    Raises:
+        KitError: naming the file, and the line that is not one JSON object.
+    """
+    opener: Callable[..., Any] = open
+    if path.suffix == ".gz":
+        opener = gzip.open
     try:
         with opener(path, "rt", encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):
-                if not line.strip():
-                    continue
-                where = f"{paths.show(path)}, row {number}"
-                try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise KitError(
-                        f"{where}: not JSON ({error.msg} at column {error.colno})"
-                    ) from None
-                if not isinstance(value, dict):
-                    raise KitError(f"{where}: a JSON {type(value).__name__}; an object is expected")
-                yield number, where, value
+                if line.strip():
+                    where = f"{paths.show(path)}, row {number}"
+                    yield number, where, _json_object(line, where)
     except FileNotFoundError:
         raise KitError(f"{paths.show(path)}: no such file") from None
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
@@ -36,72 +36,119 @@ def json_lines(path: Path) -> Iterator[tuple[int, str, dict]]:
         ) from None
 
 
-_FIELDS = {
-    "row_id",
-    "group",
-    "prompt",
-    "responses",
-    "sources",
-    "rewards",
-    "golden",
-    "flipped",
-    "h",
-    "chosen",
-    "rejected",
-}
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise KitError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(value, dict):
+        raise KitError(f"{where}: a JSON {type(value).__name__}; an object is expected")
+    return value
 
 
-def row_from_json(value: dict, where: str, number: int) -> Preference:
-    unknown = set(value) - _FIELDS
+def row_from_json(value: dict[str, Any], where: str, number: int) -> Preference:
+    """A row from `prompt` and `responses`, or from `prompt`, `chosen`, `rejected`.
+
+    Args:
+        value: the object of one line.
+        where: file and row, for messages.
+        number: of the line; the row's id where none is given.
+
+    Raises:
+        KitError: naming `where` and the field that is unknown, missing or of a wrong type.
+    """
+    _check_names(value, where)
+    given = {name: entry for name, entry in value.items() if name not in PAIR}
+    if "responses" not in value:
+        given["responses"] = [READERS["prompt"](value[name], name, where) for name in PAIR]
+    row = {"row_id": number, "group": value["prompt"]} | given
+    read = {name: READERS[name](entry, name, where) for name, entry in row.items()}
+    if not read.get("sources"):
+        read["sources"] = tuple(f"source_{k}" for k in range(len(read["responses"])))
+    return Preference(**read)
+
+
+def _check_names(value: dict[str, Any], where: str) -> None:
+    known = {*READERS, *PAIR}
+    unknown = sorted(set(value) - known)
     if unknown:
         raise KitError(
-            f"{where}, field {sorted(unknown)[0]}: unknown; known fields: {', '.join(sorted(_FIELDS))}"
+            f"{where}, field {unknown[0]}: unknown; known fields: {', '.join(sorted(known))}"
         )
-    pair = "responses" not in value
-    needed = ("prompt", "chosen", "rejected") if pair else ("prompt", "responses")
-    for field in needed:
-        if field not in value:
+    needed = ["prompt"]
+    if "responses" not in value:
+        needed += PAIR
+    for name in needed:
+        if name not in value:
             raise KitError(
-                f"{where}, field {field}: missing; give prompt and responses, or prompt, chosen, rejected"
+                f"{where}, field {name}: missing; "
+                "give prompt and responses, or prompt, chosen, rejected"
             )
-    _typed(value, "prompt", str, where)
-    for field in ("chosen", "rejected") if pair else ():
-        _typed(value, field, str, where)
-    responses = [value["chosen"], value["rejected"]] if pair else value["responses"]
-    _texts(responses, "responses", where)
-    sources = value.get("sources") or [f"source_{k}" for k in range(len(responses))]
-    _texts(sources, "sources", where)
-    rewards = value.get("rewards")
-    if rewards is not None and not (
-        isinstance(rewards, list) and all(_is_number(r) for r in rewards)
-    ):
-        raise KitError(f"{where}, field rewards: {rewards!r}; a list of numbers is expected")
-    for field, kind in (("golden", int), ("flipped", bool), ("h", (int, float))):
-        if value.get(field) is not None:
-            _typed(value, field, kind, where)
-    return Preference(
-        row_id=str(value.get("row_id", number)),
-        group=str(value.get("group", value["prompt"])),
-        prompt=value["prompt"],
-        responses=tuple(responses),
-        sources=tuple(sources),
-        rewards=None if rewards is None else tuple(float(r) for r in rewards),
-        golden=value.get("golden", 0),
-        flipped=bool(value.get("flipped", False)),
-        h=value.get("h"),
-    )
+
+
+def _label(value: Any, _name: str, _where: str) -> str:
+    return str(value)
+
+
+def _text(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise _wrong_type(value, name, where)
+    return value
+
+
+def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise KitError(f"{where}, field {name}: a list of strings is expected")
+    return tuple(value)
+
+
+def _optional_texts(value: Any, name: str, where: str) -> tuple[str, ...]:
+    return _texts(value or [], name, where)
+
+
+def _numbers(value: Any, name: str, where: str) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(_is_number(number) for number in value):
+        raise KitError(f"{where}, field {name}: {value!r}; a list of numbers is expected")
+    return tuple(float(number) for number in value)
+
+
+def _number(value: Any, name: str, where: str) -> float | None:
+    if value is not None and not _is_number(value):
+        raise _wrong_type(value, name, where)
+    return value
+
+
+def _column(value: Any, name: str, where: str) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise _wrong_type(value, name, where)
+    return value
+
+
+def _flag(value: Any, name: str, where: str) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise _wrong_type(value, name, where)
+    return bool(value)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _typed(value: dict, field: str, kind: Any, where: str) -> None:
-    good = isinstance(value[field], kind) and (kind is bool or not isinstance(value[field], bool))
-    if not good:
-        raise KitError(f"{where}, field {field}: {value[field]!r:.60} has the wrong type")
+def _wrong_type(value: Any, name: str, where: str) -> KitError:
+    return KitError(f"{where}, field {name}: {value!r:.60} has the wrong type")
 
 
-def _texts(value: Any, field: str, where: str) -> None:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise KitError(f"{where}, field {field}: a list of strings is expected")
+# a field of Preference -> how it is read; what is not given keeps the field's own default
+READERS: dict[str, Callable[[Any, str, str], Any]] = {
+    "row_id": _label,
+    "group": _label,
+    "prompt": _text,
+    "responses": _texts,
+    "sources": _optional_texts,
+    "rewards": _numbers,
+    "golden": _column,
+    "flipped": _flag,
+    "h": _number,
+}

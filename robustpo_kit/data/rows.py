@@ -9,7 +9,7 @@ from robustpo_kit.errors import KitError
 
 @dataclass(frozen=True)
 class Preference:
-    """One prompt with K responses. Column 0 is the chosen one of a pair; `golden` is the column from the target Q0."""
+    """One prompt with K responses. Column 0 is the chosen one of a pair."""
 
     row_id: str
     group: str  # conversation or prompt: splits and clusters never cut through it
@@ -17,51 +17,68 @@ class Preference:
     responses: tuple[str, ...]
     sources: tuple[str, ...]  # who wrote each response
     rewards: tuple[float, ...] | None = None
-    golden: int | None = 0
+    golden: int | None = 0  # the column from the target Q0
     flipped: bool = False
     h: float | None = None  # calibration factor h~ of the sample
 
 
 def take(row: Preference, columns: Sequence[int]) -> Preference:
     """`row` with only `columns`, in that order."""
+    rewards, golden = None, None
+    if row.rewards is not None:
+        rewards = tuple(row.rewards[column] for column in columns)
+    if row.golden in columns:
+        golden = columns.index(row.golden)
     return replace(
         row,
-        responses=tuple(row.responses[c] for c in columns),
-        sources=tuple(row.sources[c] for c in columns),
-        rewards=None if row.rewards is None else tuple(row.rewards[c] for c in columns),
-        golden=columns.index(row.golden) if row.golden in columns else None,
+        responses=tuple(row.responses[column] for column in columns),
+        sources=tuple(row.sources[column] for column in columns),
+        rewards=rewards,
+        golden=golden,
     )
 
 
 def best_worst(row: Preference) -> tuple[int, int]:
+    """The columns of highest and of lowest reward; raises KitError where the row has no rewards."""
     if row.rewards is None:
         raise KitError(
-            f"row '{row.row_id}', field rewards: missing; pairs('best_worst') needs a reward a response"
+            f"row '{row.row_id}', field rewards: missing; "
+            "pairs('best_worst') needs a reward a response"
         )
-    order = sorted(range(len(row.rewards)), key=lambda k: -row.rewards[k])
+    order = _ascending([-reward for reward in row.rewards])
     return order[0], order[-1]
 
 
 def flipped_row(row: Preference) -> Preference:
+    """`row` with its preference reversed: columns 0 and 1 swap; rewards are mirrored."""
     if row.rewards is None:
         swapped = take(row, (1, 0, *range(2, len(row.responses))))
         return replace(swapped, flipped=not row.flipped)
-    order = sorted(range(len(row.rewards)), key=lambda k: row.rewards[k])
+    order = _ascending(row.rewards)
     mirrored = list(row.rewards)
     for low, high in zip(order, reversed(order), strict=True):
         mirrored[low] = row.rewards[high]
     flipped = replace(row, rewards=tuple(mirrored), flipped=not row.flipped)
-    return take(flipped, (1, 0)) if len(row.responses) == 2 else flipped
+    if len(row.responses) == 2:
+        return take(flipped, (1, 0))
+    return flipped
+
+
+def _ascending(values: Sequence[float]) -> list[int]:
+    """Places of `values` from the smallest to the largest; ties keep their order."""
+    return sorted(range(len(values)), key=values.__getitem__)
 
 
 def check_row(row: Preference, where: str) -> None:
+    """Raises KitError naming `where`, the field and what is wrong with it."""
+    count = len(row.responses)
     if not row.prompt.strip():
         raise KitError(f"{where}, field prompt: empty; remove the row or give the prompt")
-    if len(row.responses) < 1:
+    if count < 1:
         raise KitError(f"{where}, field responses: none; at least one is expected")
-    if len(row.sources) != len(row.responses):
+    if len(row.sources) != count:
         raise KitError(
-            f"{where}, field sources: {len(row.sources)} for {len(row.responses)} responses; one each"
+            f"{where}, field sources: {len(row.sources)} for {count} responses; one each"
         )
     for column, response in enumerate(row.responses):
         if not response.strip():
@@ -69,15 +86,15 @@ def check_row(row: Preference, where: str) -> None:
                 f"{where}, field responses[{column}]: empty; remove the row or give the response"
             )
     if row.rewards is not None:
-        if len(row.rewards) != len(row.responses):
-            raise KitError(
-                f"{where}, field rewards: {len(row.rewards)} for {len(row.responses)} responses; one each"
-            )
-        if not all(math.isfinite(value) for value in row.rewards):
-            raise KitError(f"{where}, field rewards: a value is not finite")
-    if row.golden is not None and not 0 <= row.golden < len(row.responses):
-        raise KitError(
-            f"{where}, field golden: {row.golden} is not a column of {len(row.responses)} responses"
-        )
+        _check_rewards(row.rewards, count, where)
+    if row.golden is not None and not 0 <= row.golden < count:
+        raise KitError(f"{where}, field golden: {row.golden} is not a column of {count} responses")
     if row.h is not None and not (math.isfinite(row.h) and row.h >= 0):
         raise KitError(f"{where}, field h: {row.h}; a finite value >= 0 is expected")
+
+
+def _check_rewards(rewards: Sequence[float], count: int, where: str) -> None:
+    if len(rewards) != count:
+        raise KitError(f"{where}, field rewards: {len(rewards)} for {count} responses; one each")
+    if not all(math.isfinite(reward) for reward in rewards):
+        raise KitError(f"{where}, field rewards: a value is not finite")

@@ -1,13 +1,12 @@
 """How a prompt becomes model input."""
 
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-SYSTEM = {
-    "how_to": "Answer the question in one or two short sentences.",
-    "dialogue": "You are in a casual chat. Write the next message in one short sentence.",
-    "summaries": "Summarize the article in one sentence.",
-}
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,12 @@ class Template:
     kind: str = "chat"  # chat | plain
     system: str | None = None
 
-    def render(self, prompt: str, tokenizer: Any) -> str:
-        """The text that the model continues; raises ValueError for an unknown kind or a missing chat template."""
+    def render(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text that the model continues.
+
+        Raises:
+            ValueError: for an unknown kind, or where the tokenizer has no chat template.
+        """
         if self.kind == "plain":
             return prompt
         if self.kind != "chat":
@@ -27,6 +30,12 @@ class Template:
             raise ValueError(
                 "template kind 'chat' needs a tokenizer with a chat template; use 'plain'"
             )
-        messages = [{"role": "system", "content": self.system}] if self.system else []
-        messages.append({"role": "user", "content": prompt})
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        messages = [{"role": "user", "content": prompt}]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": self.system})
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
+
+
+PLAIN = Template("plain")
