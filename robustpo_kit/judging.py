@@ -1,7 +1,8 @@
-"""Judging: win, tie and lose against the human reply, with intervals over prompts, and what the text looks like.
+"""Judging: win, tie and lose against the human reply, and what the text looks like.
 
-A judge is anything with `verdicts(prompts, first, second) -> list of "A" | "B" | "C"` (A: the first reply is better,
-C: a tie), the papers' answer format (DoRA App. C.4). `RewardJudge` is one; an LLM reading the papers' prompts fits too.
+A judge is anything with `verdicts(prompts, first, second) -> list of "A" | "B" | "C"` (A: the first
+reply is better, C: a tie), the papers' answer format (DoRA App. C.4). `RewardJudge` is one; an LLM
+reading the papers' prompts fits too. Intervals are over prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from robustpo_kit import intervals
+from robustpo_kit.intervals import bootstrap_mean, mean_by_group
 from robustpo_kit.rewards import RewardModel
 
-VERDICTS = ("win", "tie", "lose")
-_VALUE = {"win": 1.0, "tie": 0.5, "lose": 0.0}
+SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
+VERDICTS = tuple(SCORES)
 
 
 class Judge(Protocol):
@@ -32,9 +33,10 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class RewardJudge:
-    """A reward model as judge: a tie when the preference probability lies within `tie_band` of one half.
+    """A reward model as judge: a tie where the preference probability lies close to one half.
 
-    `bias` is that of `RewardModel.score`; `bias=-model.length_slope` takes out the model's own liking of length.
+    `bias` is that of `RewardModel.score`; `bias=-model.length_slope` takes out the model's own
+    liking of length.
     """
 
     model: RewardModel
@@ -50,17 +52,16 @@ class RewardJudge:
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
     ) -> np.ndarray:
         """[N] probability that the first reply is preferred (Bradley-Terry)."""
-        difference = self.model.score(prompts, first, bias=self.bias) - self.model.score(
-            prompts, second, bias=self.bias
-        )
-        return 0.5 * (1 + np.tanh(difference / 2))
+        first_scores = self.model.score(prompts, first, bias=self.bias)
+        difference = first_scores - self.model.score(prompts, second, bias=self.bias)
+        return 0.5 * (1 + np.tanh(difference / 2))  # sigmoid(difference)
 
     def verdicts(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
     ) -> list[str]:
         """A, B or C for each prompt."""
         lean = self.preference(prompts, first, second) - 0.5
-        return ["C" if abs(x) <= self.tie_band else "A" if x > 0 else "B" for x in lean]
+        return np.select([np.abs(lean) <= self.tie_band, lean > 0], ["C", "A"], "B").tolist()
 
 
 def compare(
@@ -72,29 +73,51 @@ def compare(
     seed: int,
     prompt_ids: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Verdicts of each policy's replies against `against` (the human replies): a row a policy and prompt.
+    """Verdicts of each policy's replies against the human replies.
 
-    The order of the two replies is drawn at random for each prompt (App. C.4). Several replies a prompt: repeat the
-    prompt, and give `prompt_ids` (default: the prompt's text), the unit that intervals are taken over.
-    Columns: policy, prompt_id, verdict (win | tie | lose, of the policy), swapped. Raises ValueError on lengths.
+    The order of the two replies is drawn at random for each prompt (DoRA App. C.4), the same for
+    every policy.
+
+    Args:
+        judge: is asked once a policy.
+        prompts: [N]; several replies a prompt: repeat the prompt.
+        replies: the replies [N] of each policy.
+        against: [N] the human replies.
+        seed: of the order in which the judge sees two replies.
+        prompt_ids: [N] the unit that intervals are taken over (default: the text of the prompt).
+
+    Returns:
+        A row a policy and prompt: policy, prompt_id, verdict (of the policy: win | tie | lose),
+        swapped.
+
+    Raises:
+        ValueError: where lengths differ, naming the argument or the policy, or where the judge
+            answers anything but A, B or C.
     """
     prompt_ids = list(prompts if prompt_ids is None else prompt_ids)
-    _same_length(prompts, against=against, prompt_ids=prompt_ids, **replies)
+    _check_lengths(prompts, {"against": against, "prompt_ids": prompt_ids})
+    _check_lengths(prompts, replies)
     parts = []
     for policy, texts in replies.items():
         # one seed for all policies: they are judged in the same order on the same prompt
         swapped = np.random.default_rng(seed).random(len(prompts)) < 0.5
-        first = [b if s else a for a, b, s in zip(texts, against, swapped, strict=True)]
-        second = [a if s else b for a, b, s in zip(texts, against, swapped, strict=True)]
+        first, second = _in_order(texts, against, swapped)
         answers = judge.verdicts(prompts, first, second)
         _check_answers(answers, len(prompts), judge)
-        verdicts = [_unswap(answer, s) for answer, s in zip(answers, swapped, strict=True)]
-        parts.append(
-            pd.DataFrame(
-                {"policy": policy, "prompt_id": prompt_ids, "verdict": verdicts, "swapped": swapped}
-            )
-        )
+        verdicts = [_unswap(answer, swap) for answer, swap in zip(answers, swapped, strict=True)]
+        columns = {"prompt_id": prompt_ids, "verdict": verdicts, "swapped": swapped}
+        parts.append(pd.DataFrame({"policy": policy} | columns))
     return pd.concat(parts, ignore_index=True)
+
+
+def _in_order(
+    replies: Sequence[str], against: Sequence[str], swapped: np.ndarray
+) -> tuple[list[str], list[str]]:
+    """The texts that the judge reads first and second: where swapped, the human reply first."""
+    first, second = list(replies), list(against)
+    for place in np.flatnonzero(swapped):
+        first[place], second[place] = second[place], first[place]
+    return first, second
 
 
 def _unswap(answer: str, swapped: bool) -> str:
@@ -104,14 +127,15 @@ def _unswap(answer: str, swapped: bool) -> str:
 
 
 def _check_answers(answers: Sequence[str], count: int, judge: Judge) -> None:
-    wrong = sorted(set(answers) - {"A", "B", "C"})
-    if wrong or len(answers) != count:
+    unknown = sorted(set(answers) - {"A", "B", "C"})
+    if unknown or len(answers) != count:
         raise ValueError(
-            f"judge '{judge.name}': {len(answers)} answers for {count} prompts, unknown: {wrong}; A, B, C"
+            f"judge '{judge.name}': {len(answers)} answers for {count} prompts, "
+            f"unknown: {unknown}; A, B, C"
         )
 
 
-def _same_length(prompts: Sequence[str], **others: Sequence[Any]) -> None:
+def _check_lengths(prompts: Sequence[str], others: Mapping[str, Sequence[Any]]) -> None:
     for name, values in others.items():
         if len(values) != len(prompts):
             raise ValueError(
@@ -119,38 +143,57 @@ def _same_length(prompts: Sequence[str], **others: Sequence[Any]) -> None:
             )
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------
+# ---- tables ------------------------------------------------------------------------------------
 
 
 def win_table(
     verdicts: pd.DataFrame, *, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
-    """Shares by policy: win, tie, lose, and score = win + tie/2, each with a prompt-level bootstrap interval.
+    """Shares of win, tie and lose by policy, and score = win + tie/2, with bootstrap intervals.
 
-    Columns: policy, prompts, replies, then NAME, NAME_low, NAME_high for win, tie, lose, score.
+    Args:
+        verdicts: a row a reply, with the columns policy, prompt_id, verdict (of `compare`).
+        draws, level, seed: of the bootstrap over prompts.
+
+    Returns:
+        A row a policy: policy, prompts, replies, then NAME, NAME_low, NAME_high for win, tie, lose,
+        score.
     """
-    rows = []
-    for policy, part in verdicts.groupby("policy", sort=False):
-        row = {"policy": policy, "prompts": part["prompt_id"].nunique(), "replies": len(part)}
-        columns = {name: (part["verdict"] == name).astype(float) for name in VERDICTS}
-        columns["score"] = part["verdict"].map(_VALUE)
-        for name, values in columns.items():
-            row |= _with_bounds(name, values, part["prompt_id"], draws, level, seed)
-        rows.append(row)
-    return pd.DataFrame(rows)
+    outcomes = [*VERDICTS, "score"]
+    table = mean_by_group(
+        _with_outcomes(verdicts),
+        "policy",
+        outcomes,
+        cluster="prompt_id",
+        draws=draws,
+        level=level,
+        seed=seed,
+    )
+    return table.rename(columns={"clusters": "prompts", "n": "replies"})
 
 
 def difference_table(
     verdicts: pd.DataFrame, baseline: str, *, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
-    """Each policy minus `baseline`, paired by prompt: differences of win, lose and score with intervals.
+    """Each policy minus a baseline, paired by prompt: differences of win, lose and score.
 
-    An interval that leaves out 0 is a difference at that level. Raises ValueError for an unknown baseline.
+    An interval that leaves out 0 is a difference at that level.
+
+    Args:
+        verdicts: a row a reply, with the columns policy, prompt_id, verdict (of `compare`).
+        baseline: name of the policy that is subtracted.
+        draws, level, seed: of the bootstrap over prompts.
+
+    Returns:
+        A row a policy other than the baseline: policy, baseline, prompts (answered by both), then
+        NAME, NAME_low, NAME_high for win, lose, score.
+
+    Raises:
+        ValueError: the baseline is not among the policies.
     """
-    table = verdicts.assign(score=verdicts["verdict"].map(_VALUE))
-    for name in ("win", "lose"):
-        table[name] = (table["verdict"] == name).astype(float)
-    means = table.groupby(["policy", "prompt_id"], sort=False)[["win", "lose", "score"]].mean()
+    outcomes = ["win", "lose", "score"]
+    by_prompt = _with_outcomes(verdicts).groupby(["policy", "prompt_id"], sort=False)
+    means = by_prompt[outcomes].mean()
     policies = list(dict.fromkeys(verdicts["policy"]))
     if baseline not in policies:
         raise ValueError(f"baseline = '{baseline}': not among the policies {', '.join(policies)}")
@@ -158,10 +201,11 @@ def difference_table(
     for policy in policies:
         if policy == baseline:
             continue
-        difference = (means.loc[policy] - means.loc[baseline]).dropna()
-        row = {"policy": policy, "baseline": baseline, "prompts": len(difference)}
-        for name in ("win", "lose", "score"):
-            row |= _with_bounds(name, difference[name], None, draws, level, seed)
+        paired = (means.loc[policy] - means.loc[baseline]).dropna()
+        row = {"policy": policy, "baseline": baseline, "prompts": len(paired)}
+        for name in outcomes:
+            mean = bootstrap_mean(paired[name], draws=draws, level=level, seed=seed)
+            row |= mean.columns(name)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -176,38 +220,48 @@ def mean_table(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Means of columns by policy with intervals over prompts: for rewards, confidences, words, KL."""
-    rows = []
-    for name, part in table.groupby(by, sort=False):
-        row = {by: name, "prompts": part[cluster].nunique(), "n": len(part)}
-        for value in values:
-            row |= _with_bounds(value, part[value], part[cluster], draws, level, seed)
-        rows.append(row)
-    return pd.DataFrame(rows)
+    """Means of columns by policy with intervals over prompts: for rewards, confidences, words, KL.
+
+    Args:
+        table: a row a reply.
+        values: the columns to take means of.
+        by: the column that names the policy.
+        cluster: the column that names the prompt.
+        draws, level, seed: of the bootstrap over prompts.
+
+    Returns:
+        A row a policy: `by`, prompts, n (replies), then NAME, NAME_low, NAME_high for each of
+        `values`.
+    """
+    means = mean_by_group(table, by, values, cluster=cluster, draws=draws, level=level, seed=seed)
+    return means.rename(columns={"clusters": "prompts"})
 
 
-def _with_bounds(
-    name: str, values: Any, clusters: Any, draws: int, level: float, seed: int
-) -> dict[str, float]:
-    clusters = None if clusters is None else np.asarray(clusters).astype(str)
-    estimate = intervals.bootstrap_mean(values, clusters, draws=draws, level=level, seed=seed)
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+def _with_outcomes(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """`verdicts` with a column 0 or 1 for each of win, tie, lose, and the score."""
+    columns = {name: (verdicts["verdict"] == name).astype(float) for name in VERDICTS}
+    return verdicts.assign(**columns, score=verdicts["verdict"].map(SCORES))
 
 
-# ---- text and distance from the reference ----------------------------------------------------------------------
+# ---- text --------------------------------------------------------------------------------------
 
 
 def text_table(replies: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """By policy: replies, mean and median words, distinct-1, distinct-2 (share of different n-grams), duplicates."""
+    """What the replies of each policy look like.
+
+    Returns:
+        A row a policy: policy, replies, mean_words, median_words, distinct_1, distinct_2 (share of
+        different n-grams), duplicates (replies that another one equals).
+    """
     rows = []
     for policy, texts in replies.items():
-        words = [len(text.split()) for text in texts]
+        words = pd.Series([len(text.split()) for text in texts], dtype=float)
         rows.append(
             {
                 "policy": policy,
                 "replies": len(texts),
-                "mean_words": float(np.mean(words)) if words else np.nan,
-                "median_words": float(np.median(words)) if words else np.nan,
+                "mean_words": words.mean(),
+                "median_words": words.median(),
                 "distinct_1": distinct_n(texts, 1),
                 "distinct_2": distinct_n(texts, 2),
                 "duplicates": len(texts) - len(set(texts)),
@@ -217,43 +271,14 @@ def text_table(replies: Mapping[str, Sequence[str]]) -> pd.DataFrame:
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of lower-cased words over all n-grams of all texts (Li et al. 2016); NaN without any."""
-    grams = [
-        tuple(words[i : i + n])
-        for words in (t.lower().split() for t in texts)
-        for i in range(len(words) - n + 1)
-    ]
-    return len(set(grams)) / len(grams) if grams else float("nan")
+    """Different n-grams of lower-cased words over all n-grams of all texts; NaN without any.
 
-
-def kl_to_reference(
-    logps: Any,
-    ref_logps: Any,
-    prompt_ids: Sequence[str] | None = None,
-    *,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """KL(policy || reference) in nats a reply, from replies sampled by the policy (untruncated, temperature 1).
-
-    logps, ref_logps [N]: summed log-probabilities. Two estimators with prompt-level intervals: k1 = log ratio
-    (unbiased), k3 = ratio' - 1 - log ratio' with ratio' = reference/policy (unbiased, never negative; Schulman 2020).
-    With top-k, top-p or another temperature the replies are not the policy's own, and both are only indicative.
+    Source: Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models.
     """
-    logps, ref_logps = np.asarray(logps, dtype=float), np.asarray(ref_logps, dtype=float)
-    if (
-        logps.shape != ref_logps.shape
-        or logps.ndim != 1
-        or not np.isfinite(logps - ref_logps).all()
-    ):
-        raise ValueError("logps, ref_logps: two equal vectors of finite numbers are expected")
-    ratio = logps - ref_logps
-    rows = []
-    for name, values in (("k1", ratio), ("k3", np.expm1(-ratio) + ratio)):
-        clusters = None if prompt_ids is None else np.asarray(prompt_ids).astype(str)
-        estimate = intervals.bootstrap_mean(values, clusters, draws=draws, level=level, seed=seed)
-        rows.append(
-            {"estimator": name, "kl": estimate.value, "low": estimate.low, "high": estimate.high}
-        )
-    return pd.DataFrame(rows)
+    grams: list[tuple[str, ...]] = []
+    for text in texts:
+        words = text.lower().split()
+        grams += [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+    if not grams:
+        return float("nan")
+    return len(set(grams)) / len(grams)
