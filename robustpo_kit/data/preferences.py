@@ -156,7 +156,7 @@ class PreferenceSet(Sequence[Preference]):
         )
 
     def with_h(self, h: ArrayLike) -> "PreferenceSet":
-        """Rows with calibration factors `h` [N] >= 0; raises ValueError on another shape or sign."""
+        """Rows with factors `h` [N]; raises ValueError on another shape or a value below 0."""
         values = np.asarray(h, dtype=float)
         if values.shape != (len(self),) or not np.isfinite(values).all() or (values < 0).any():
             raise ValueError(
