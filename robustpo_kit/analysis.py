@@ -1,4 +1,4 @@
-"""Statistics behind the papers' figures; every function takes and returns tidy tables."""
+"""Statistics behind the papers' figures, as tidy tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustpo_kit.intervals import bootstrap_mean
+from robustpo_kit.intervals import mean_by_group
 from robustpo_kit.records import RunRecord
 
 
 def normalise(rewards: Sequence[float], how: str = "minmax") -> np.ndarray:
-    """Rewards on the unit interval (`minmax`) or as standard scores (`zscore`).
+    """Rewards [N] on the unit interval (`minmax`) or as standard scores (`zscore`).
 
-    Raises ValueError for another `how`, or when all rewards are equal.
+    Raises:
+        ValueError: another `how`, or all rewards are equal.
     """
     values = np.asarray(rewards, dtype=float)
     if values.size == 0 or np.ptp(values) == 0:
@@ -26,10 +27,16 @@ def normalise(rewards: Sequence[float], how: str = "minmax") -> np.ndarray:
 
 
 def reward_confidence(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
-    """Slope of classifier confidence on normalised reward, one row a policy (DoRA Fig. 4).
+    """Slope of classifier confidence on normalised reward by policy (DoRA Fig. 4).
 
-    `table` has columns policy, prompt_id, reward (normalised), confidence. OLS with errors clustered by prompt.
-    Columns out: policy, intercept, slope, se, low, high, r_squared, replies, prompts.
+    Ordinary least squares with errors clustered by prompt.
+
+    Args:
+        table: a row a reply, with the columns policy, prompt_id, reward (normalised), confidence.
+        level: of the interval of the slope.
+
+    Returns:
+        A row a policy: policy, intercept, slope, se, low, high, r_squared, replies, prompts.
     """
     rows = []
     for policy, part in table.groupby("policy", sort=False):
@@ -54,39 +61,47 @@ def reward_confidence(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFra
 def slope_difference(
     table: pd.DataFrame, baseline: str, policy: str, *, level: float = 0.95
 ) -> pd.DataFrame:
-    """Slope of `policy` minus slope of `baseline` as the interaction term of one OLS, clustered by prompt.
+    """Slope of a policy minus slope of a baseline: the interaction term of one regression.
 
-    Both policies answer the same prompts, so two separate fits would not give this interval. One row: difference, se,
-    low, high, p_value. Raises ValueError when a policy is not in the table.
+    Both policies answer the same prompts, so two separate fits would not give this interval.
+
+    Args:
+        table: a row a reply, with the columns policy, prompt_id, reward (normalised), confidence.
+        baseline: name of the policy whose slope is subtracted.
+        policy: name of the other policy.
+        level: of the interval.
+
+    Returns:
+        One row: baseline, policy, difference, se, low, high, p_value, replies, prompts.
+
+    Raises:
+        ValueError: a policy is not in the table.
     """
     for name in (baseline, policy):
         if name not in set(table["policy"]):
             raise ValueError(
                 f"policy '{name}' is not in the table; it has {sorted(set(table['policy']))}"
             )
-    part = table[table["policy"].isin([baseline, policy])].assign(
-        is_policy=lambda t: (t["policy"] == policy) * 1.0
-    )
+    part = table[table["policy"].isin([baseline, policy])]
+    part = part.assign(is_policy=(part["policy"] == policy) * 1.0)
     fit = _clustered_ols("confidence ~ reward * is_policy", part)
     low, high = fit.conf_int(1 - level).loc["reward:is_policy"]
-    return pd.DataFrame(
-        [
-            {
-                "baseline": baseline,
-                "policy": policy,
-                "difference": fit.params["reward:is_policy"],
-                "se": fit.bse["reward:is_policy"],
-                "low": low,
-                "high": high,
-                "p_value": fit.pvalues["reward:is_policy"],
-                "replies": len(part),
-                "prompts": part["prompt_id"].nunique(),
-            }
-        ]
-    )
+    row = {
+        "baseline": baseline,
+        "policy": policy,
+        "difference": fit.params["reward:is_policy"],
+        "se": fit.bse["reward:is_policy"],
+        "low": low,
+        "high": high,
+        "p_value": fit.pvalues["reward:is_policy"],
+        "replies": len(part),
+        "prompts": part["prompt_id"].nunique(),
+    }
+    return pd.DataFrame([row])
 
 
 def _clustered_ols(formula: str, table: pd.DataFrame) -> Any:
+    """The fit of statsmodels, which ships no types."""
     import statsmodels.formula.api as smf
 
     codes = pd.factorize(table["prompt_id"])[0]
@@ -97,25 +112,32 @@ def training_curves(records: Mapping[str, RunRecord]) -> pd.DataFrame:
     """History of several runs as one tidy table: policy, step, and every logged quantity."""
     parts = [pd.DataFrame(record.history).assign(policy=name) for name, record in records.items()]
     table = pd.concat(parts, ignore_index=True)
-    return table[["policy", "step", *[c for c in table.columns if c not in ("policy", "step")]]]
+    return table[["policy", "step", *table.columns.drop(["policy", "step"])]]
 
 
 def gap_quantiles(
     gaps: Sequence[float], quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)
 ) -> pd.DataFrame:
-    """Quantiles of reward margins and the share within 0.1 of zero (gamma-PO Fig. 2), one row."""
+    """Quantiles of reward margins [N] (gamma-PO Fig. 2).
+
+    Returns:
+        One row: qNN for each of `quantiles`, the shares near_zero (within 0.1 of zero) and
+        positive, and pairs.
+    """
     values = np.asarray(gaps, dtype=float)
-    row = {f"q{round(100 * q):02d}": np.quantile(values, q) for q in quantiles}
-    near = float(np.mean(np.abs(values) < 0.1))
-    return pd.DataFrame(
-        [row | {"near_zero": near, "positive": float(np.mean(values > 0)), "pairs": len(values)}]
-    )
+    row = {f"q{round(100 * share):02d}": np.quantile(values, share) for share in quantiles}
+    row["near_zero"] = np.mean(np.abs(values) < 0.1)
+    row["positive"] = np.mean(values > 0)
+    return pd.DataFrame([row]).assign(pairs=len(values))
 
 
 def energy_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Energy distance 2 E|X-Y| - E|X-X'| - E|Y-Y'| between two samples [n, d] and [m, d]: how far is far?
+    """Energy distance 2 E|X-Y| - E|X-X'| - E|Y-Y'| between two samples [n, d] and [m, d].
 
-    Zero when both come from one distribution (Szekely and Rizzo, 2013). Raises ValueError for fewer than two rows.
+    Zero when both come from one distribution (Szekely and Rizzo, 2013).
+
+    Raises:
+        ValueError: fewer than two rows.
     """
     from scipy.spatial.distance import cdist, pdist
 
@@ -128,11 +150,19 @@ def energy_distance(first: np.ndarray, second: np.ndarray) -> float:
 def mean_by(
     table: pd.DataFrame, by: Sequence[str], value: str, *, seed: int, level: float = 0.95
 ) -> pd.DataFrame:
-    """Mean of `value` in each cell of `by` with a bootstrap interval over its rows: columns by, value, low, high, n."""
-    rows = []
-    for cell, part in table.groupby(list(by), sort=False):
-        mean, low, high, n = bootstrap_mean(part[value], level=level, seed=seed)
-        rows.append(
-            dict(zip(by, cell, strict=True)) | {value: mean, "low": low, "high": high, "n": n}
-        )
-    return pd.DataFrame(rows)
+    """Mean of a column in each cell with a bootstrap interval over the rows of the cell.
+
+    Args:
+        table: a row an observation, independent of the others.
+        by: the columns whose values make a cell.
+        value: the column to take means of; NaN is left out.
+        seed: of the bootstrap.
+        level: of the intervals.
+
+    Returns:
+        A row a cell: the columns `by`, `value`, low, high, n (rows that are not NaN).
+    """
+    means = mean_by_group(table, by, [value], level=level, seed=seed)
+    present = table.groupby(list(by), sort=False)[value].count()
+    means = means.rename(columns={f"{value}_low": "low", f"{value}_high": "high"})
+    return means.assign(n=present.to_numpy())[[*by, value, "low", "high", "n"]]
