@@ -1,0 +1,144 @@
+"""Decoding: the distribution of transformers' processors, whatever is shared, cached or dropped."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import LogitsProcessorList
+from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from robustpo_kit import policies
+from robustpo_kit.policies import SamplingConfig, decoding
+
+GREEDY = SamplingConfig(
+    temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=9
+)
+PROMPTS = ([5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8, 9, 10, 11], [5, 6, 12])
+NO_END = frozenset({-1})
+
+
+def reference(logits: torch.Tensor, ids: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+    """Probabilities [B, V] of transformers' own processors."""
+    steps = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(config.repetition_penalty)])
+    steps.append(TemperatureLogitsWarper(config.temperature))
+    if config.top_k:
+        steps.append(TopKLogitsWarper(config.top_k))
+    if config.top_p < 1:
+        steps.append(TopPLogitsWarper(config.top_p))
+    return torch.softmax(steps(ids, logits), dim=-1)
+
+
+def dense(logits: torch.Tensor, ids: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+    """The kit's probabilities [B, V]."""
+    seen = torch.zeros(logits.shape, dtype=torch.bool).scatter(1, ids, True)
+    candidates, probabilities = decoding.next_tokens(logits, seen, config)
+    return torch.zeros_like(logits).scatter(1, candidates, probabilities)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 5, 50, 500])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
+@pytest.mark.parametrize("penalty", [1.0, 1.1, 2.0])
+def test_probabilities_are_those_of_transformers(top_k, top_p, penalty):
+    g = torch.Generator().manual_seed(top_k)
+    logits = 4 * torch.randn(6, 200, generator=g)
+    ids = torch.randint(200, (6, 30), generator=g)
+    config = SamplingConfig(temperature=0.8, top_k=top_k, top_p=top_p, repetition_penalty=penalty)
+    torch.testing.assert_close(
+        dense(logits, ids, config), reference(logits, ids, config), atol=1e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+def test_ties_at_the_last_place_all_stay(steps):
+    """Half precision has few values: with 2, most of the vocabulary ties at the 50th place."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randint(steps, (4, 300), generator=g).float()
+    ids = torch.zeros(4, 1, dtype=torch.long)
+    config = SamplingConfig(temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0)
+    torch.testing.assert_close(dense(logits, ids, config), reference(logits, ids, config))
+
+
+def model_of(dtype: torch.dtype = torch.float64):
+    return policies.tiny(policies.byte_tokenizer(), seed=1).model.to(dtype).eval()
+
+
+def greedy(model, prompt: list[int], config: SamplingConfig, ends: frozenset[int]) -> list[int]:
+    """One prompt at a time, everything computed again for each token."""
+    ids = list(prompt)
+    for _ in range(config.max_new_tokens):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[:, -1]
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        seen[0, ids] = True
+        ids.append(int(decoding.next_tokens(logits, seen, config)[0][0, 0]))
+        if ids[-1] in ends:
+            break
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_cache_prefix_and_padding_change_no_reply(samples, penalty):
+    model = model_of()
+    config = dataclasses.replace(GREEDY, samples=samples, repetition_penalty=penalty)
+    found = decoding.decode(model, PROMPTS, config, ends=NO_END, pad=0, generator=torch.Generator())
+    expected = [greedy(model, prompt, config, NO_END) for prompt in PROMPTS for _ in range(samples)]
+    assert found == expected
+
+
+def test_rows_that_end_are_dropped_and_the_others_go_on(monkeypatch):
+    model = model_of()
+    config = dataclasses.replace(GREEDY, repetition_penalty=1.3)
+    free = [greedy(model, prompt, config, NO_END) for prompt in PROMPTS]
+    ends = frozenset({free[0][2], free[1][5]})
+    expected = [greedy(model, prompt, config, ends) for prompt in PROMPTS]
+    sizes, forward = [], model.forward
+
+    def counted(**arguments):
+        sizes.append(len(arguments["input_ids"]))
+        return forward(**arguments)
+
+    monkeypatch.setattr(model, "forward", counted)
+    generator = torch.Generator()
+    found = decoding.decode(model, PROMPTS, config, ends=ends, pad=0, generator=generator)
+    assert found == expected
+    assert len(set(map(len, found))) > 1 and min(sizes[1:]) < len(PROMPTS)
+
+
+def test_draws_follow_the_probabilities():
+    model = model_of(torch.float32)
+    config = SamplingConfig(max_new_tokens=1, top_k=8, samples=4000)
+    generator = torch.Generator().manual_seed(0)
+    drawn = decoding.decode(model, [PROMPTS[0]], config, ends=NO_END, pad=0, generator=generator)
+    logits = model(torch.tensor([PROMPTS[0]])).logits[:, -1].detach()
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    seen[0, list(PROMPTS[0])] = True
+    candidates, probabilities = decoding.next_tokens(logits, seen, config)
+    counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=logits.shape[1])
+    expected = 4000 * probabilities[0]
+    real = expected > 0
+    assert counts.sum() == counts[candidates[0]][real].sum()
+    chi_square = ((counts[candidates[0]] - expected)[real] ** 2 / expected[real]).sum()
+    assert float(chi_square) < 26.0  # 8 cells: exceeded once in two thousand
+
+
+def test_seeds_reproduce_replies():
+    model = model_of(torch.float32)
+    config = SamplingConfig(max_new_tokens=6)
+    runs = [
+        decoding.decode(
+            model,
+            PROMPTS,
+            config,
+            ends=NO_END,
+            pad=0,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed in (3, 3, 4)
+    ]
+    assert runs[0] == runs[1] != runs[2]
