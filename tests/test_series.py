@@ -18,7 +18,8 @@ from robustpo_kit.records import freshness
 from robustpo_kit.series.plan import Plan
 
 REAL = (
-    "import matplotlib.pyplot as plt\nimport pandas as pd\n\nfrom robustpo_kit.notebook import start",
+    "import matplotlib.pyplot as plt\nimport pandas as pd\n\n"
+    "from robustpo_kit.notebook import start",
     'nb = start("00_real", profile=profile, seed=seed, overrides=overrides)',
     'table = pd.DataFrame({"x": [1, 2], "y": [1.0, 4.0]})',
     'nb.save_table("points", table)\nnb.save_table("points", table)',
@@ -131,8 +132,8 @@ def test_notebooks_run_after_what_they_need_and_one_a_gpu(demo, monkeypatch):
     needs(monkeypatch, n00="02", n01="", n02="")
     mark = f'import os, time\nwith open("{demo.root}/order", "a") as stream:\n'
     for name in ("00_last", "01_one", "02_other"):
-        write = f'{mark}    _ = stream.write("{name[:2]} " + os.environ["CUDA_VISIBLE_DEVICES"] + "\\n")'
-        demo.notebook(name, write, DONE)
+        line = f'"{name[:2]} " + os.environ["CUDA_VISIBLE_DEVICES"] + "\\n"'
+        demo.notebook(name, f"{mark}    _ = stream.write({line})", DONE)
     series.runner.run(plan(demo, slots=("4", "5")))
     lines = [line.split() for line in (demo.root / "order").read_text().splitlines()]
     order = [number for number, _ in lines]

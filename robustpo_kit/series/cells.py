@@ -1,6 +1,5 @@
 """Cells of a notebook, what it stores, and the key of everything that decides its outcome."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,20 +7,21 @@ from typing import Any
 from robustpo_kit import paths, profiles
 from robustpo_kit.records import code_key, digest, file_digest, imported_modules
 
+Cell = tuple[str, str, list[str]]  # type, source, tags
 
-def cells(path: Path) -> list[tuple[str, str, list[str]]]:
-    """(type, source, tags) of the cells of a notebook, .ipynb or jupytext .py alike."""
+
+def cells(path: Path) -> list[Cell]:
+    """The cells of a notebook without their outputs, .ipynb or jupytext .py alike."""
     import jupytext
 
-    found = jupytext.read(path).cells
     return [
         (cell.cell_type, cell.source.strip(), sorted(cell.metadata.get("tags", [])))
-        for cell in found
+        for cell in jupytext.read(path).cells
     ]
 
 
 def text_in_step(text: Path, notebook: Path) -> bool:
-    """Whether the stored notebook has the cells of its text twin and was executed from the first to the last."""
+    """Whether the stored notebook has the cells of its text twin, executed from first to last."""
     if not notebook.exists() or cells(text) != cells(notebook):
         return False
     stored = json.loads(notebook.read_text(encoding="utf-8"))
@@ -30,19 +30,22 @@ def text_in_step(text: Path, notebook: Path) -> bool:
 
 
 def source_key(path: Path, values: dict[str, Any], profile: str) -> str:
-    """Hash of a notebook's cells (not its outputs), parameters, settings, kit modules that it imports and kit data."""
+    """Key of all that decides what a notebook computes, its outputs aside.
+
+    Args:
+        path: The notebook, .ipynb or jupytext .py.
+        values: Its parameters; settings changed by `overrides` count as settings.
+        profile: The name of its profile.
+
+    Returns:
+        A digest of its cells, parameters, settings, of the kit's code that it imports, and of the
+        kit's data.
+    """
     content = cells(path)
     code = "\n".join(source for kind, source, _ in content if kind == "code")
-    parts: list[Any] = [
-        content,
-        values,
-        dataclasses.asdict(profiles.get(profile, values.get("overrides"))),
-    ]
-    # profiles.py is left out: the settings themselves are in, and the others' settings do not matter here.
-    parts.append(code_key(*imported_modules(code), without=["robustpo_kit.profiles"]))
-    parts += [
-        [path.name, file_digest(path)]
-        for path in sorted(paths.SYNTHETIC.glob("*"))
-        if path.is_file()
-    ]
-    return digest(parts, length=16)
+    settings = profiles.get(profile, values.get("overrides"))
+    # profiles.py is left out: this profile's settings are in, and the others' do not matter here.
+    code_of_kit = code_key(*imported_modules(code), without=["robustpo_kit.profiles"])
+    data_files = [file for file in sorted(paths.SYNTHETIC.glob("*")) if file.is_file()]
+    data = [[file.name, file_digest(file)] for file in data_files]
+    return digest(content, values, settings, code_of_kit, data, length=16)

@@ -1,7 +1,7 @@
-"""Execution: one notebook headless in a process of its own, and how to end it with everything that it started.
+"""Execution: one notebook headless in its own process, and how to end it with all that it started.
 
-`python -m robustpo_kit.series.execution TASK.json` is the child process of the series runner: papermill changes the working
-directory of its whole process, so two notebooks never share one.
+`python -m robustpo_kit.series.execution TASK.json` is the child process of the series runner:
+papermill changes the working directory of its whole process, so two notebooks never share one.
 """
 
 import contextlib
@@ -17,7 +17,15 @@ from robustpo_kit import records
 
 
 def execute(task_file: Path) -> int:
-    """Execute one notebook with papermill; returns the exit code, and writes one line to the task's `failure` file."""
+    """Execute one notebook with papermill.
+
+    Args:
+        task_file: JSON of `source`, `output`, `log` and `failure` (paths), `parameters`, and
+            `runner`, the number of the process whose death ends this one.
+
+    Returns:
+        The exit code: 0, or 1 with one line in the file `failure`.
+    """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillException
@@ -43,10 +51,8 @@ def execute(task_file: Path) -> int:
                 config=Config(kernel_transport(private)),
             )
         except papermill.PapermillExecutionError as error:
-            said, failure = (
-                str(error),
-                f"In [{error.exec_count}]: {error.ename}: {_first_line(error.evalue)}",
-            )
+            said = str(error)
+            failure = f"In [{error.exec_count}]: {error.ename}: {_first_line(error.evalue)}"
         except (
             PapermillException,
             CellTimeoutError,
@@ -54,7 +60,8 @@ def execute(task_file: Path) -> int:
             RuntimeError,
             ValueError,
         ) as error:
-            said, failure = str(error), f"{type(error).__name__}: {_first_line(str(error))}"
+            said = str(error)
+            failure = f"{type(error).__name__}: {_first_line(said)}"
         else:
             return 0
         log.write(f"\n{said}\n")
@@ -67,12 +74,14 @@ def _first_line(text: str) -> str:
 
 
 def kernel_transport(private: str) -> dict[str, Any]:
-    """Kernel over sockets in the folder `private`: no port to race for, nothing on the network (not on Windows)."""
-    return {} if os.name == "nt" else {"KernelManager": {"transport": "ipc", "ip": f"{private}/k"}}
+    """Settings of a kernel over sockets in the folder `private`: no port to race for."""
+    if os.name == "nt":  # which has no such sockets
+        return {}
+    return {"KernelManager": {"transport": "ipc", "ip": f"{private}/k"}}
 
 
 def _die_with(runner: int) -> None:
-    """End this process and its kernel when the runner, its parent, dies by a signal that it cannot catch."""
+    """End this process and its kernel when its parent, the runner, is killed."""
 
     def watch() -> None:
         while os.getppid() == runner:
@@ -88,7 +97,7 @@ def _die_with(runner: int) -> None:
 
 
 def kill_tree(pid: int) -> None:
-    """End a process and all its descendants: the kernel is a session of its own, so its group is not enough."""
+    """End a process and its descendants: the kernel is a session of its own, so not by group."""
     import psutil
 
     try:

@@ -1,7 +1,6 @@
 """What a run of the series is: notebooks in the order of their needs, parameters, state."""
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from robustpo_kit import paths, profiles, records
 from robustpo_kit.errors import KitError
 from robustpo_kit.notebook import done_file
-from robustpo_kit.records import file_digest
+from robustpo_kit.records import digest, file_digest
 from robustpo_kit.series.cells import source_key
 
 # What each notebook reads that another one writes.
@@ -25,6 +24,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 
+STATUSES = ("ok", "failed", "incomplete", "skipped")
+
+
 def needs_of(number: str) -> tuple[str, ...]:
     """Numbers of the notebooks whose results notebook `number` reads."""
     return NEEDS.get(number, ())
@@ -37,15 +39,11 @@ class Plan:
     profile: str
     seed: int = 0
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings of the profile
-    parameters: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # further notebook parameters
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)  # further ones
     only: tuple[str, ...] = ()  # numbers; empty = all
     resume: bool = False  # keep notebooks that are ok and whose inputs have not changed
     time_limit: float = 3600.0  # seconds a notebook
-    slots: tuple[str | None, ...] = (
-        None,
-    )  # one notebook at a time a slot; a slot names its CUDA_VISIBLE_DEVICES
+    slots: tuple[str | None, ...] = (None,)  # one notebook at a time each; its CUDA_VISIBLE_DEVICES
     notebooks: Path = dataclasses.field(default_factory=lambda: paths.NOTEBOOKS)
 
     @property
@@ -59,7 +57,7 @@ class Result:
     """What became of one notebook."""
 
     name: str
-    status: str  # ok | failed | incomplete | skipped
+    status: str  # one of STATUSES
     reason: str = ""
     kept: bool = False  # ok from an earlier run, not executed again
     seconds: float = 0.0
@@ -74,16 +72,15 @@ class Result:
 
 
 def sources(folder: Path) -> dict[str, Path]:
-    """Number -> notebook file; raises KitError where there is none, or one whose needs are not declared."""
-    found = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
-    if not found:
+    """Number -> notebook file; raises KitError where there is none, or needs are not declared."""
+    by_number = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    if not by_number:
         raise KitError(f"{paths.show(folder)}: no notebook named NN_name.ipynb")
-    undeclared = sorted(set(found) - set(NEEDS))
+    undeclared = sorted(set(by_number) - set(NEEDS))
     if undeclared:
-        raise KitError(
-            f"{found[undeclared[0]].name}: its needs are not declared; add it to NEEDS in series/plan.py"
-        )
-    return found
+        name = by_number[undeclared[0]].name
+        raise KitError(f"{name}: its needs are not declared; add it to NEEDS in series/plan.py")
+    return by_number
 
 
 def in_order(numbers: list[str]) -> list[str]:
@@ -94,7 +91,8 @@ def in_order(numbers: list[str]) -> list[str]:
         ready = next((n for n in waiting if not set(needs_of(n)) & set(waiting)), None)
         if ready is None:
             raise KitError(
-                f"series: notebooks {', '.join(waiting)} need each other in a circle; see NEEDS in series/plan.py"
+                f"series: notebooks {', '.join(waiting)} need each other in a circle; "
+                "see NEEDS in series/plan.py"
             )
         waiting.remove(ready)
         done.append(ready)
@@ -102,7 +100,7 @@ def in_order(numbers: list[str]) -> list[str]:
 
 
 def check(plan: Plan) -> dict[str, Path]:
-    """The notebooks that `plan` runs, in order; raises KitError for anything that it names and does not exist."""
+    """The notebooks that `plan` runs, in order; raises KitError for what it names in vain."""
     profiles.get(plan.profile, plan.overrides)
     known = sources(plan.notebooks)
     for number in plan.only:
@@ -110,27 +108,26 @@ def check(plan: Plan) -> dict[str, Path]:
             raise KitError(
                 f"--only: there is no notebook {number}; choose among {', '.join(known)}"
             )
-    chosen = {
-        number: known[number]
-        for number in in_order(list(known))
-        if not plan.only or number in plan.only
-    }
-    for path in chosen.values():
-        _check_parameters(path, plan)
-    for number in chosen if plan.only else ():
-        missing = [
-            need for need in needs_of(number) if need not in chosen and not _was_ok(plan, need)
-        ]
-        if missing:
-            numbers = ",".join(sorted({*plan.only, *missing}))
-            raise KitError(
-                f"--only: {number} needs {', '.join(missing)}, which has not run under profile {plan.profile}; "
-                f"run --only {numbers}, or the whole series"
-            )
-    return chosen
+    numbers = [n for n in in_order(list(known)) if not plan.only or n in plan.only]
+    for number in numbers:
+        _check_parameters(plan, known[number])
+        if plan.only:
+            _check_needs(plan, number, numbers)
+    return {number: known[number] for number in numbers}
 
 
-def _check_parameters(path: Path, plan: Plan) -> None:
+def _check_needs(plan: Plan, number: str, chosen: list[str]) -> None:
+    """What a notebook reads is written in this run, or was in an earlier one."""
+    missing = [need for need in needs_of(number) if need not in chosen and not _was_ok(plan, need)]
+    if missing:
+        raise KitError(
+            f"--only: {number} needs {', '.join(missing)}, which has not run under profile "
+            f"{plan.profile}; run --only {','.join(sorted({*plan.only, *missing}))}, "
+            "or the whole series"
+        )
+
+
+def _check_parameters(plan: Plan, path: Path) -> None:
     """papermill only warns of an unknown parameter, and the run would silently use the default."""
     from papermill import inspect_notebook
 
@@ -143,30 +140,26 @@ def _check_parameters(path: Path, plan: Plan) -> None:
 
 
 def parameters(plan: Plan) -> dict[str, Any]:
-    """What papermill injects into every notebook; raises KitError for a value that JSON cannot carry."""
+    """What papermill injects into every notebook; raises KitError for what JSON cannot carry."""
     for name in ("profile", "seed", "overrides"):
         if name in plan.parameters:
             raise KitError(f"-P {name}: use --profile, --seed or --set instead")
-    values = {
-        "profile": plan.profile,
-        "seed": plan.seed,
-        "overrides": plan.overrides,
-    } | plan.parameters
+    own = {"profile": plan.profile, "seed": plan.seed, "overrides": plan.overrides}
     try:
-        return json.loads(json.dumps(values))
+        return json.loads(json.dumps(own | plan.parameters))
     except TypeError as error:
         raise KitError(f"parameters: {error}") from None
 
 
 def plan_key(plan: Plan, path: Path) -> str:
-    """`source_key` and the states of the notebooks before: when one of those ran again, this one must too."""
-    before = [state_file(plan, need) for need in needs_of(path.name[:2])]
-    parts = [source_key(path, parameters(plan), plan.profile)]
-    parts += [file_digest(state) if state.exists() else "" for state in before]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    """`source_key`, and the states of what it needs: when one of those ran again, so must this."""
+    states = [state_file(plan, need) for need in needs_of(path.name[:2])]
+    before = [file_digest(state) for state in states if state.exists()]
+    return digest(source_key(path, parameters(plan), plan.profile), before, length=16)
 
 
 def state_file(plan: Plan, number: str) -> Path:
+    """Where the result of notebook `number` is kept for the next run."""
     return plan.work / "state" / f"{number}.json"
 
 
@@ -180,7 +173,7 @@ def _was_ok(plan: Plan, number: str) -> bool:
 
 
 def kept_result(plan: Plan, path: Path, key: str) -> Result | None:
-    """The earlier result of a notebook, if it was ok, nothing that decides it has changed and its files are there."""
+    """The earlier result of a notebook, if it was ok under the same key and its files are there."""
     number = path.name[:2]
     if not plan.resume or not _was_ok(plan, number):
         return None
@@ -192,4 +185,5 @@ def kept_result(plan: Plan, path: Path, key: str) -> Result | None:
 
 
 def output_path(plan: Plan, path: Path) -> Path:
+    """Where the executed form of the notebook `path` goes."""
     return plan.work / "notebooks" / path.name

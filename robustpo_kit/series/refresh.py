@@ -1,10 +1,10 @@
 """Refresh: from the text notebooks to the committed, executed ones, with the same bytes every time.
 
-`notebooks/text/NN_name.py` (jupytext percent) is the source. Each is executed under profile smoke by a kernel of this
-interpreter; then everything that depends on the machine or the moment is dropped from `notebooks/NN_name.ipynb`.
+`notebooks/text/NN_name.py` (jupytext percent) is the source. Each is executed under profile smoke
+by a kernel of this interpreter; then everything that depends on the machine or the moment is
+dropped from `notebooks/NN_name.ipynb`.
 """
 
-import hashlib
 import os
 import sys
 import tempfile
@@ -27,25 +27,35 @@ KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3
 def refresh(
     *, only: list[str] | None = None, everything: bool = False, folder: Path | None = None
 ) -> list[str]:
-    """Execute the text notebooks that changed and write their .ipynb; returns the names of those executed.
+    """Execute the text notebooks that changed and write their .ipynb.
 
-    A notebook has changed when its cells, the modules it imports, the committed data it may read or a notebook before
-    it did. `everything` executes all; `only` restricts to numbers such as "04". Raises KitError when a cell fails; the
-    notebook on disk then stays as it was.
+    A notebook has changed when its cells, the code it imports, the committed data it may read or a
+    notebook before it did.
+
+    Args:
+        only: Numbers such as "04"; without them, all notebooks.
+        everything: Execute unchanged ones too.
+        folder: Where the notebooks lie, their texts in `text/`; without it, the project's.
+
+    Returns:
+        The names of the notebooks executed.
+
+    Raises:
+        KitError: When a number is unknown or a cell fails; that notebook then stays as it was.
     """
     folder = folder or paths.NOTEBOOKS
-    sources = sorted((folder / "text").glob("[0-9][0-9]_*.py"))
-    unknown = sorted(set(only or []) - {source.name[:2] for source in sources})
+    sources = {path.name[:2]: path for path in sorted((folder / "text").glob("[0-9][0-9]_*.py"))}
+    unknown = sorted(set(only or []) - set(sources))
     if unknown:
-        raise KitError(
-            f"notebooks: there is no {unknown[0]}; choose among {', '.join(s.name[:2] for s in sources)}"
-        )
+        raise KitError(f"notebooks: there is no {unknown[0]}; choose among {', '.join(sources)}")
     stamp_path = paths.RUNS / "smoke" / "refresh.json"
-    stamps = records.read_json(stamp_path) if stamp_path.exists() else {}
+    stamps: dict[str, str] = {}
+    if stamp_path.exists():
+        stamps = records.read_json(stamp_path)
     keys: dict[str, str] = {}
     executed = []
-    for source in sources:
-        number, target = source.name[:2], folder / f"{source.stem}.ipynb"
+    for number, source in sources.items():
+        target = folder / f"{source.stem}.ipynb"
         keys[number] = _key(source, [keys.get(need, "") for need in needs_of(number)])
         current = stamps.get(target.name) == keys[number] and text_in_step(source, target)
         if (only and number not in only) or (current and not everything):
@@ -59,7 +69,10 @@ def refresh(
 
 
 def execute(source: Path, *, cwd: Path) -> Any:
-    """Run the cells of a text notebook in a fresh kernel under profile smoke; returns the canonical notebook node."""
+    """Run the cells of a text notebook in a fresh kernel under profile smoke, in the folder `cwd`.
+
+    Returns the canonical notebook node; raises KitError naming the cell that failed.
+    """
     import jupytext
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -67,7 +80,7 @@ def execute(source: Path, *, cwd: Path) -> Any:
 
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = dict(KERNELSPEC)
-    environment = {k: v for k, v in os.environ.items() if k != "ROBUSTPO_DONE"}
+    environment = {name: value for name, value in os.environ.items() if name != "ROBUSTPO_DONE"}
     with tempfile.TemporaryDirectory(prefix="nb") as private:
         client = NotebookClient(
             notebook,
@@ -99,13 +112,15 @@ def failed_cell(notebook: Any, error: Exception) -> str:
 
 
 def canonical(notebook: Any, stem: str) -> Any:
-    """`notebook` with ids `stem-NN` and only the metadata that says which kernel runs it and how cells are tagged."""
+    """`notebook` with ids `stem-NN` and no metadata but its kernel and the tags of its cells."""
     notebook.metadata = {"kernelspec": dict(KERNELSPEC), "language_info": {"name": "python"}}
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for position, cell in enumerate(notebook.cells):
         cell["id"] = f"{stem}-{position:02d}"
         tags = cell.metadata.get("tags")
-        cell["metadata"] = {"tags": list(tags)} if tags else {}
+        cell["metadata"] = {}
+        if tags:
+            cell["metadata"]["tags"] = list(tags)
         for output in cell.get("outputs", []):
             if "metadata" in output:
                 output["metadata"] = {}
@@ -122,10 +137,9 @@ def write_notebook(notebook: Any, target: Path) -> None:
 
 
 def _key(source: Path, needs: list[str]) -> str:
-    """Hash of all that decides a stored notebook, the committed results it shows included."""
-    parts = [source_key(source, {}, "smoke"), sys.version.split()[0], *needs]
-    committed = sorted((paths.RESULTS / "reference").glob("*.csv")) + sorted(
-        (paths.RESULTS / "gpu").glob("*.csv")
-    )
-    parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in committed]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    """Key of all that decides a stored notebook, the committed results it shows included."""
+    committed = sorted((paths.RESULTS / "reference").glob("*.csv"))
+    committed += sorted((paths.RESULTS / "gpu").glob("*.csv"))
+    results = [[path.parent.name, path.name, records.file_digest(path)] for path in committed]
+    interpreter = sys.version.split()[0]
+    return records.digest(source_key(source, {}, "smoke"), interpreter, needs, results, length=16)

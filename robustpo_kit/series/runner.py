@@ -1,8 +1,9 @@
-"""Series: run the numbered notebooks headless, in order of their needs, each in a process of its own.
+"""Series: run the numbered notebooks headless, in order of their needs, each in its own process.
 
-A notebook is `ok` only when its process ended 0 and its last cell wrote the done file: papermill calls a notebook that
-left early by sys.exit(0) a success. Statuses: ok, failed (a cell raised, the kernel died, the time limit passed),
-incomplete (ended without its done file), skipped (a notebook that it needs is not ok).
+A notebook is `ok` only when its process ended 0 and its last cell wrote the done file: papermill
+calls a notebook that left early by sys.exit(0) a success. Statuses: ok, failed (a cell raised, the
+kernel died, the time limit passed), incomplete (ended without its done file), skipped (a notebook
+that it needs is not ok).
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from robustpo_kit import paths, records
 from robustpo_kit.errors import KitError
@@ -42,19 +43,30 @@ class Child:
     """A notebook that is running."""
 
     source: Path
-    process: subprocess.Popen
-    slot: str | None
+    process: subprocess.Popen[bytes]
+    slot: str | None  # of the plan
     key: str
     started: float  # time.monotonic()
-    beat: float
-    said: str = ""
+    last_beat: float  # time.monotonic() of the last line of progress
+    last_progress: str = ""
+
+    @property
+    def number(self) -> str:
+        """The two digits that order the series."""
+        return self.source.name[:2]
 
 
 def run(plan: Plan) -> list[Result]:
-    """Run the series; prints as it goes, writes manifest.json and index.md, returns one result a notebook.
+    """Run the series; prints as it goes, writes manifest.json and index.md.
 
-    Raises KitError for a plan that cannot be run, before anything is started. On SIGINT or SIGTERM the running
-    notebooks are killed with everything that they started, the manifest is written, and KeyboardInterrupt is raised.
+    On SIGINT or SIGTERM the running notebooks are killed with everything that they started, the
+    manifest is written, and KeyboardInterrupt is raised.
+
+    Returns:
+        One result a notebook, in the order of their numbers.
+
+    Raises:
+        KitError: For a plan that cannot be run, before anything is started.
     """
     chosen = check(plan)
     results: dict[str, Result] = {}
@@ -68,14 +80,12 @@ def run(plan: Plan) -> list[Result]:
             interrupted = True
         finally:
             for child in running:
-                kill_tree(child.process.pid)
-                child.process.wait()
+                _end(child)
                 seconds = time.monotonic() - child.started
-                results[child.source.name[:2]] = Result(
-                    child.source.stem, "failed", "interrupted", seconds=seconds
-                )
-            for number in [n for n in chosen if n not in results]:
-                results[number] = Result(chosen[number].stem, "skipped", "interrupted")
+                name = child.source.stem
+                results[child.number] = Result(name, "failed", "interrupted", seconds=seconds)
+            for number, path in chosen.items():
+                results.setdefault(number, Result(path.stem, "skipped", "interrupted"))
             ordered = [results[number] for number in sorted(results)]
             report_run(plan, ordered, began)
     if interrupted:
@@ -86,27 +96,24 @@ def run(plan: Plan) -> list[Result]:
 def _schedule(
     plan: Plan, chosen: dict[str, Path], results: dict[str, Result], running: list[Child]
 ) -> None:
-    """Start what is ready while there are free slots, and watch what runs, until every notebook has a result."""
+    """Start what is ready while slots are free, and watch what runs, until all have a result."""
     waiting = list(chosen)
     while waiting or running:
         for number in list(waiting):
             needs = [need for need in needs_of(number) if need in chosen]
             if any(need not in results for need in needs):
                 continue
-            free = list(plan.slots)
+            free_slots = list(plan.slots)
             for child in running:
-                free.remove(child.slot)
-            if not free:
+                free_slots.remove(child.slot)
+            if not free_slots:
                 break
             waiting.remove(number)
-            bad = [need for need in needs if results[need].status != "ok"]
-            if bad:
-                reason = f"needs {bad[0]} ({results[bad[0]].status})"
-                results[number] = _tell(plan, Result(chosen[number].stem, "skipped", reason))
-            elif kept := kept_result(plan, chosen[number], key := plan_key(plan, chosen[number])):
-                results[number] = _tell(plan, kept)
+            started = _result_or_child(plan, chosen[number], needs, results, free_slots[0])
+            if isinstance(started, Child):
+                running.append(started)
             else:
-                running.append(_start(plan, chosen[number], key, free[0]))
+                results[number] = _tell(plan, started)
         time.sleep(0.1)
         for child in list(running):
             result = _watch(plan, child)
@@ -115,34 +122,37 @@ def _schedule(
                 results[result.number] = _tell(plan, result)
 
 
+def _result_or_child(
+    plan: Plan, path: Path, needs: list[str], results: dict[str, Result], slot: str | None
+) -> Result | Child:
+    """A notebook whose needs have run: skipped, kept from an earlier run, or started."""
+    for need in needs:
+        if results[need].status != "ok":
+            return Result(path.stem, "skipped", f"needs {need} ({results[need].status})")
+    key = plan_key(plan, path)
+    return kept_result(plan, path, key) or _start(plan, path, key, slot)
+
+
 def _start(plan: Plan, path: Path, key: str, slot: str | None) -> Child:
-    """Start the child process of one notebook; whatever an earlier run left for it is removed first."""
-    number = path.name[:2]
-    log = _log(plan, path)
-    progress, failure = log.with_suffix(".progress"), log.with_suffix(".failure")
-    done, state, output = (
-        done_file(plan.profile, number),
-        state_file(plan, number),
-        output_path(plan, path),
-    )
-    for old in (log, progress, failure, done, state, output):
-        old.parent.mkdir(parents=True, exist_ok=True)
-        old.unlink(missing_ok=True)
-    files = {"source": path, "output": output, "log": log, "failure": failure}
-    task = {name: str(file) for name, file in files.items()}
-    task |= {"parameters": parameters(plan), "runner": os.getpid()}
+    """Start the child process of one notebook; what an earlier run left for it is removed first."""
+    number, log = path.name[:2], _log(plan, path)
+    output, failure = output_path(plan, path), log.with_suffix(".failure")
+    environment = _environment(plan, path, slot)
+    leftovers = [log, failure, output, state_file(plan, number)]
+    leftovers += [Path(environment[name]) for name in ("ROBUSTPO_DONE", "ROBUSTPO_PROGRESS_LOG")]
+    for file in leftovers:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
     task_file = plan.work / "tasks" / f"{number}.json"
-    records.write_json(task_file, task)
-    environment = os.environ | kernel_environment(plan.profile)
-    environment |= {
-        "ROBUSTPO_DONE": str(done),
-        "ROBUSTPO_PROGRESS_LOG": str(progress),
-        "JUPYTER_PREFER_ENV_PATH": "1",
+    task = {
+        "source": str(path),
+        "output": str(output),
+        "log": str(log),
+        "failure": str(failure),
+        "parameters": parameters(plan),
+        "runner": os.getpid(),
     }
-    if plan.profile != "smoke":
-        environment["ROBUSTPO_PROGRESS"] = "log"
-    if slot is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = slot
+    records.write_json(task_file, task)
     with open(log, "ab") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "robustpo_kit.series.execution", str(task_file)],
@@ -151,50 +161,75 @@ def _start(plan: Plan, path: Path, key: str, slot: str | None) -> Child:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
-            start_new_session=True,  # Ctrl-C reaches the runner alone, which then ends its children in order
+            start_new_session=True,  # Ctrl-C reaches the runner alone, and it ends its children
         )
-    say(f"  {path.stem:<28} started" + (f" on GPU {slot}" if slot is not None else ""))
+    where = "" if slot is None else f" on GPU {slot}"
+    say(f"  {path.stem:<28} started{where}")
     now = time.monotonic()
-    return Child(path, process, slot, key, started=now, beat=now)
+    return Child(path, process, slot, key, started=now, last_beat=now)
+
+
+def _environment(plan: Plan, path: Path, slot: str | None) -> dict[str, str]:
+    """Variables of the child process of one notebook."""
+    environment = os.environ | kernel_environment(plan.profile)
+    environment |= {
+        "ROBUSTPO_DONE": str(done_file(plan.profile, path.name[:2])),
+        "ROBUSTPO_PROGRESS_LOG": str(_log(plan, path).with_suffix(".progress")),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
+    if plan.profile != "smoke":
+        environment["ROBUSTPO_PROGRESS"] = "log"
+    if slot is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = slot
+    return environment
 
 
 def _watch(plan: Plan, child: Child) -> Result | None:
-    """The result of a child that has ended or used up its time; else None, now and then with a line of progress."""
-    now, path = time.monotonic(), child.source
-    seconds = now - child.started
+    """The result of a child that has ended or used up its time; else None, and its progress."""
+    seconds = time.monotonic() - child.started
     code = child.process.poll()
-    if code is None and seconds > plan.time_limit:
-        kill_tree(child.process.pid)
-        child.process.wait()
-        return Result(
-            path.stem,
-            "failed",
-            f"time limit of {plan.time_limit:.0f} s",
-            seconds=seconds,
-            key=child.key,
-        )
-    if code is None:
-        if now - child.beat >= HEARTBEAT_SECONDS:
-            child.beat = now
-            line = _last_line(_log(plan, path).with_suffix(".progress"))
-            say(
-                f"  {path.stem:<28} {seconds / 60:4.1f} min  {line if line != child.said else ''}".rstrip()
-            )
-            child.said = line
+    if code is not None:
+        result = _ended(plan, child, code)
+    elif seconds > plan.time_limit:
+        _end(child)
+        reason = f"time limit of {plan.time_limit:.0f} s"
+        result = Result(child.source.stem, "failed", reason)
+    else:
+        _show_progress(plan, child)
         return None
+    return dataclasses.replace(result, seconds=seconds, key=child.key)
+
+
+def _ended(plan: Plan, child: Child, code: int) -> Result:
+    """What became of a child that ended by itself with exit code `code`."""
+    name = child.source.stem
     if code != 0:
-        reason = _reason(plan, path, code)
-        return Result(path.stem, "failed", reason, seconds=seconds, key=child.key)
-    done = done_file(plan.profile, path.name[:2])
+        return Result(name, "failed", _reason(plan, child.source, code))
+    done = done_file(plan.profile, child.number)
     if not done.exists():
-        return Result(
-            path.stem, "incomplete", "ended without finish()", seconds=seconds, key=child.key
-        )
-    said = records.read_json(done)
-    tables, figures = (
-        list(dict.fromkeys(said[kind])) for kind in ("tables", "figures")
-    )  # one may be saved twice
-    return Result(path.stem, "ok", seconds=seconds, tables=tables, figures=figures, key=child.key)
+        return Result(name, "incomplete", "ended without finish()")
+    outcome = records.read_json(done)
+    tables = list(dict.fromkeys(outcome["tables"]))  # one may be saved twice
+    figures = list(dict.fromkeys(outcome["figures"]))
+    return Result(name, "ok", tables=tables, figures=figures)
+
+
+def _end(child: Child) -> None:
+    kill_tree(child.process.pid)
+    child.process.wait()
+
+
+def _show_progress(plan: Plan, child: Child) -> None:
+    """Now and then a line: the notebook, its minutes, and its newest progress if there is any."""
+    now = time.monotonic()
+    if now - child.last_beat < HEARTBEAT_SECONDS:
+        return
+    child.last_beat = now
+    minutes = (now - child.started) / 60
+    line = _last_line(_log(plan, child.source).with_suffix(".progress"))
+    news = "" if line == child.last_progress else line
+    say(f"  {child.source.stem:<28} {minutes:4.1f} min  {news}".rstrip())
+    child.last_progress = line
 
 
 def _log(plan: Plan, path: Path) -> Path:
@@ -202,11 +237,12 @@ def _log(plan: Plan, path: Path) -> Path:
 
 
 def _reason(plan: Plan, path: Path, code: int) -> str:
+    """Why a notebook's process failed: its own words, else how it ended."""
     log = _log(plan, path)
-    said = _last_line(log.with_suffix(".failure")) or (
-        f"signal {-code}" if code < 0 else f"exit {code}"
-    )
-    return f"{said} (log: {paths.show(log)})"
+    reason = _last_line(log.with_suffix(".failure"))
+    if not reason:
+        reason = f"signal {-code}" if code < 0 else f"exit {code}"
+    return f"{reason} (log: {paths.show(log)})"
 
 
 def _last_line(path: Path) -> str:
@@ -221,9 +257,12 @@ def _last_line(path: Path) -> str:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the series as Ctrl-C does: children first. Only where signals can be set (main thread)."""
+    """SIGTERM and SIGHUP end the series as Ctrl-C does: children first.
 
-    def stop(number: int, frame: Any) -> None:
+    Only in the main thread, since no other may set signals.
+    """
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -240,7 +279,7 @@ def _terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock(plan: Plan) -> Iterator[None]:
-    """One series a profile at a time: two would write the same files. The lock dies with its process."""
+    """One series a profile at a time: two would write the same files. It dies with its process."""
     plan.work.mkdir(parents=True, exist_ok=True)
     with open(plan.work / "series.lock", "a") as stream:
         if os.name != "nt":
@@ -260,10 +299,8 @@ def _tell(plan: Plan, result: Result) -> Result:
     if not result.kept and result.status != "skipped":
         records.write_json(state_file(plan, result.number), result)
     time_taken = "kept" if result.kept else f"{result.seconds / 60:4.1f} min"
-    counts = (
-        f"{len(result.tables)} tables, {len(result.figures)} figures"
-        if result.status == "ok"
-        else result.reason
-    )
-    say(f"  {result.name:<28} {result.status:<10} {time_taken:<8}  {counts}")
+    note = result.reason
+    if result.status == "ok":
+        note = f"{len(result.tables)} tables, {len(result.figures)} figures"
+    say(f"  {result.name:<28} {result.status:<10} {time_taken:<8}  {note}")
     return result
