@@ -190,7 +190,7 @@ def test_key_covers_parameters_settings_and_imported_modules(demo, monkeypatch):
     ]
     package = demo.root / "package"
     package.mkdir()
-    for module in ("losses", "robust"):
+    for module in ("__init__", "losses", "robust"):
         (package / f"{module}.py").write_text("value = 1\n")
     monkeypatch.setattr(freshness, "PACKAGE", package)
     own = series.cells.source_key(path, {}, "cpu")
