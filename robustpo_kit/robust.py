@@ -1,107 +1,185 @@
-"""Robust aggregation of per-sample losses over the optimizer step: value, gradient weights, and lambda from a radius.
+"""Robust aggregation of per-sample losses over the optimizer step, and lambda from a radius.
 
-l_i is the loss and h_i the calibration factor h~ of sample i, B the samples of the *whole* step, and
-lme(x) = logsumexp(x) - log B. The log-mean-exp of a part of the step is another objective.
+l_i is the loss and h_i the calibration factor h~ of sample i, B the samples of the *whole* step,
+and lme(x) = logsumexp(x) - log B. The log-mean-exp of a part of the step is another objective.
 
-| kind         | value                    | weight d value / d l_i            | source                      |
-|--------------|--------------------------|-----------------------------------|-----------------------------|
-| erm          | mean l                   | 1 / B                             |                             |
-| reweight     | mean h l                 | h_i / B                           | DoRA Table 4                |
-| dro          | lam lme(l / lam)         | softmax(l / lam)_i                | DoRA Table 4, B.2           |
-| dora         | lam lme(h l / lam)       | h_i softmax(h l / lam)_i          | DoRA Eq. 9                  |
-| dora_outside | mean(h) lam lme(l / lam) | mean(h) softmax(l / lam)_i        | DoRA Table 4, Sec. B.3      |
-| dr_dpo       | -lam lme(-l / lam)       | softmax(-l / lam)_i, a soft *min* | Wu et al. 2024, lam = beta' |
+| kind         | value                    | weight d value / d l_i            | source            |
+|--------------|--------------------------|-----------------------------------|-------------------|
+| erm          | mean l                   | 1 / B                             |                   |
+| reweight     | mean h l                 | h_i / B                           | DoRA Table 4      |
+| dro          | lam lme(l / lam)         | softmax(l / lam)_i                | DoRA Table 4, B.2 |
+| dora         | lam lme(h l / lam)       | h_i softmax(h l / lam)_i          | DoRA Eq. 9        |
+| dora_outside | mean(h) lam lme(l / lam) | mean(h) softmax(l / lam)_i        | DoRA Table 4, B.3 |
+| dr_dpo       | -lam lme(-l / lam)       | softmax(-l / lam)_i, a soft *min* | Wu et al. 2024    |
+
+`AGGREGATORS` is the table of kinds: all that objectives and training know of one.
 """
 
+import dataclasses
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-KINDS = ("erm", "reweight", "dro", "dora", "dora_outside", "dr_dpo")
-NEEDS_H = ("reweight", "dora", "dora_outside")
-COUPLING = {  # what a part of the step must know of the rest; the mean of h in dora_outside is over the step
-    "erm": "separable",
-    "reweight": "separable",
-    "dro": "log_sum_exp",
-    "dora": "log_sum_exp",
-    "dora_outside": "step",
-    "dr_dpo": "log_sum_exp",
+from robustpo_kit.losses import check_number, check_positive
+
+DEFAULT_LAM = 1.0  # of every kind that takes lam (DoRA Fig. 5)
+
+
+class Aggregate(NamedTuple):
+    """What an aggregator makes of the losses of a step."""
+
+    value: Tensor  # scalar, differentiable in the losses
+    weights: Tensor  # [B] d value / d losses, in closed form
+
+
+def _erm(losses: Tensor) -> Aggregate:
+    return Aggregate(losses.mean(), torch.full_like(losses, 1 / len(losses)))
+
+
+def _reweight(losses: Tensor, h: Tensor) -> Aggregate:
+    return Aggregate((h * losses).mean(), h / len(losses))
+
+
+def _dro(losses: Tensor, *, lam: float) -> Aggregate:
+    exponents = losses / lam
+    return Aggregate(lam * _log_mean_exp(exponents), torch.softmax(exponents, dim=0))
+
+
+def _dora(losses: Tensor, h: Tensor, *, lam: float) -> Aggregate:
+    exponents = h * losses / lam  # Eq. 9
+    return Aggregate(lam * _log_mean_exp(exponents), h * torch.softmax(exponents, dim=0))
+
+
+def _dora_outside(losses: Tensor, h: Tensor, *, lam: float) -> Aggregate:
+    exponents, mean_h = losses / lam, h.mean()
+    value = mean_h * lam * _log_mean_exp(exponents)
+    return Aggregate(value, mean_h * torch.softmax(exponents, dim=0))
+
+
+def _dr_dpo(losses: Tensor, *, lam: float) -> Aggregate:
+    exponents = -losses / lam
+    return Aggregate(-lam * _log_mean_exp(exponents), torch.softmax(exponents, dim=0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Aggregator:
+    """A kind: a function of the step's losses [B], of h [B] if it needs them, and of its keywords.
+
+    `coupling` is what a part of the step must know of the rest: "separable" nothing, "log_sum_exp"
+    the total of the exponentials (`log_mass`), "step" all of it.
+    """
+
+    function: Callable[..., Aggregate]
+    coupling: str
+    needs_h: bool = False
+    sign: int = 1  # a log_sum_exp's value is sign * lam * log-mean-exp; -1 makes a soft minimum
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """The keywords of the function."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The keywords a spec may give."""
+        shared = ("loss_shift", "normalise_h") if self.needs_h else ("loss_shift",)
+        return (*self.keywords, *shared)
+
+
+AGGREGATORS: dict[str, Aggregator] = {
+    "erm": Aggregator(_erm, "separable"),
+    "reweight": Aggregator(_reweight, "separable", needs_h=True),
+    "dro": Aggregator(_dro, "log_sum_exp"),
+    "dora": Aggregator(_dora, "log_sum_exp", needs_h=True),
+    "dora_outside": Aggregator(_dora_outside, "step", needs_h=True),  # the mean of h is the step's
+    "dr_dpo": Aggregator(_dr_dpo, "log_sum_exp", sign=-1),
 }
+KINDS = tuple(AGGREGATORS)
 
 
-def aggregate(
+def aggregate_with_weights(
     per_sample: Tensor,
     h: Tensor | None = None,
     *,
     kind: str,
-    lam: float = 1.0,
+    lam: float = DEFAULT_LAM,
     loss_shift: float = 0.0,
     normalise_h: str = "none",
-) -> Tensor:
-    """The step's loss, a scalar, from per-sample losses [B] and calibration factors h [B] (see the module's table).
+    **own: Any,
+) -> Aggregate:
+    """The step's loss and the gradient weight of each sample (see the module's table).
 
-    `loss_shift` is added to every loss first (0 in the paper): where losses are negative, as LIRE's are, exp(h l / lam)
-    gives *less* weight to larger h, and a shift that makes them positive turns that round. `normalise_h="mean_one"`
-    divides h by its mean over the step, so learning rates compare with erm's. Kinds without h ignore it.
-    Raises ValueError naming the argument.
+    Args:
+        per_sample: [B], the loss of every sample of the step.
+        h: [B], calibration factors >= 0; kinds without h ignore them.
+        kind: a name in `AGGREGATORS`.
+        lam: temperature > 0 of the exponentials; kinds without them ignore it.
+        loss_shift: added to every loss first, 0 in the paper. Where losses are negative, as LIRE's
+            are, exp(h l / lam) gives *less* weight to larger h; a shift turns that round.
+        normalise_h: "mean_one" divides h by its mean over the step, so that learning rates compare
+            with erm's; "none" takes h as it is.
+        own: further keywords of the kind's function.
+
+    Returns:
+        The value, a scalar, and the weights [B], detached.
+
+    Raises:
+        ValueError: an argument is unknown, missing or outside its range; the message names it.
     """
-    losses, h = _prepare(per_sample, h, kind, lam, loss_shift, normalise_h)
-    if kind == "erm":
-        return losses.mean()
-    if kind == "reweight":
-        return (h * losses).mean()
-    if kind == "dro":
-        return lam * _log_mean_exp(losses / lam)
-    if kind == "dora":
-        return lam * _log_mean_exp(h * losses / lam)  # Eq. 9
-    if kind == "dora_outside":
-        return h.mean() * lam * _log_mean_exp(losses / lam)
-    return -lam * _log_mean_exp(-losses / lam)  # dr_dpo
+    aggregator = AGGREGATORS.get(kind)
+    if aggregator is None:
+        raise ValueError(f"kind: expected one of {', '.join(AGGREGATORS)}, got {kind!r}")
+    check_positive("lam", lam)
+    check_number("loss_shift", loss_shift)
+    if normalise_h not in ("none", "mean_one"):
+        raise ValueError(f"normalise_h: expected 'none' or 'mean_one', got {normalise_h!r}")
+    if unknown := [name for name in own if name not in aggregator.keywords]:
+        raise ValueError(f"{unknown[0]}: '{kind}' takes {', '.join(aggregator.options)}")
+    _check_vector("per_sample", per_sample)
+    arguments = [per_sample + loss_shift if loss_shift else per_sample]
+    if aggregator.needs_h:
+        arguments.append(_checked_h(h, per_sample, kind, normalise_h))
+    if "lam" in aggregator.keywords:
+        own["lam"] = lam
+    value, weights = aggregator.function(*arguments, **own)
+    return Aggregate(value, weights.detach())
 
 
-def weights(
-    per_sample: Tensor,
-    h: Tensor | None = None,
-    *,
-    kind: str,
-    lam: float = 1.0,
-    loss_shift: float = 0.0,
-    normalise_h: str = "none",
-) -> Tensor:
-    """d aggregate / d per_sample [B], the gradient weight of each sample, in closed form; detached.
+def aggregate(per_sample: Tensor, h: Tensor | None = None, *, kind: str, **settings: Any) -> Tensor:
+    """The step's loss, a scalar. Arguments and errors as `aggregate_with_weights`."""
+    return aggregate_with_weights(per_sample, h, kind=kind, **settings).value
 
-    Arguments and errors as `aggregate`.
+
+def weights(per_sample: Tensor, h: Tensor | None = None, *, kind: str, **settings: Any) -> Tensor:
+    """d aggregate / d per_sample [B], the gradient weight of each sample, detached.
+
+    Arguments and errors as `aggregate_with_weights`.
     """
-    losses, h = _prepare(per_sample.detach(), h, kind, lam, loss_shift, normalise_h)
-    if kind == "erm":
-        return torch.full_like(losses, 1 / len(losses))
-    if kind == "reweight":
-        return h / len(losses)
-    if kind == "dro":
-        return torch.softmax(losses / lam, dim=0)
-    if kind == "dora":
-        return h * torch.softmax(h * losses / lam, dim=0)
-    if kind == "dora_outside":
-        return h.mean() * torch.softmax(losses / lam, dim=0)
-    return torch.softmax(-losses / lam, dim=0)  # dr_dpo
+    return aggregate_with_weights(per_sample.detach(), h, kind=kind, **settings).weights
 
 
-def log_mass(value: Tensor, count: int, *, kind: str, lam: float) -> Tensor:
-    """log sum exp of the exponents of `count` samples, from their aggregate `value` (dro, dora and dr_dpo)."""
-    if COUPLING.get(kind) != "log_sum_exp":
+def log_mass(value: Tensor, count: int, *, kind: str, lam: float = DEFAULT_LAM) -> Tensor:
+    """log sum exp of the exponents of `count` samples, from their aggregate `value`.
+
+    Raises ValueError for a kind that is not lam times a log-mean-exp.
+    """
+    aggregator = AGGREGATORS.get(kind)
+    if aggregator is None or aggregator.coupling != "log_sum_exp":
         raise ValueError(f"kind: '{kind}' is not lam times a log-mean-exp of its samples")
-    return (-value if kind == "dr_dpo" else value) / lam + math.log(count)
+    return aggregator.sign * value / lam + math.log(count)
 
 
 def effective_sample_size(sample_weights: Tensor) -> Tensor:
-    """(sum w)^2 / sum w^2 of weights [B] >= 0: how many samples drive the step, from 1 to B; 0 if all are 0."""
+    """(sum w)^2 / sum w^2 of weights [B] >= 0: how many samples drive the step, 0 if none."""
     squares = sample_weights.square().sum()
-    return torch.where(
-        squares > 0,
-        sample_weights.sum().square() / squares.clamp(min=torch.finfo(squares.dtype).tiny),
-        0.0,
-    )
+    smallest = torch.finfo(squares.dtype).tiny
+    size = sample_weights.sum().square() / squares.clamp(min=smallest)
+    return torch.where(squares > 0, size, 0.0)
 
 
 def kl_from_uniform(probabilities: Tensor) -> Tensor:
@@ -110,79 +188,68 @@ def kl_from_uniform(probabilities: Tensor) -> Tensor:
 
 
 def lambda_from_radius(per_sample: Tensor, rho: float, h: Tensor | None = None) -> float:
-    """The lambda > 0 at which the worst case in a KL ball of radius `rho` nats is reached (DoRA Prop. 3.2, Eq. 8).
+    """The lambda > 0 at which the worst case in a KL ball of radius `rho` nats is reached.
 
-    The infimum over lambda of `lam lme(h l / lam) + lam rho` lies where KL(softmax(h l / lam) || uniform) = rho; that
-    falls in lambda, so bisection finds it. Raises ValueError when `rho` is not positive (lambda would be infinite) or
-    reaches log(B / ties of the largest loss), where the ball holds the point mass on the worst sample and lambda is 0.
+    The infimum over lambda of `lam lme(h l / lam) + lam rho` (DoRA Prop. 3.2, Eq. 8) lies where
+    KL(softmax(h l / lam) || uniform) = rho; that falls in lambda, so bisection finds it. Raises
+    ValueError when `rho` is not positive (lambda would be infinite) or reaches
+    log(B / ties of the largest loss), where the ball holds the point mass on the worst sample and
+    lambda is 0.
     """
-    x, _ = _modulated(per_sample, h)
-    if (
-        isinstance(rho, bool)
-        or not isinstance(rho, int | float)
-        or not (math.isfinite(rho) and rho > 0)
-    ):
-        raise ValueError(f"rho: must be a positive number of nats, got {rho!r}")
-    limit = math.log(len(x) / int((x == x.max()).sum()))
+    exposures = _exposures(per_sample, h)
+    check_positive("rho", rho)
+    limit = _largest_radius(exposures)
     if rho >= limit:
         raise ValueError(
-            f"rho: {rho:g} nats reaches the largest of these {len(x)} losses (limit {limit:.4g}); lambda would be 0"
+            f"rho: {rho:g} nats reaches the largest of these {len(exposures)} losses "
+            f"(limit {limit:.4g}); lambda would be 0"
         )
-    spread = float(x.max() - x.min())
+    spread = float(exposures.max() - exposures.min())
     low, high = math.log(spread) - 40, math.log(spread) + 20 - math.log(min(rho, 1.0))
     for _ in range(100):
         middle = (low + high) / 2
-        inside = float(kl_from_uniform(torch.softmax(x / math.exp(middle), dim=0))) > rho
-        low, high = (middle, high) if inside else (low, middle)
+        tilted = torch.softmax(exposures / math.exp(middle), dim=0)
+        if float(kl_from_uniform(tilted)) > rho:
+            low = middle
+        else:
+            high = middle
     return math.exp((low + high) / 2)
 
 
 def worst_case_risk(per_sample: Tensor, rho: float, h: Tensor | None = None) -> float:
-    """sup of E_Q[h l] over KL(Q || uniform) <= rho, by its dual (DoRA Eq. 8), or the largest h l."""
-    x, size = _modulated(per_sample, h)
-    if rho >= math.log(size / int((x == x.max()).sum())):
-        return float(x.max())
+    """sup of E_Q[h l] over KL(Q || uniform) <= rho, by its dual (DoRA Eq. 8); at most max h l."""
+    exposures = _exposures(per_sample, h)
+    if rho >= _largest_radius(exposures):
+        return float(exposures.max())
     lam = lambda_from_radius(per_sample, rho, h)
-    return float(lam * _log_mean_exp(x / lam) + lam * rho)
+    return float(lam * _log_mean_exp(exposures / lam) + lam * rho)
 
 
 def _log_mean_exp(x: Tensor) -> Tensor:
-    """log mean e^x; near-equal x (a large lambda) keep their differences, which logsumexp - log B would round away."""
+    """log mean e^x.
+
+    Near-equal x (a large lambda) keep their differences, which logsumexp - log B would round away.
+    """
     top = x.detach().max()
     return top + torch.log1p(torch.expm1(x - top).mean())
 
 
-def _modulated(per_sample: Tensor, h: Tensor | None) -> tuple[Tensor, int]:
-    """h l in float64, detached, and B."""
-    kind = "dro" if h is None else "dora"
-    losses, h = _prepare(per_sample.detach().double(), h, kind, 1.0, 0.0, "none")
-    return (losses if h is None else h * losses), len(losses)
+def _exposures(per_sample: Tensor, h: Tensor | None) -> Tensor:
+    """h l in float64 [B], detached."""
+    losses = per_sample.detach().double()
+    _check_vector("per_sample", losses)
+    if h is None:
+        return losses
+    return _checked_h(h, losses, "dora", "none") * losses
 
 
-def _prepare(
-    per_sample: Tensor, h: Tensor | None, kind: str, lam: float, loss_shift: float, normalise_h: str
-) -> tuple[Tensor, Tensor | None]:
-    """Checked losses, shifted, and checked h, normalised; h is None for kinds that do not take it."""
-    if kind not in KINDS:
-        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    if (
-        isinstance(lam, bool)
-        or not isinstance(lam, int | float)
-        or not (math.isfinite(lam) and lam > 0)
-    ):
-        raise ValueError(f"lam: must be a positive number, got {lam!r}")
-    if (
-        isinstance(loss_shift, bool)
-        or not isinstance(loss_shift, int | float)
-        or not math.isfinite(loss_shift)
-    ):
-        raise ValueError(f"loss_shift: must be a finite number, got {loss_shift!r}")
-    if normalise_h not in ("none", "mean_one"):
-        raise ValueError(f"normalise_h: expected 'none' or 'mean_one', got {normalise_h!r}")
-    _check_vector("per_sample", per_sample)
-    losses = per_sample + loss_shift if loss_shift else per_sample
-    if kind not in NEEDS_H:
-        return losses, None
+def _largest_radius(exposures: Tensor) -> float:
+    """The radius in nats that reaches all mass on the largest values."""
+    return math.log(len(exposures) / int((exposures == exposures.max()).sum()))
+
+
+def _checked_h(h: Tensor | None, per_sample: Tensor, kind: str, normalise_h: str) -> Tensor:
+    """h [B] in the dtype of the losses, detached, normalised."""
     if h is None:
         raise ValueError(f"h: '{kind}' needs the calibration factor h~ of every sample, got None")
     _check_vector("h", h)
@@ -192,14 +259,12 @@ def _prepare(
         )
     if not bool((h >= 0).all()):
         raise ValueError("h: must not be negative")
-    h = h.detach().to(losses)
-    if normalise_h == "mean_one":
-        if not bool(h.sum() > 0):
-            raise ValueError(
-                "h: all factors are 0, so normalise_h='mean_one' has no mean to divide by"
-            )
-        h = h / h.mean()
-    return losses, h
+    h = h.detach().to(per_sample)
+    if normalise_h == "none":
+        return h
+    if not bool(h.sum() > 0):
+        raise ValueError("h: all factors are 0, so normalise_h='mean_one' has no mean to divide by")
+    return h / h.mean()
 
 
 def _check_vector(name: str, value: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from robustpo_kit import losses, margins, objectives, robust
 from robustpo_kit.errors import KitError
 from robustpo_kit.losses import Scores
 from robustpo_kit.objectives import PRESETS, SpecError, build
+from robustpo_kit.objectives import objective as objective_module
 
 
 def toy(batch=6, count=2, seed=0):
@@ -82,7 +85,7 @@ def columns(objective):
 
 @pytest.mark.parametrize("spec", COUPLING)
 def test_coupling_is_what_the_gradients_say(spec):
-    """Move sample 5; separable objectives must not notice in the gradients of samples 0-4, coupled ones must."""
+    """Move sample 5: in the gradients of samples 0-4, only coupled objectives must notice."""
     objective = build(spec)
     scores = toy(count=columns(objective))
     # KL estimates above their clamp at 0
@@ -229,7 +232,7 @@ def test_an_objective_asks_for_nothing_more_than_it_says(spec):
     ],
 )
 def test_the_table_says_how_log_probs_are_normalised(spec):
-    """Twice the tokens at twice the log-prob leave a length-normalised loss, and no other, as it was."""
+    """Twice the tokens at twice the log-prob leave a length-normalised loss, and only it, as it was."""
     values = []
     for scale in (1, 2):
         scores = toy(count=4 if build(spec).responses == "list" else 2)
@@ -336,13 +339,12 @@ def test_evaluation_changes_nothing(spec):
         one = objective.step_loss(toy(seed=99), training=False).loss
         assert torch.equal(one, objective.step_loss(toy(seed=99), training=False).loss)
     assert torch.equal(objective.step_loss(toy(seed=7)).loss, twin.step_loss(toy(seed=7)).loss)
-    assert objective.stateful
+    assert objective.state_dict()
 
 
 def test_stateless_objectives_have_no_state():
     objective = build("dora(dpo, beta=0.1)")
     assert objective.state_dict() == {}
-    assert not objective.stateful
     objective.load_state_dict({})
     with pytest.raises(ValueError, match=r"queue\.gaps"):
         objective.load_state_dict(build(STATEFUL[0]).state_dict())
@@ -450,6 +452,94 @@ def test_searched_values_are_accepted_by_their_losses():
             build(f"{base}({', '.join(f'{key}={value}' for key, value in arguments.items())})")
 
 
+def test_the_search_of_beta_dpo_is_the_tables():
+    """gamma-PO Table 6, last row, apart from a target margin that the loss does not take."""
+    found = objectives.SEARCH_RANGES["beta_dpo"]
+    assert found == {"beta": (2.5, 10.0), "alpha": (0.01, 0.05, 0.1, 0.2)}
+
+
+# --- one function and one row ---
+
+
+def halved(scores, *, scale, generator, state, training=True):
+    """A loss of nobody: coupled, with a state and draws."""
+    if training:
+        state.update(scores.logps[:, 0])
+        torch.rand(1, generator=generator)
+    return scale * losses.mean_logps(scores)[:, 0].square() + state.mean
+
+
+def test_a_loss_is_one_function_and_one_row(monkeypatch):
+    row = losses.Base(
+        halved,
+        "pair",
+        needs_reference=False,
+        logp="mean",
+        coupled=True,
+        state=losses.BetaState,
+        bounded=True,
+    )
+    monkeypatch.setitem(losses.BASES, "halved", row)
+    objective = build("dro(halved, scale=0.5, momentum=0.5, seed=3, lam=2.0)")
+    assert objective.options == {"scale": 0.5, "momentum": 0.5, "seed": 3}
+    assert (objective.logp, objective.coupling, objective.needs_reference) == (
+        "mean",
+        "step",
+        False,
+    )
+    before = objective.state_dict()
+    assert set(before) == {"loss.momentum", "loss.mean", "loss.std", "loss.generator"}
+    objective.step_loss(toy())
+    assert objective.state_dict()["loss.mean"] != before["loss.mean"]
+    for spec, refusal in (
+        ("halved()", "halved needs scale"),
+        ("dr_dpo(halved, scale=0.5)", "soft minimum"),
+        ("gamma(halved, scale=0.5, gamma0=1, tau=1)", "no target margin"),
+    ):
+        with pytest.raises(SpecError, match=refusal):
+            build(spec)
+
+
+def tail_mean(losses, *, share):
+    """The mean of the largest losses: conditional value at risk."""
+    tail = torch.zeros_like(losses)
+    tail[losses.topk(max(1, int(share * len(losses)))).indices] = 1.0
+    weights = tail / tail.sum()
+    return robust.Aggregate((weights * losses).sum(), weights)
+
+
+def test_an_aggregator_is_one_function_and_one_row(monkeypatch):
+    monkeypatch.setitem(robust.AGGREGATORS, "tail", robust.Aggregator(tail_mean, "step"))
+    objective = build("tail(dpo, beta=0.1, share=0.5)")
+    assert objective.spec == "tail(dpo(beta=0.1), share=0.5)"
+    assert (objective.coupling, objective.needs_h) == ("step", False)
+    step = objective.step_loss(toy())
+    worst = step.per_sample.topk(3).values
+    torch.testing.assert_close(step.loss, worst.mean())
+    assert float(step.weights.sum()) == pytest.approx(1.0)
+    with pytest.raises(SpecError, match="unknown argument 'lam'"):
+        build("tail(dpo, beta=0.1, share=0.5, lam=1.0)")
+    with pytest.raises(ValueError, match=r"^share: 'dro' takes lam, loss_shift"):
+        robust.aggregate(step.per_sample, kind="dro", share=0.5)
+
+
+def test_the_default_of_lam_stands_in_one_place(monkeypatch):
+    """Edit that one line: value, weights and the mass of a part follow."""
+    source = Path(robust.__file__).read_text()
+    assert source.count("DEFAULT_LAM = 1.0") == 1
+    edited = types.ModuleType("edited_robust")
+    exec(source.replace("DEFAULT_LAM = 1.0", "DEFAULT_LAM = 3.0"), edited.__dict__)
+    monkeypatch.setattr(objective_module, "robust", edited)
+    scores, h = toy(), factors()
+    implicit, explicit = build("dora(dpo, beta=0.1)"), build("dora(dpo, beta=0.1, lam=3.0)")
+    one, two = implicit.step_loss(scores, h), explicit.step_loss(scores, h)
+    assert torch.equal(one.loss, two.loss)
+    assert torch.equal(one.weights, two.weights)
+    assert torch.equal(implicit.log_mass(one.loss, 6), explicit.log_mass(two.loss, 6))
+    usual = build("dora(dpo, beta=0.1, lam=1.0)").step_loss(scores, h)
+    assert not torch.equal(one.loss, usual.loss)
+
+
 # --- refusals ---
 
 REFUSED = {
@@ -467,6 +557,9 @@ REFUSED = {
     "gamma(gamma(dpo, beta=0.1, gamma0=1, tau=1))": "one dynamic margin",
     "gamma(dora(simpo, beta=2), gamma0=1, tau=1)": r"write dora\(gamma\(simpo",
     "gamma(dpo, beta=0.1, gamma0=1)": "needs tau",
+    "erm(dpo(beta=0.1), beta=0.2)": "'beta' of dpo is given twice",
+    "gamma(simpo(beta=2, gamma0=1), gamma0=2, tau=1)": "'gamma0' of gamma is given twice",
+    "dora(dpo, beta=0.1, rho=1)": "accepted here: beta, lam, loss_shift, normalise_h",
     "gamma(ipo, tau=0.1, gamma0=1)": "no target margin",
     "gamma(dpo_pl, beta=0.1, gamma0=1, tau=1)": "no target margin",
     "gamma(kto, beta=0.1, gamma0=1, tau=1)": "no target margin",
@@ -495,6 +588,8 @@ BAD_VALUES = {
     "gamma(dpo, beta=0.1, gamma0=1, tau=1, solver='newton')": "solver",
     "beta_dpo(beta=0.1, alpha=0.1, momentum=2)": "momentum",
     "beta_dpo(beta=0.1, alpha=0.1, keep=0)": "keep",
+    "dro(beta_dpo, beta=0.1, alpha=0.1, keep='all')": "keep",
+    "beta_dpo(beta=0.1, alpha=0.1, seed=True)": "seed",
 }
 
 

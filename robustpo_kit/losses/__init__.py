@@ -1,10 +1,11 @@
 """Preference losses as pure functions of log-probabilities: one value a sample.
 
 s is a response's summed log-probability in nats, a = s / n per token, r = s - s^ref; w and l are
-the chosen and the rejected response, D = r_w - r_l, and sp(x) = log(1 + e^x). The caller aggregates.
-`BASES` is the table of losses: all that objectives and training know of one.
+the chosen and the rejected response, D = r_w - r_l, and sp(x) = log(1 + e^x). The caller
+aggregates. `BASES` is the table of losses: all that objectives and training know of one.
 """
 
+from robustpo_kit.losses.checks import check_number, check_positive, check_whole
 from robustpo_kit.losses.coupled import BetaState, beta_dpo, kto, kto_pair
 from robustpo_kit.losses.listwise import dpo_pl, lire, rrhf, sft
 from robustpo_kit.losses.pairwise import (
@@ -21,16 +22,29 @@ from robustpo_kit.losses.pairwise import (
     simpo_gap,
     target_gamma0,
 )
-from robustpo_kit.losses.scores import Scores, mean_logps, softplus
-from robustpo_kit.losses.table import BASES, Base
+from robustpo_kit.losses.scores import (
+    Scores,
+    column_rewards,
+    log_ratios,
+    mean_logps,
+    real_columns,
+    softplus,
+)
+from robustpo_kit.losses.table import BASES, TARGETS, Base, LossState
 
 __all__ = [
     "BASES",
     "Base",
     "BetaState",
+    "LossState",
     "Scores",
+    "TARGETS",
     "beta_dpo",
+    "check_number",
+    "check_positive",
+    "check_whole",
     "cdpo",
+    "column_rewards",
     "cpo",
     "dpo",
     "dpo_gap",
@@ -40,10 +54,12 @@ __all__ = [
     "kto",
     "kto_pair",
     "lire",
+    "log_ratios",
     "mean_logps",
     "orpo",
     "r_dpo_length",
     "rdpo",
+    "real_columns",
     "rrhf",
     "sft",
     "simpo",

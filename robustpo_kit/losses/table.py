@@ -76,7 +76,7 @@ class Base:
 
     @property
     def has_target(self) -> bool:
-        """Whether the loss has a constant target margin of its own, whose place a dynamic one takes."""
+        """Whether it has a constant target margin of its own, whose place a dynamic one takes."""
         return any(self.takes(target) for target in TARGETS)
 
     def takes(self, argument: str) -> bool:
@@ -84,7 +84,7 @@ class Base:
         return argument in self._parameters
 
     def logp_kind(self, options: dict[str, Any]) -> str:
-        """ "mean" where the loss with these `options` reads log-probs per token only, else "sum"."""
+        """ "mean" where the loss, under `options`, reads log-probs per token only, else "sum"."""
         if self.logp != "reduction":
             return self.logp
         return str(options.get("reduction", self._parameters["reduction"].default))
@@ -94,7 +94,7 @@ class Base:
         return inspect.signature(self.loss).parameters
 
 
-BASES = {
+BASES: dict[str, Base] = {
     "dpo": Base(dpo, "pair", gap=dpo_gap),
     "cdpo": Base(cdpo, "pair", gap=dpo_gap),
     "rdpo": Base(rdpo, "pair", gap=dpo_gap),

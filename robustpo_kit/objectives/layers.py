@@ -1,60 +1,60 @@
-"""The layers of an objective and the keywords that each of them takes."""
+"""The layers of an objective, outermost to base loss, and the keywords that each of them takes."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from robustpo_kit.errors import KitError
-from robustpo_kit.losses import BASES
+from robustpo_kit.losses import BASES, TARGETS
+from robustpo_kit.robust import AGGREGATORS
+
+SOLVER_OPTIONS = ("tau", "solver", "steps", "parity")
+QUEUE_OPTIONS = ("capacity", "solve_size", "parity")
+MARGIN_OPTIONS = (*TARGETS, *SOLVER_OPTIONS, *QUEUE_OPTIONS, "center", "seed")
 
 
 class SpecError(KitError, ValueError):
     """A spec that is not understood, or a combination that makes no sense; the message says why."""
 
 
-AGGREGATOR_OPTIONS = {
-    "erm": ("loss_shift",),
-    "reweight": ("loss_shift", "normalise_h"),
-    "dro": ("lam", "loss_shift"),
-    "dora": ("lam", "loss_shift", "normalise_h"),
-    "dora_outside": ("lam", "loss_shift", "normalise_h"),
-    "dr_dpo": ("lam", "loss_shift"),
-}
+@dataclasses.dataclass
+class Layer:
+    """One name of a spec with the keywords in its parentheses, if it has any."""
+
+    name: str
+    keywords: dict[str, Any]
+    has_parentheses: bool
+
+    def accepts(self, *, under_gamma: bool) -> tuple[str, ...]:
+        """The keywords of the layer; under a dynamic margin a loss has no constant of its own."""
+        if self.name == "gamma":
+            return MARGIN_OPTIONS
+        if self.name in AGGREGATORS:
+            return AGGREGATORS[self.name].options
+        options = BASES[self.name].options
+        if under_gamma:
+            return tuple(keyword for keyword in options if keyword not in TARGETS)
+        return options
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The keywords that the layer cannot do without."""
+        if self.name == "gamma":
+            return ("tau",)
+        if self.name in BASES:
+            return BASES[self.name].required
+        return ()
 
 
-TARGETS = ("gamma0", "gamma_beta_ratio")
-
-
-MARGIN_OPTIONS = (
-    *TARGETS,
-    "tau",
-    "solver",
-    "steps",
-    "center",
-    "capacity",
-    "solve_size",
-    "seed",
-    "parity",
-)
-
-
-LAYERS = (*AGGREGATOR_OPTIONS, "gamma")
-
-
-def layer_options(name: str, under_gamma: bool) -> tuple[str, ...]:
-    """The keywords of a layer; under a dynamic margin SimPO has no constant of its own."""
-    if name == "gamma":
-        return MARGIN_OPTIONS
-    if name in AGGREGATOR_OPTIONS:
-        return AGGREGATOR_OPTIONS[name]
-    return tuple(key for key in BASES[name].options if not (under_gamma and key in TARGETS))
-
-
-def check_takes_margin(base: str) -> None:
-    if BASES[base].gap is None:
-        takers = ", ".join(name for name, entry in BASES.items() if entry.gap)
+def margin_gap(base: str) -> Callable[..., Tensor]:
+    """The reward gap of a loss that a dynamic margin applies to; SpecError if it has none."""
+    gap = BASES[base].gap
+    if gap is None:
+        takers = ", ".join(name for name, row in BASES.items() if row.gap)
         raise SpecError(
-            f"gamma({base}): {base} has no target margin on a pairwise reward gap; gamma takes {takers}"
+            f"gamma({base}): {base} has no target margin on a pairwise reward gap; "
+            f"gamma takes {takers}"
         )
-
-
-def chosen_options(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options[name] for name in names if name in options}
+    return gap

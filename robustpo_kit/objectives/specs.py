@@ -1,108 +1,111 @@
-"""Objectives: one base loss, perhaps with dynamic target margins, under one aggregator, built from a spec.
+"""Specs, in two spellings, and what is built from them; `build` is the door.
 
-    build("dpo(beta=0.1)")                                                     erm is the default aggregator
-    build("dora(dpo_pl, beta=0.1, lam=1.0)")                                   flat: each keyword finds its layer
-    build("dora(gamma(simpo(beta=10), gamma_beta_ratio=0.4, tau=10), lam=1)")  nested: the same, said in full
-    build("hh/dora_dpo_pl")                                                    a preset with the papers' hyperparameters
-
-What trains the model sees only `Objective`: what it needs, whether its samples are coupled, and `step_loss`.
+dora(dpo_pl(beta=0.1), lam=1.0)    nested: each layer's keywords in its own parentheses
+dora(dpo_pl, beta=0.1, lam=1.0)    flat: what a layer has no use for goes to the layer inside
 """
 
 import ast
 import difflib
 from typing import Any
 
-from robustpo_kit.losses import BASES
-from robustpo_kit.objectives.layers import (
-    LAYERS,
-    TARGETS,
-    SpecError,
-    check_takes_margin,
-    layer_options,
-)
+from robustpo_kit.losses import BASES, TARGETS
+from robustpo_kit.objectives.layers import Layer, SpecError, margin_gap
 from robustpo_kit.objectives.objective import Objective
 from robustpo_kit.objectives.presets import PRESETS
+from robustpo_kit.robust import AGGREGATORS
 
 
 def build(spec: str) -> Objective:
-    """An `Objective` from a spec (see the module's examples) or the name of a preset.
+    """An `Objective` from a spec (see the examples of `objectives`) or the name of a preset.
 
-    Raises SpecError (a KitError and a ValueError) for a spec that is not understood or makes no sense, and ValueError
-    that names the argument for a value outside its range.
+    Raises SpecError (a KitError and a ValueError) for a spec that is not understood or makes no
+    sense, and ValueError that names the argument for a value outside its range.
     """
     if not isinstance(spec, str) or not spec.strip():
         raise SpecError(f"objective: expected a spec such as 'dpo(beta=0.1)', got {spec!r}")
     if spec in PRESETS:
         spec = PRESETS[spec].spec
     layers = _layers(_parse(spec), spec)
-    names = [name for name, _, _ in layers]
-    if names[-1] not in BASES:
-        raise SpecError(
-            f"{spec}: '{names[-1]}' needs a base loss inside, such as {names[-1]}(dpo, beta=0.1)"
-        )
-    wrappers = names[:-1]
+    _check_order([layer.name for layer in layers], spec)
+    _nest_keywords(layers, spec)
+    _check_required(layers, spec)
+    keywords = {layer.name: layer.keywords for layer in layers}
+    *wrappers, base = keywords
+    aggregator = next((name for name in wrappers if name != "gamma"), "erm")
+    return Objective(
+        base, keywords[base], aggregator, keywords.get(aggregator), keywords.get("gamma")
+    )
+
+
+def _check_order(names: list[str], spec: str) -> None:
+    """One aggregator around one dynamic margin around a loss that takes it; both may be missing."""
+    *wrappers, base = names
+    if base not in BASES:
+        raise SpecError(f"{spec}: '{base}' needs a base loss inside, such as {base}(dpo, beta=0.1)")
     if wrappers.count("gamma") > 1:
         raise SpecError(f"{spec}: one dynamic margin at most")
     if "gamma" in wrappers[:-1]:
         raise SpecError(
-            f"{spec}: the dynamic margin belongs to the loss; write {wrappers[-1]}(gamma({names[-1]}, ...))"
+            f"{spec}: the dynamic margin belongs to the loss; "
+            f"write {wrappers[-1]}(gamma({base}, ...))"
         )
     if "gamma" in wrappers:
-        check_takes_margin(names[-1])
+        margin_gap(base)
     aggregators = [name for name in wrappers if name != "gamma"]
     if len(aggregators) > 1:
         raise SpecError(
-            f"{spec}: one aggregator at most, got {' and '.join(aggregators)}; each is a mean over the step"
+            f"{spec}: one aggregator at most, got {' and '.join(aggregators)}; "
+            "each is a mean over the step"
         )
-    keywords = _assign(layers, spec)
-    aggregator = aggregators[0] if aggregators else "erm"
-    return Objective(
-        names[-1], keywords[names[-1]], aggregator, keywords.get(aggregator), keywords.get("gamma")
-    )
 
 
 def _parse(spec: str) -> ast.expr:
     try:
         return ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = getattr(error, "msg", error)
         raise SpecError(
-            f"{spec}: not a spec ({getattr(error, 'msg', error)}); expected e.g. dora(dpo, beta=0.1)"
+            f"{spec}: not a spec ({reason}); expected e.g. dora(dpo, beta=0.1)"
         ) from None
 
 
-def _layers(node: ast.expr, spec: str) -> list[tuple[str, dict[str, Any], bool]]:
-    """(name, keywords, whether it has parentheses) from the outermost layer to the base loss; nothing is evaluated."""
+def _layers(node: ast.expr, spec: str) -> list[Layer]:
+    """The layers as written, from the outermost to the base loss; nothing is evaluated."""
     if isinstance(node, ast.Name):
-        return [(_known(node.id, spec), {}, False)]
+        return [Layer(_known(node.id, spec), {}, has_parentheses=False)]
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise SpecError(f"{spec}: expected a name or name(...), got {ast.unparse(node)}")
-    name = _known(node.func.id, spec)
-    keywords = {}
+    layer = Layer(_known(node.func.id, spec), {}, has_parentheses=True)
     for keyword in node.keywords:
-        if keyword.arg is None or keyword.arg in keywords:
+        if keyword.arg is None or keyword.arg in layer.keywords:
+            written = ast.unparse(keyword)
             raise SpecError(
-                f"{spec}: '{ast.unparse(keyword)}' in {name}(...) must be a keyword given once"
+                f"{spec}: '{written}' in {layer.name}(...) must be a keyword given once"
             )
-        keywords[keyword.arg] = _literal(keyword, spec)
-    if name in BASES and node.args:
+        layer.keywords[keyword.arg] = _literal(keyword, spec)
+    if not node.args:
+        return [layer]
+    if layer.name in BASES:
         raise SpecError(
-            f"{spec}: the base loss {name} takes keywords only, got {ast.unparse(node.args[0])}"
+            f"{spec}: the base loss {layer.name} takes keywords only, "
+            f"got {ast.unparse(node.args[0])}"
         )
     if len(node.args) > 1:
-        raise SpecError(f"{spec}: {name}(...) takes one loss, got {len(node.args)}")
-    return [(name, keywords, True), *(_layers(node.args[0], spec) if node.args else [])]
+        raise SpecError(f"{spec}: {layer.name}(...) takes one loss, got {len(node.args)}")
+    return [layer, *_layers(node.args[0], spec)]
 
 
 def _known(name: str, spec: str) -> str:
-    names = (*BASES, *LAYERS)
+    names = (*BASES, *AGGREGATORS, "gamma")
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(names)}"
-    raise SpecError(f"{spec}: unknown name '{name}'{hint}")
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
+    raise SpecError(f"{spec}: unknown name '{name}'; {hint}")
 
 
 def _literal(keyword: ast.keyword, spec: str) -> Any:
+    value: object
     try:
         value = ast.literal_eval(keyword.value)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
@@ -112,38 +115,51 @@ def _literal(keyword: ast.keyword, spec: str) -> Any:
     return value
 
 
-def _assign(layers: list[tuple[str, dict[str, Any], bool]], spec: str) -> dict[str, dict[str, Any]]:
-    """The keywords of each layer by its name; what a layer has no use for goes to the layer inside that has.
+def _nest_keywords(layers: list[Layer], spec: str) -> None:
+    """Flat to nested: move each keyword to the layer that takes it, outermost layer first."""
+    under_gamma = any(layer.name == "gamma" for layer in layers)
+    if under_gamma:  # the margins' mean takes the place of SimPO's constant
+        *_, margin, base = layers
+        for target in TARGETS:
+            if target in base.keywords:
+                _move(target, base, margin, spec)
+    accepted = [layer.accepts(under_gamma=under_gamma) for layer in layers]
+    for level, layer in enumerate(layers):
+        for keyword in list(layer.keywords):
+            home = _home(keyword, layers[level:], accepted[level:], spec)
+            if home is not layer:
+                _move(keyword, layer, home, spec)
 
-    A keyword that a layer shares with a bare name inside it (dora's lam and cpo's lam) is refused as ambiguous.
+
+def _home(keyword: str, layers: list[Layer], accepted: list[tuple[str, ...]], spec: str) -> Layer:
+    """The layer that takes a keyword given in the first of `layers`.
+
+    A keyword that it shares with a bare name inside (dora's lam and cpo's lam) is ambiguous.
     """
-    names = [name for name, _, _ in layers]
-    owned = [layer_options(name, "gamma" in names) for name in names]
-    result: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for level, (name, keywords, _) in enumerate(layers):
-        for keyword, value in keywords.items():
-            homes = [inner for inner in range(level, len(layers)) if keyword in owned[inner]]
-            if name in BASES and "gamma" in names and keyword in TARGETS:
-                homes = [
-                    names.index("gamma")
-                ]  # the margin layer's mean takes the place of SimPO's constant
-            if not homes:
-                accepted = ", ".join(sorted({key for keys in owned[level:] for key in keys}))
-                raise SpecError(
-                    f"{spec}: unknown argument '{keyword}'; accepted here: {accepted or 'none'}"
-                )
-            if len(homes) > 1 and not (
-                homes[0] == level and all(layers[inner][2] for inner in homes[1:])
-            ):
-                both, inside = (" and ".join(names[home] for home in homes), names[homes[-1]])
-                raise SpecError(
-                    f"{spec}: '{keyword}' is an argument of {both}; write {inside}({keyword}=...) inside"
-                )
-            if keyword in result[names[homes[0]]]:
-                raise SpecError(f"{spec}: '{keyword}' of {names[homes[0]]} is given twice")
-            result[names[homes[0]]][keyword] = value
-    if missing := [key for key in BASES[names[-1]].required if key not in result[names[-1]]]:
-        raise SpecError(f"{spec}: {names[-1]} needs {missing[0]}")
-    if "gamma" in names and "tau" not in result["gamma"]:
-        raise SpecError(f"{spec}: gamma needs tau")
-    return result
+    takers = [
+        layer for layer, keywords in zip(layers, accepted, strict=True) if keyword in keywords
+    ]
+    if not takers:
+        known = ", ".join(sorted(set().union(*accepted)))
+        raise SpecError(f"{spec}: unknown argument '{keyword}'; accepted here: {known or 'none'}")
+    home, *others = takers
+    own = home is layers[0] and all(other.has_parentheses for other in others)
+    if others and not own:
+        names = " and ".join(taker.name for taker in takers)
+        raise SpecError(
+            f"{spec}: '{keyword}' is an argument of {names}; "
+            f"write {others[-1].name}({keyword}=...) inside"
+        )
+    return home
+
+
+def _move(keyword: str, source: Layer, target: Layer, spec: str) -> None:
+    if keyword in target.keywords:
+        raise SpecError(f"{spec}: '{keyword}' of {target.name} is given twice")
+    target.keywords[keyword] = source.keywords.pop(keyword)
+
+
+def _check_required(layers: list[Layer], spec: str) -> None:
+    for layer in reversed(layers):
+        if missing := [keyword for keyword in layer.required if keyword not in layer.keywords]:
+            raise SpecError(f"{spec}: {layer.name} needs {missing[0]}")
