@@ -1,4 +1,4 @@
-"""What every test process and every nbval kernel sees: profile smoke, one thread, no GPU, a fixed hash seed."""
+"""What every test process and nbval kernel sees: profile smoke, one thread, no GPU, a hash seed."""
 
 import os
 import shutil
@@ -14,9 +14,8 @@ for _name, _value in kernel_environment("smoke").items():
     if _name.startswith("ROBUSTPO_"):
         os.environ[_name] = _value
     else:
-        os.environ.setdefault(
-            _name, _value
-        )  # CUDA_VISIBLE_DEVICES=0 make test: shows the tests a GPU
+        # `CUDA_VISIBLE_DEVICES=0 make test` shows the tests a GPU
+        os.environ.setdefault(_name, _value)
 
 
 def pytest_configure():
@@ -27,16 +26,18 @@ def pytest_configure():
 
 
 def pytest_collectstart(collector):
-    """Compared: text, numbers and standard output. Not: pandas' HTML (its text form is), pictures, warnings."""
+    """Compared: text, numbers, standard output; not pandas' HTML, pictures, warnings."""
     if type(collector).__name__ == "IPyNbFile":
         collector.skip_compare += ("text/html", "image/svg+xml", "stderr")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With several workers: all notebooks go to one of them in their order, since a later one reads what an earlier one
-    wrote, and the tests of one file stay together, since they share fixtures. (xdist's own loadgroup does not see its
-    groups under pytest 9.2.)"""
+    """With several workers: all notebooks go to one of them, and the tests of a file stay together.
+
+    A later notebook reads what an earlier one wrote, and the tests of a file share fixtures.
+    (xdist's own loadgroup does not see its groups under pytest 9.2.)
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
@@ -56,7 +57,7 @@ DONE = (
 
 
 class DemoProject:
-    """A project of small notebooks in a temporary folder: what the runner, refresh and nbval are tried on."""
+    """A project of small notebooks in a temporary folder: for the runner, refresh and nbval."""
 
     def __init__(self, root: Path):
         self.root = root

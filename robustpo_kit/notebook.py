@@ -1,4 +1,4 @@
-"""Notebook: what a numbered notebook says once at its start and once at its end, and how it keeps its results.
+"""Notebook: what a numbered notebook says at its start and its end, and how it keeps its results.
 
 nb = start("04_train_dora", profile=profile, seed=seed, overrides=overrides)
 nb.save_table("win_rates", table)
@@ -19,7 +19,7 @@ from typing import Any
 from robustpo_kit import paths, profiles, records
 from robustpo_kit.errors import KitError
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "figure.figsize": (6.4, 4.0),  # nbval compares "<Figure size 640x400 with 1 Axes>": pin it
     "figure.dpi": 100,
     "savefig.dpi": 150,
@@ -33,12 +33,12 @@ STYLE = {
     "legend.frameon": False,
     "svg.hashsalt": "robustpo-kit",
 }
-# matplotlib writes its version and address into every PNG; without them the bytes depend on the picture alone.
-PNG = {"bbox_inches": "tight", "metadata": {"Software": None}}
+# matplotlib writes its version and address into every PNG; without them a picture has one form.
+PNG: dict[str, Any] = {"bbox_inches": "tight", "metadata": {"Software": None}}
 
 
 def kernel_environment(profile: str) -> dict[str, str]:
-    """Variables that a kernel under `profile` must find at its start; the runner, refresh and the tests share them."""
+    """Variables that a kernel under `profile` must find at its start, whoever starts it."""
     values = {
         "ROBUSTPO_PROFILE": profile,
         "PYTHONHASHSEED": "0",
@@ -46,14 +46,12 @@ def kernel_environment(profile: str) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matmuls; read when CUDA starts, too early for a cell
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matmuls; a cell would set it too late
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns on the kernel's stderr
     }
-    if profile in (
-        "smoke",
-        "cpu",
-    ):  # one thread a process: sums over threads differ in the seventh digit, and threads
-        # that wait for each other lose on a busy machine; the cores are filled by processes
+    if profile in ("smoke", "cpu"):
+        # One thread a process: sums over threads differ in the seventh digit, and threads that wait
+        # for each other lose on a busy machine; the cores are filled by processes.
         values |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     if profile == "smoke":
         values |= {"ROBUSTPO_PROGRESS": "off", "CUDA_VISIBLE_DEVICES": ""}
@@ -61,16 +59,25 @@ def kernel_environment(profile: str) -> dict[str, str]:
 
 
 def resolve_profile(profile: str) -> str:
-    """`auto` becomes ROBUSTPO_PROFILE, else smoke; a profile named by the caller beats the variable."""
-    return (os.environ.get("ROBUSTPO_PROFILE") or "smoke") if profile == "auto" else profile
+    """`auto` becomes ROBUSTPO_PROFILE, else smoke; a profile that the caller names is kept."""
+    if profile != "auto":
+        return profile
+    return os.environ.get("ROBUSTPO_PROFILE") or "smoke"
 
 
 def start(
     name: str, *, profile: str = "auto", seed: int = 0, overrides: dict[str, Any] | None = None
 ) -> "Notebook":
-    """Resolve the profile, seed everything, set the display and the figure style; prints one stable line.
+    """Resolve the profile, seed everything, set display and figure style; prints one stable line.
 
-    `name` is the notebook's file name without its ending. Raises KitError for an unknown profile or override.
+    Args:
+        name: The notebook's file name without its ending, such as "04_train_dora".
+        profile: smoke, cpu, gpu, paper, or auto (see `resolve_profile`).
+        seed: Of Python, numpy and torch; 0 or more.
+        overrides: Settings of the profile that take another value.
+
+    Raises:
+        KitError: For an unknown profile or override, or another name or seed.
     """
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
         raise KitError(f"notebook: name {name!r} should look like 04_train_dora")
@@ -81,11 +88,12 @@ def start(
     _quiet()
     _display()
     _figures()
-    changed = ", ".join(f"{key}={value!r}" for key, value in (overrides or {}).items())
-    print(f"{name}: profile {config.name}, seed {seed}" + (f", with {changed}" if changed else ""))
-    return Notebook(
-        name=name, cfg=config, seed=seed, overrides=dict(overrides or {}), started=time.time()
-    )
+    overrides = dict(overrides or {})
+    line = f"{name}: profile {config.name}, seed {seed}"
+    if overrides:
+        line += ", with " + ", ".join(f"{key}={value!r}" for key, value in overrides.items())
+    print(line)
+    return Notebook(name=name, cfg=config, seed=seed, overrides=overrides, started=time.time())
 
 
 @dataclasses.dataclass
@@ -111,14 +119,15 @@ class Notebook:
         return paths.work(self.cfg.name)
 
     def record(self) -> dict[str, Any]:
-        """Provenance of whatever is written now: this notebook, config, seed, versions, device, duration, revision."""
+        """Provenance of whatever is written now: this notebook, and `records.provenance`."""
         own = {"notebook": self.name, "profile": self.cfg.name, "overrides": self.overrides}
         return own | records.provenance(self.cfg, self.seed, self.started)
 
     def save_table(self, name: str, table: Any) -> None:
-        """Write a DataFrame as NAME.csv and its provenance as NAME.json into the tables of this profile.
+        """Write a DataFrame as NAME.csv, its provenance as NAME.json, among this profile's tables.
 
-        Raises KitError for an empty table, or one whose index holds data (it would be lost: `reset_index()` first).
+        Raises KitError for an empty table, or one whose index holds data, which would be lost
+        (`reset_index()` first).
         """
         _check_name("table", name)
         _check_table(name, table)
@@ -130,18 +139,19 @@ class Notebook:
     def read_table(self, name: str, *, run: str | None = None) -> Any:
         """The table NAME as a DataFrame; prints where it comes from.
 
-        Looks at what this profile has written, then at the committed run (`data/results/reference`). Under `smoke`
-        the committed run comes first, because explaining cells show real results. `run` names one folder of
-        `data/results` instead, e.g. "gpu". Raises KitError when nobody has written the table yet.
+        Looks at what this profile has written, then at the committed run, `data/results/reference`.
+        Under `smoke` the committed run comes first, because explaining cells show real results.
+        `run` names one folder of `data/results` instead, such as "gpu". Raises KitError when nobody
+        has written the table yet.
         """
         import pandas as pd
 
         _check_name("table", name)
-        own, reference = paths.tables(self.cfg.name), paths.RESULTS / "reference"
+        folders = [paths.tables(self.cfg.name), paths.RESULTS / "reference"]
         if run is not None:
             folders = [paths.RESULTS / run]
-        else:
-            folders = [reference, own] if self.cfg.name == "smoke" else [own, reference]
+        elif self.cfg.name == "smoke":
+            folders.reverse()
         for folder in folders:
             path = folder / f"{name}.csv"
             if path.exists():
@@ -151,7 +161,10 @@ class Notebook:
         raise KitError(f"table '{name}': not in {looked}; run the series first (`make series`)")
 
     def save_figure(self, name: str, figure: Any, table: Any) -> None:
-        """Write a matplotlib figure as NAME.png with the table it draws (NAME.csv) and its provenance (NAME.json)."""
+        """Write a matplotlib figure as NAME.png, with the table it draws and provenance beside it.
+
+        Raises KitError for what is no figure, and for a table as in `save_table`.
+        """
         _check_name("figure", name)
         _check_table(name, table)
         if not getattr(figure, "axes", None):
@@ -164,9 +177,10 @@ class Notebook:
         print(f"figure {name} -> {paths.show(path)}")
 
     def finish(self, metrics: dict[str, Any] | None = None) -> None:
-        """Write the done file: metrics, tables, figures, provenance. A notebook without it counts as incomplete.
+        """Write the done file: metrics, tables, figures, provenance.
 
-        The file is ROBUSTPO_DONE where the runner names one, else runs/PROFILE/metrics/NN.json.
+        A notebook without it counts as incomplete. The file is ROBUSTPO_DONE where the runner names
+        one, else runs/PROFILE/metrics/NN.json.
         """
         target = os.environ.get("ROBUSTPO_DONE") or done_file(self.cfg.name, self.number)
         done = {
@@ -176,9 +190,8 @@ class Notebook:
             "figures": self.figures,
         }
         records.write_json(Path(target), done | self.record())
-        print(
-            f"{self.name}: done, {_count(len(self.tables), 'table')}, {_count(len(self.figures), 'figure')}"
-        )
+        tables, figures = _count(len(self.tables), "table"), _count(len(self.figures), "figure")
+        print(f"{self.name}: done, {tables}, {figures}")
 
 
 def done_file(profile: str, number: str) -> Path:
@@ -233,13 +246,12 @@ def _display() -> None:
 
 
 def _figures() -> None:
-    import matplotlib
+    import matplotlib.style
     from cycler import cycler
 
     from robustpo_kit import plots
 
-    matplotlib.rcParams.update(STYLE)
-    matplotlib.rcParams["axes.prop_cycle"] = cycler(color=plots.PALETTE)
+    matplotlib.style.use(STYLE | {"axes.prop_cycle": cycler(color=plots.PALETTE)})
     if "IPython" in sys.modules:
         import IPython
 
@@ -278,15 +290,18 @@ def _origin(path: Path) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    plural = "" if number == 1 else "s"
+    return f"{number} {noun}{plural}"
 
 
 def _finite(value: Any) -> Any:
     """`value` with nan and infinities as None: strict JSON knows neither."""
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     if hasattr(value, "tolist"):
         return _finite(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
