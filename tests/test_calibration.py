@@ -1,8 +1,10 @@
-"""h~ against its closed forms, calibrators against simulated truth, classifiers on text whose source can be read."""
+"""h~ in closed form, calibrators against simulated truth, classifiers of readable sources."""
 
 import dataclasses
+import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -10,18 +12,17 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
 
 from robustpo_kit import calibration, encoders
-from robustpo_kit.calibration.classifiers import _combine
+from robustpo_kit.calibration.classifiers import _combine, raw_logits
 from robustpo_kit.calibration.quality import area_under_curve
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.encoders import FineTune
-from robustpo_kit.encoders.heads import raw_logits
 from robustpo_kit.errors import KitError
 
 SHARES = st.floats(0, 1, allow_nan=False)
 GOOD = torch.tensor([[0.2, 0.7, 0.9]], dtype=torch.float64)
 
 
-# ---- h~ --------------------------------------------------------------------------------------------------------
+# ---- h~ ------------------------------------------------------------------------------------------
 
 
 @given(
@@ -34,6 +35,7 @@ def test_relative_factor_at_equal_shares_is_the_sum_of_probabilities(values):
     share = 1 / probs.shape[1]
     h = calibration.calibration_factor(probs, alpha=share, beta=share)
     torch.testing.assert_close(h, probs.sum(1), rtol=1e-12, atol=1e-12)
+    assert torch.equal(calibration.uniform_factor(probs), h)
 
 
 @given(st.lists(SHARES, min_size=2, max_size=6), st.sampled_from(["relative", "stabilised"]))
@@ -63,7 +65,7 @@ def test_raw_is_equation_6_as_printed_and_unbounded():
 
 
 def test_relative_is_the_density_ratio_to_the_mixture():
-    """Two Gaussians: with the Bayes classifier of prior 1 : m the factor is P / (alpha P + beta Q) exactly."""
+    """Two Gaussians, Bayes classifier of prior 1 : m: P / (alpha P + beta Q) exactly."""
     x = torch.linspace(-3, 3, 40, dtype=torch.float64).reshape(20, 2)
     golden, other = torch.exp(-((x - 1) ** 2) / 2), torch.exp(-((x + 1) ** 2) / 2)
     m, alpha, beta = 3.0, 0.4, 0.6
@@ -112,11 +114,11 @@ def test_bad_arguments_are_named(name, change):
         calibration.calibration_factor(**arguments)
 
 
-# ---- measures and calibrators ----------------------------------------------------------------------------------
+# ---- measures and calibrators --------------------------------------------------------------------
 
 
 def simulated(count, *, distortion, seed=0):
-    """Labels drawn from sigmoid(z), and the logits distortion * z that a misjudging classifier reports."""
+    """Labels drawn from sigmoid(z), and logits distortion * z, as a misjudging classifier has."""
     rng = np.random.default_rng(seed)
     z = 2 * rng.standard_normal(count)
     return distortion * z, (rng.random(count) < 1 / (1 + np.exp(-z))).astype(float)
@@ -190,11 +192,11 @@ def test_measures_refuse_nonsense():
             calibration.ece(labels, probs)
 
 
-# ---- classifiers -----------------------------------------------------------------------------------------------
+# ---- classifiers ---------------------------------------------------------------------------------
 
 
 def made_up(count, *, readable=True, seed=0):
-    """Golden replies of the letters a-h, two synthetic sources of i-p and q-x; or all of the same letters."""
+    """Golden replies of the letters a-h, two other sources of i-p and q-x; or all of the same."""
     rng = np.random.default_rng(seed)
     letters = ("abcdefgh", "ijklmnop", "qrstuvwx") if readable else ("abcdefgh",) * 3
 
@@ -255,7 +257,7 @@ def test_fine_tuned_classifier_learns_and_leaves_the_encoder_and_the_global_seed
 
 
 def test_out_of_fold_scores_come_from_models_that_never_saw_the_group(tiny):
-    """Replies that carry no trace of their source: a leak would show as an AUC far above one half."""
+    """Replies without a trace of their source: a leak would show as an AUC far above one half."""
     rows = made_up(60, readable=False)
     fitted = calibration.fit_classifier(rows, seed=0, encoder=tiny, penalty=1e-3)
     table = fitted.out_of_fold
@@ -277,22 +279,11 @@ def test_training_rows_are_refused(trained):
         fitted.score_set(rows.select([3]))
     with pytest.raises(ValueError, match="trained on"):
         fitted.score(["p"], ["y"], row_ids=["r0-5"])
-    with pytest.raises(ValueError, match="was not trained on"):
-        fitted.out_of_fold_matrix(made_up(2, seed=1))
     assert fitted.score(["p"], ["y"]).shape == (1,)
 
 
-def test_out_of_fold_matrix_holds_the_table(trained):
-    rows, fitted = trained
-    c = fitted.out_of_fold_matrix(rows)
-    table = fitted.out_of_fold
-    some = table[(table["row_id"] == "r0-7") & (table["column"] == 2)]
-    assert c.shape == (60, 3)
-    assert c[7, 2] == pytest.approx(some["c"].item())
-
-
 def test_per_source_heads_combine_as_densities_do():
-    """P, Q1, Q2 in any unit, 1 golden to 2 of Q1 and 1 of Q2: golden against all is P / (P + 2 Q1 + Q2)."""
+    """1 golden to 2 of Q1 and 1 of Q2, in any unit: golden against all is P / (P + 2 Q1 + Q2)."""
     p, q1, q2 = np.array([0.5, 0.1]), np.array([0.2, 0.3]), np.array([0.1, 0.9])
     heads = {"one": p / (p + 2 * q1), "two": p / (p + q2)}
     np.testing.assert_allclose(_combine(heads, None), p / (p + 2 * q1 + q2))
@@ -301,7 +292,7 @@ def test_per_source_heads_combine_as_densities_do():
 
 
 def test_the_golden_column_is_judged_by_all_heads_whoever_wrote_it(tiny):
-    """A contaminated sample claims that its synthetic reply is golden: the true source may not help to unmask it."""
+    """A contaminated sample claims that its reply is golden: its true source may not unmask it."""
     fitted = calibration.fit_classifier(
         made_up(60), seed=0, kind="per_source", encoder=tiny, penalty=1.0
     )
@@ -364,10 +355,28 @@ def test_stored_classifier_scores_alike_and_holds_no_pickle(tiny, tmp_path, feat
     np.testing.assert_allclose(
         loaded.score_set(made_up(6, seed=1)), fitted.score_set(made_up(6, seed=1)), rtol=1e-6
     )
-    np.testing.assert_allclose(
-        loaded.out_of_fold_matrix(made_up(24)), fitted.out_of_fold_matrix(made_up(24))
-    )
+    pd.testing.assert_frame_equal(loaded.out_of_fold, fitted.out_of_fold, check_exact=False)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".csv"}
+
+
+@pytest.mark.parametrize("calibrator", ["temperature", "isotonic"])
+def test_the_order_of_stored_fields_does_not_matter(tiny, tmp_path, calibrator):
+    fitted = calibration.fit_classifier(
+        made_up(24), seed=0, kind="per_source", encoder=tiny, calibrator=calibrator, folds=2
+    )
+    fitted.save(tmp_path)
+    path = tmp_path / "classifier.json"
+
+    def turned_round(value):
+        if not isinstance(value, dict):
+            return value
+        return {key: turned_round(value[key]) for key in reversed(value)}
+
+    path.write_text(json.dumps(turned_round(json.loads(path.read_text()))))
+    loaded = calibration.SourceClassifier.load(tmp_path)
+    assert loaded.calibrators == fitted.calibrators and loaded.imbalance == fitted.imbalance
+    new = made_up(6, seed=1)
+    np.testing.assert_allclose(loaded.score_set(new), fitted.score_set(new), rtol=1e-6)
 
 
 def test_damaged_or_foreign_classifiers_are_refused(trained, tmp_path):
@@ -412,16 +421,13 @@ def test_metrics_and_reliability_tables_have_every_stage(trained):
     assert counts.tolist() == [180, 180, 180]
 
 
-def test_h_table_sums_probabilities_and_tells_who_stands_first(trained):
-    rows, fitted = trained
-    c = fitted.out_of_fold_matrix(rows)
-    table = calibration.h_table(rows, c)
-    np.testing.assert_allclose(table["h"], c.sum(1))
-    assert set(table["first_source"]) == {"human"}
-    by = calibration.by_source(calibration.response_table(rows, c), "c", draws=100).set_index(
-        "source"
-    )
-    assert by.loc["human", "mean"] > by.loc["model1", "mean"]
-    assert by.loc["human", "low"] < by.loc["human", "mean"] < by.loc["human", "high"]
-    with pytest.raises(ValueError, match="probs"):
-        calibration.h_table(rows, c[:3])
+def test_response_table_is_tidy_and_holds_no_text(trained):
+    rows, _ = trained
+    values = np.arange(180.0).reshape(60, 3)
+    table = calibration.response_table(rows, values, "value")
+    assert list(table.columns) == ["row_id", "group", "column", "source", "words", "value"]
+    row = table.iloc[7]  # the second response of the third row
+    assert (row["row_id"], row["column"], row["source"], row["value"]) == ("r0-2", 1, "model1", 7)
+    assert row["words"] == len(rows[2].responses[1].split())
+    with pytest.raises(ValueError, match="values: shape"):
+        calibration.response_table(rows, values[:3])

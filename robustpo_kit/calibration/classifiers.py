@@ -1,40 +1,41 @@
-"""Source classifiers: the probability c that a response is golden, never of a row they were trained on."""
+"""Source classifiers: c, the probability that a response is golden, on rows they never saw."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from robustpo_kit import encoders, intervals
-from robustpo_kit.calibration.factor import EPS, calibration_factor
+from robustpo_kit import encoders
 from robustpo_kit.calibration.maps import (
     Calibrator,
-    Isotonic,
-    Temperature,
+    calibrator_from,
     cross_fitted,
     fit_temperature,
 )
-from robustpo_kit.calibration.quality import area_under_curve, quality, reliability
+from robustpo_kit.calibration.quality import EPS, area_under_curve, quality, reliability
+from robustpo_kit.calibration.responses import flat_responses, responses_per_row
 from robustpo_kit.data import PreferenceSet
-from robustpo_kit.encoders import Encoder
-from robustpo_kit.encoders.heads import raw_logits
+from robustpo_kit.encoders import Encoder, LinearScorer, Pair, PairScorer
+from robustpo_kit.intervals import Interval, bootstrap_statistic
+
+REST = "rest"  # the head of a shared classifier: golden against everything else
+STAGES = {"before": "none", "temperature": "temperature", "isotonic": "isotonic"}  # to calibrators
 
 
 @dataclasses.dataclass(eq=False)
 class SourceClassifier:
-    """Fold models, a calibrator a head, and the out-of-fold scores of the rows they were trained on.
+    """Fold models, a calibrator a head, and the out-of-fold scores of the rows they learned from.
 
-    `shared` has one head, golden against the rest; `per_source` a head a source (Eq. 5).
+    `shared` has one head, golden against the rest; `per_source` a head a source (DoRA Eq. 5).
     """
 
     kind: str
     features: str
     encoder: Encoder
-    models: dict[str, list[Any]]  # head -> a model a fold
+    models: dict[str, list[LinearScorer | PairScorer]]  # head -> a model a fold
     calibrators: dict[str, Calibrator]
     imbalance: dict[str, float]  # head -> gamma_i = n_other / n_golden of its training rows
     out_of_fold: pd.DataFrame  # row_id, group, column, source, label, head, fold, logit, prob, c
@@ -53,14 +54,25 @@ class SourceClassifier:
         sources: Sequence[str] | None = None,
         row_ids: Sequence[str] | None = None,
     ) -> np.ndarray:
-        """c [N], calibrated, of responses the classifier was not trained on (mean logit of the fold models).
+        """c [N], calibrated, of responses that the classifier did not learn from.
 
-        `per_source`: a response is scored by the head of its source; without `sources`, or for golden and unknown
-        ones, by all heads together (golden against the rest). Raises ValueError when a row id was trained on.
+        The logit of a head is the mean over its fold models. `per_source`: a response is scored by
+        the head of its source; without `sources`, or for golden and unknown ones, by all heads
+        together (golden against the rest).
+
+        Args:
+            prompts: [N].
+            responses: [N].
+            sources: [N] who wrote each response.
+            row_ids: ids of the rows that the responses come from.
+
+        Raises:
+            ValueError: lengths differ, or the classifier learned from a row of `row_ids`.
         """
         if len(prompts) != len(responses):
             raise ValueError(
-                f"prompts, responses: {len(prompts)} and {len(responses)}; equally many are expected"
+                f"prompts, responses: {len(prompts)} and {len(responses)}; equally many are "
+                "expected"
             )
         if row_ids is not None:
             self._refuse_trained(row_ids)
@@ -72,144 +84,149 @@ class SourceClassifier:
         return _combine(probs, sources)
 
     def score_set(self, preferences: PreferenceSet) -> np.ndarray:
-        """c [N, K] of a set that shares no row with the training set; raises ValueError where it does.
+        """c [N, K] of a set that shares no row with the training set.
 
-        `per_source`: column k by the head of its source; the golden column, whoever wrote it, by all heads together.
+        `per_source`: column k by the head of its source; the golden column, whoever wrote it, by
+        all heads together.
+
+        Raises:
+            ValueError: K differs between rows, or the classifier learned from a row.
         """
-        count = _equal_k(preferences)
-        self._refuse_trained([row.row_id for row in preferences])
-        prompts = [row.prompt for row in preferences for _ in row.responses]
-        responses = [response for row in preferences for response in row.responses]
-        claimed = [
-            REST if k == row.golden else source
-            for row in preferences
-            for k, source in enumerate(row.sources)
-        ]
-        return self.score(prompts, responses, sources=claimed).reshape(len(preferences), count)
-
-    def out_of_fold_matrix(self, preferences: PreferenceSet) -> np.ndarray:
-        """c [N, K] of the training rows themselves, each scored by the model of the fold that left it out."""
-        count = _equal_k(preferences)
-        column = {row.row_id: i for i, row in enumerate(preferences)}
-        table = self.out_of_fold[self.out_of_fold["row_id"].isin(column)]
-        missing = set(column) - set(table["row_id"])
-        if missing:
-            raise ValueError(f"row '{min(missing)}' was not trained on: use score_set for it")
-        inverse_odds = np.zeros((len(preferences), count))
-        np.add.at(
-            inverse_odds,
-            (table["row_id"].map(column), table["column"]),
-            _inverse_odds(table["c"].to_numpy()),
-        )
-        return 1 / (1 + inverse_odds)
+        count = responses_per_row(preferences)
+        self._refuse_trained(row.row_id for row in preferences)
+        flat = flat_responses(preferences)
+        sources = flat["source"].mask(flat["claimed"], REST)
+        probs = self.score(list(flat["prompt"]), list(flat["response"]), sources=list(sources))
+        return probs.reshape(len(preferences), count)
 
     def metrics(self, *, bins: int = 10, draws: int = 200, seed: int = 0) -> pd.DataFrame:
-        """Out-of-fold quality, a row a head and stage (before, temperature, isotonic), AUC with a CI over groups.
+        """Out-of-fold quality by head and stage (before, temperature, isotonic).
 
         Calibrators are cross-fitted: each fold is mapped by one that was fitted on the other folds.
+
+        Args:
+            bins: of the ECE.
+            draws: of the bootstrap over groups that gives the interval of the AUC.
+            seed: of the bootstrap.
+
+        Returns:
+            A row a head and stage: head, stage, the numbers of `quality`, auc_low, auc_high,
+            temperature (of all folds).
         """
         rows = []
         for head, table in self.out_of_fold.groupby("head", sort=False):
-            labels, logits = table["label"].to_numpy(), table["logit"].to_numpy()
-            auc = intervals.bootstrap_statistic(
-                lambda i, y=labels, x=logits: area_under_curve(y[i], x[i]),
-                table["group"].astype(str),
-                draws=draws,
-                seed=seed,
-            )
-            for stage in ("before", "temperature", "isotonic"):
-                probs = cross_fitted(table, "none" if stage == "before" else stage)
-                rows.append(
-                    {"head": head, "stage": stage, **quality(labels, probs, bins=bins)}
-                    | {
-                        "auc_low": auc.low,
-                        "auc_high": auc.high,
-                        "temperature": self._temperature(head, stage),
-                    }
-                )
+            auc = _auc_interval(table, draws, seed)
+            temperature = fit_temperature(table["logit"], table["label"]).temperature
+            temperatures = {"before": 1.0, "temperature": temperature, "isotonic": np.nan}
+            for stage, calibrator in STAGES.items():
+                probs = cross_fitted(table, calibrator)
+                row = {"head": head, "stage": stage} | quality(table["label"], probs, bins=bins)
+                row |= {"auc_low": auc.low, "auc_high": auc.high}
+                rows.append(row | {"temperature": temperatures[stage]})
         return pd.DataFrame(rows)
 
-    def _temperature(self, head: str, stage: str) -> float:
-        if stage != "temperature":
-            return 1.0 if stage == "before" else float("nan")
-        table = self.out_of_fold[self.out_of_fold["head"] == head]
-        return fit_temperature(table["logit"], table["label"]).temperature
-
     def reliability(self, *, bins: int = 10, scheme: str = "width") -> pd.DataFrame:
-        """Out-of-fold reliability tables, stage and head as columns: the reliability diagram's data."""
+        """The data of the reliability diagram: out-of-fold tables of `calibration.reliability`.
+
+        Args:
+            bins: at most so many a head and stage.
+            scheme: width = equal intervals of c, mass = equally many responses a bin.
+
+        Returns:
+            A row a head, stage and bin: the columns of `calibration.reliability`, head, stage.
+        """
         parts = []
         for head, table in self.out_of_fold.groupby("head", sort=False):
-            for stage in ("before", "temperature", "isotonic"):
-                probs = cross_fitted(table, "none" if stage == "before" else stage)
+            for stage, calibrator in STAGES.items():
+                probs = cross_fitted(table, calibrator)
                 part = reliability(table["label"], probs, bins=bins, scheme=scheme)
                 parts.append(part.assign(head=head, stage=stage))
         return pd.concat(parts, ignore_index=True)
 
-    def _refuse_trained(self, row_ids: Sequence[str]) -> None:
+    def _refuse_trained(self, row_ids: Iterable[str]) -> None:
         seen = set(self.out_of_fold["row_id"]).intersection(row_ids)
         if seen:
             raise ValueError(
-                f"row_ids: '{min(seen)}' ({len(seen)} in all) was trained on; a classifier never scores its own "
-                "training rows: use out_of_fold_matrix, or a set of other rows"
+                f"row_ids: '{min(seen)}' ({len(seen)} in all) was trained on; a classifier never "
+                "scores its own training rows: take them from out_of_fold, or score other rows"
             )
 
     def save(self, folder: str | Path) -> None:
-        """Write classifier.safetensors, out_of_fold.csv and, last, classifier.json that names their sha256."""
-        folder = Path(folder)
-        tensors = {
-            f"{head}/{fold}/{name}": value
-            for head, models in self.models.items()
-            for fold, model in enumerate(models)
-            for name, value in model.trained_state().items()
-        }
+        """Write classifier.safetensors, out_of_fold.csv and, last, classifier.json (sha256)."""
+        tensors = {}
+        for head, models in self.models.items():
+            for fold, model in enumerate(models):
+                for name, value in model.trained_state().items():
+                    tensors[_prefix(head, fold) + name] = value
+        calibrators = {head: dataclasses.asdict(value) for head, value in self.calibrators.items()}
         about = {
             "kind": self.kind,
             "features": self.features,
             "folds": {head: len(models) for head, models in self.models.items()},
-            "calibrators": {
-                head: dataclasses.asdict(value) for head, value in self.calibrators.items()
-            },
+            "calibrators": calibrators,
             "imbalance": self.imbalance,
             "config": self.config,
         }
-        encoders.save_bundle(
-            folder, "classifier", tensors, about, self.encoder, {"out_of_fold": self.out_of_fold}
-        )
+        tables = {"out_of_fold": self.out_of_fold}
+        encoders.save_bundle(Path(folder), "classifier", tensors, about, self.encoder, tables)
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder | None = None) -> "SourceClassifier":
-        """Read what `save` wrote; raises KitError naming the file that is missing or damaged."""
+        """Read what `save` wrote.
+
+        Args:
+            folder: that `save` was given.
+            encoder: the one that the classifier was trained on; None loads it by its name.
+
+        Raises:
+            KitError: naming the file that is missing or damaged.
+        """
         bundle = encoders.load_bundle(Path(folder), "classifier", encoder)
-        about, encoder = bundle.about, bundle.encoder
-        models = {
-            head: [
-                bundle.scorer(f"{head}/{fold}/", about["config"]["fine_tune"])
-                for fold in range(count)
-            ]
-            for head, count in about["folds"].items()
-        }
-        calibrators = {
-            head: Temperature(**value)
-            if "temperature" in value
-            else Isotonic(*map(tuple, value.values()))
-            for head, value in about["calibrators"].items()
-        }
-        table = bundle.tables["out_of_fold"]
-        kind, features, imbalance, config = (
-            about[key] for key in ("kind", "features", "imbalance", "config")
+        about = bundle.about
+        fine_tune = about["config"]["fine_tune"]
+        models = {}
+        for head, folds in about["folds"].items():
+            prefixes = [_prefix(head, fold) for fold in range(folds)]
+            models[head] = [bundle.scorer(prefix, fine_tune) for prefix in prefixes]
+        stored = about["calibrators"]
+        return cls(
+            kind=about["kind"],
+            features=about["features"],
+            encoder=bundle.encoder,
+            models=models,
+            calibrators={head: calibrator_from(fields) for head, fields in stored.items()},
+            imbalance=about["imbalance"],
+            out_of_fold=bundle.tables["out_of_fold"],
+            config=about["config"],
         )
-        return cls(kind, features, encoder, models, calibrators, imbalance, table, config)
 
 
-def _combine(probs: dict[str, np.ndarray], sources: Sequence[str] | None) -> np.ndarray:
-    """c [N]: of the response's own head, else of golden against all sources, whose inverse odds add up."""
+def raw_logits(
+    model: LinearScorer | PairScorer, encoder: Encoder, pairs: Sequence[Pair]
+) -> np.ndarray:
+    """[N] logits of golden against the rest, not calibrated, of (prompt, response) pairs."""
+    if isinstance(model, LinearScorer):
+        return model(encoders.response_features(encoder, pairs))
+    return encoders.score_pairs(model, encoder, pairs)
+
+
+def _prefix(head: str, fold: int) -> str:
+    """What the names of a fold model's stored tensors start with."""
+    return f"{head}/{fold}/"
+
+
+def _combine(probs: Mapping[str, np.ndarray], sources: Sequence[str] | None) -> np.ndarray:
+    """c [N] by the head of each response's source, else of golden against all sources.
+
+    Against all sources the inverse odds of the heads add up.
+    """
     inverse_odds = np.stack([_inverse_odds(value) for value in probs.values()])  # [heads, N]
     combined = inverse_odds.sum(0)
     if sources is not None:
-        place = {head: i for i, head in enumerate(probs)}
-        for i, source in enumerate(sources):
-            if source in place:
-                combined[i] = inverse_odds[place[source], i]
+        number_of = {head: number for number, head in enumerate(probs)}
+        for place, source in enumerate(sources):
+            if source in number_of:
+                combined[place] = inverse_odds[number_of[source], place]
     return 1 / (1 + combined)
 
 
@@ -217,81 +234,11 @@ def _inverse_odds(probs: np.ndarray) -> np.ndarray:
     return (1 - probs) / np.clip(probs, EPS, None)
 
 
-def _equal_k(preferences: PreferenceSet) -> int:
-    counts = {len(row.responses) for row in preferences}
-    if len(counts) != 1:
-        raise ValueError(
-            f"preferences: rows of {sorted(counts)} responses; equally many in every row are expected"
-        )
-    return counts.pop()
+def _auc_interval(table: pd.DataFrame, draws: int, seed: int) -> Interval:
+    """AUC of the out-of-fold logits of one head, with an interval over groups."""
+    labels, logits = table["label"].to_numpy(), table["logit"].to_numpy()
 
+    def auc(rows: np.ndarray) -> float:
+        return area_under_curve(labels[rows], logits[rows])
 
-def h_table(
-    preferences: PreferenceSet,
-    probs: Any,
-    *,
-    alpha: float | None = None,
-    beta: float | Sequence[float] | None = None,
-    imbalance: float | Sequence[float] = 1.0,
-    kind: str = "relative",
-) -> pd.DataFrame:
-    """h~ of every sample, from c [N, K] (score_set or out_of_fold_matrix); alpha and beta default to 1/K.
-
-    Columns: row_id, group, first_source (who really wrote column 0, the slot that is taken for golden), h.
-    """
-    probs = torch.as_tensor(np.asarray(probs, dtype=float))
-    if probs.ndim != 2 or len(probs) != len(preferences):
-        raise ValueError(
-            f"probs: shape {tuple(probs.shape)} for {len(preferences)} rows; [N, K] is expected"
-        )
-    share = 1 / probs.shape[1]
-    h = calibration_factor(
-        probs,
-        alpha=share if alpha is None else alpha,
-        beta=share if beta is None else beta,
-        imbalance=imbalance,
-        kind=kind,
-    )
-    columns = ("row_id", "group", "first_source")
-    table = pd.DataFrame(
-        [(row.row_id, row.group, row.sources[0]) for row in preferences], columns=columns
-    )
-    return table.assign(h=h.numpy())
-
-
-def response_table(preferences: PreferenceSet, values: Any, name: str = "c") -> pd.DataFrame:
-    """Tidy form of values [N, K]: a row a response with row_id, group, column, source, words and the value."""
-    values = np.asarray(values, dtype=float)
-    if values.shape != (len(preferences), _equal_k(preferences)):
-        raise ValueError(
-            f"values: shape {values.shape} for {len(preferences)} rows; [N, K] is expected"
-        )
-    rows = [
-        (row.row_id, row.group, column, source, len(response.split()))
-        for row in preferences
-        for column, (source, response) in enumerate(zip(row.sources, row.responses, strict=True))
-    ]
-    table = pd.DataFrame(rows, columns=["row_id", "group", "column", "source", "words"])
-    return table.assign(**{name: values.reshape(-1)})
-
-
-def by_source(
-    table: pd.DataFrame, value: str, by: str = "source", *, draws: int = 2000, seed: int = 0
-) -> pd.DataFrame:
-    """Mean (with a CI over groups), sd and quartiles of a column by source: n, mean, low, high, sd, q25, q50, q75."""
-    rows = []
-    for source, part in table.groupby(by, sort=True):
-        mean = intervals.bootstrap_mean(
-            part[value], part["group"].astype(str), draws=draws, seed=seed
-        )
-        quartiles = dict(
-            zip(("q25", "q50", "q75"), part[value].quantile([0.25, 0.5, 0.75]), strict=True)
-        )
-        rows.append(
-            {by: source, "n": len(part), "mean": mean.value, "low": mean.low, "high": mean.high}
-            | {"sd": part[value].std(), **quartiles}
-        )
-    return pd.DataFrame(rows)
-
-
-REST = "rest"  # the head of a shared classifier: golden against everything else
+    return bootstrap_statistic(auc, table["group"], draws=draws, seed=seed)

@@ -1,15 +1,11 @@
-"""The calibration factor h~ of a sample from the probabilities that its responses are golden."""
+"""The calibration factor h~ of a sample, from the probabilities that its responses are golden."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 KINDS = ("relative", "stabilised", "raw")
-
-
-EPS = 1e-7
 
 
 def calibration_factor(
@@ -20,52 +16,71 @@ def calibration_factor(
     imbalance: float | Sequence[float] | Tensor = 1.0,
     kind: str = "relative",
 ) -> Tensor:
-    """h~(z) [B]: the mean over the K responses of a density ratio of golden to the mixture (DoRA Eq. 5-6).
+    """h~(z) [B]: the mean over the K responses of a density ratio of golden to the mixture.
 
-    probs [B, K] in [0, 1]: c, the probability that a response is golden; alpha: share of golden; beta: share of the
-    source of each response, one number or [K]; imbalance: gamma_i = q(y=0)/q(y=1) of the classifier, one number or [K].
+    Source: DoRA Eq. 5-6. The ratio of a response by kind, with g = gamma_i:
 
-    relative    1 / (alpha + beta_i (1-c) / (gamma_i c)), the ratio to alpha P_golden + beta_i Q_i, below 1/alpha
-    stabilised  gamma_i c / (beta_i (1-c) + 1/K), Eq. 6 with 1/n added to the denominator
-    raw         gamma_i c / (beta_i (1-c)), Eq. 6 as printed: unbounded
+    relative    g c / (alpha g c + beta_i (1-c)), to alpha P_golden + beta_i Q_i: below 1/alpha
+    stabilised  g c / (beta_i (1-c) + 1/K), Eq. 6 with 1/n added to the denominator
+    raw         g c / (beta_i (1-c)), Eq. 6 as printed: unbounded
 
-    At alpha = beta_i = 1/K, imbalance 1, `relative` is the sum of the c_i, and both bounded kinds lie in [0, K].
-    Raises ValueError naming the argument.
+    At alpha = beta_i = 1/K and imbalance 1, `relative` is the sum of the c_i, and both bounded
+    kinds lie in [0, K].
+
+    Args:
+        probs: [B, K] in [0, 1], floating point: c, the probability that a response is golden.
+        alpha: share of golden responses in the mixture.
+        beta: share of the source of each response in the mixture, one number or [K].
+        imbalance: gamma_i = q(y=0) / q(y=1) of the classifier, one number or [K].
+        kind: relative | stabilised | raw.
+
+    Raises:
+        ValueError: naming the argument.
     """
-    if not torch.is_tensor(probs) or probs.ndim != 2 or not probs.is_floating_point():
-        raise ValueError("probs: a floating-point tensor of shape [B, K] is expected")
-    count = probs.shape[1]
-    if count < 2:
-        raise ValueError(f"probs: K = {count}; at least two responses a prompt are expected")
-    if not bool(((probs >= 0) & (probs <= 1)).all()):
-        raise ValueError("probs: NaN or outside [0, 1]")
+    _check_probs(probs)
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha = {alpha}: a share in (0, 1] is expected")
-    beta = _per_column(beta, "beta", probs)
-    if bool((beta > 1).any()):
+    shares = _per_column(beta, "beta", probs)
+    if bool((shares > 1).any()):
         raise ValueError("beta: a share in (0, 1] is expected")
-    imbalance = _per_column(imbalance, "imbalance", probs)
-    golden, other = imbalance * probs, beta * (1 - probs)
+    golden = _per_column(imbalance, "imbalance", probs) * probs
+    other = shares * (1 - probs)
+    # no kind divides by c, so that all are exact at c = 0
     if kind == "relative":
-        ratios = golden / (
-            alpha * golden + other
-        )  # multiplied through by gamma c: exact at c = 0 and c = 1
+        mixture = alpha * golden + other
     elif kind == "stabilised":
-        ratios = golden / (other + 1 / count)
+        mixture = other + 1 / probs.shape[1]
     elif kind == "raw":
-        ratios = golden / other
+        mixture = other
     else:
         raise ValueError(f"kind = '{kind}': one of {', '.join(KINDS)} is expected")
-    return ratios.mean(-1)  # [B]
+    return (golden / mixture).mean(-1)  # [B]
 
 
-def _per_column(value: Any, name: str, probs: Tensor) -> Tensor:
-    """`value` as [1] or [K]; raises ValueError unless positive and finite."""
-    value = torch.as_tensor(value, dtype=probs.dtype, device=probs.device).reshape(-1)
-    if len(value) not in (1, probs.shape[1]):
+def uniform_factor(probs: Tensor) -> Tensor:
+    """h~ [B] at the uniform mixture alpha = beta_i = 1/K: the sum of `probs` [B, K] over a row."""
+    share = 1 / probs.shape[-1]
+    return calibration_factor(probs, alpha=share, beta=share)
+
+
+def _check_probs(probs: Tensor) -> None:
+    if not torch.is_tensor(probs) or probs.ndim != 2 or not probs.is_floating_point():
+        raise ValueError("probs: a floating-point tensor of shape [B, K] is expected")
+    if probs.shape[1] < 2:
         raise ValueError(
-            f"{name}: {len(value)} values for K = {probs.shape[1]} responses; one, or one each"
+            f"probs: K = {probs.shape[1]}; at least two responses a prompt are expected"
         )
-    if not bool((torch.isfinite(value) & (value > 0)).all()):
+    if not bool(((probs >= 0) & (probs <= 1)).all()):
+        raise ValueError("probs: NaN or outside [0, 1]")
+
+
+def _per_column(value: float | Sequence[float] | Tensor, name: str, probs: Tensor) -> Tensor:
+    """`value` as [1] or [K]; raises ValueError unless positive and finite."""
+    values = torch.as_tensor(value, dtype=probs.dtype, device=probs.device).reshape(-1)
+    if len(values) not in (1, probs.shape[1]):
+        raise ValueError(
+            f"{name}: {len(values)} values for K = {probs.shape[1]} responses; one, or one each"
+        )
+    if not bool((torch.isfinite(values) & (values > 0)).all()):
         raise ValueError(f"{name}: a positive finite number is expected")
-    return value
+    return values

@@ -1,17 +1,19 @@
 """Fitting source classifiers out of fold."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from robustpo_kit import encoders
-from robustpo_kit.calibration.classifiers import REST, SourceClassifier
+from robustpo_kit.calibration.classifiers import REST, SourceClassifier, raw_logits
 from robustpo_kit.calibration.maps import CALIBRATORS, cross_fitted, fit_calibrator, sigmoid
+from robustpo_kit.calibration.responses import flat_responses
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import (
     DEFAULT_FINE_TUNE,
@@ -19,9 +21,15 @@ from robustpo_kit.encoders import (
     Encoder,
     FineTune,
     LinearScorer,
+    Pair,
     PairScorer,
 )
-from robustpo_kit.encoders.heads import raw_logits
+
+OUT_OF_FOLD = ["row_id", "group", "column", "source", "label", "head", "fold", "logit", "prob", "c"]
+
+FitModel = Callable[
+    ..., LinearScorer | PairScorer
+]  # `_fit_model`, all but pairs, labels and folds given
 
 
 def fit_classifier(
@@ -37,33 +45,45 @@ def fit_classifier(
     penalty: float = 50.0,
     fine_tune: FineTune = DEFAULT_FINE_TUNE,
 ) -> SourceClassifier:
-    """Fit K-fold classifiers (whole groups a fold), score each fold by the model that left it out, calibrate.
+    """Fit K-fold classifiers, score each fold by the model that left it out, calibrate.
 
-    kind: shared | per_source. features: frozen (embedding of the response and its cosine to the prompt, logistic
-    head with L2 `penalty`) | fine_tuned (BERT on the pair prompt, response). golden: the golden column of each row,
-    or, with `golden_sources`, every response of those sources (others are never golden, wherever they stand).
-    calibrator: temperature | isotonic | none. Raises ValueError naming the argument.
+    Args:
+        preferences: rows with a golden column; whole groups go into one fold.
+        seed: of the folds and of fine-tuning.
+        kind: shared (golden against the rest) | per_source (a head a source, DoRA Eq. 5).
+        features: frozen (embedding of the response and its cosine to the prompt, logistic head) |
+            fine_tuned (BERT on the pair prompt, response).
+        encoder: or its name.
+        golden_sources: every response of these sources is golden, and no other, wherever it stands;
+            None: the golden column of each row.
+        folds: at least two.
+        calibrator: temperature | isotonic | none.
+        penalty: L2 penalty of the logistic head.
+        fine_tune: how BERT is fine-tuned.
+
+    Raises:
+        ValueError: naming the argument.
     """
     _check_arguments(kind, features, calibrator, folds)
-    encoder = encoders.load(encoder) if isinstance(encoder, str) else encoder
+    if isinstance(encoder, str):
+        encoder = encoders.load(encoder)
+    fit_model = functools.partial(
+        _fit_model,
+        encoder=encoder,
+        features=features,
+        penalty=penalty,
+        fine_tune=fine_tune,
+        seed=seed,
+    )
     table = _training_table(preferences, golden_sources, folds, seed)
-    parts, models = [], {}
+    parts: dict[str, pd.DataFrame] = {}
+    models, calibrators, imbalance = {}, {}, {}
     for head in _heads(table, kind):
-        part = table if head == REST else table[(table["label"] == 1) | (table["source"] == head)]
-        part, models[head] = _fit_head(
-            part.assign(head=head), preferences, encoder, features, penalty, fine_tune, seed
-        )
-        parts.append(
-            part.assign(prob=sigmoid(part["logit"].to_numpy()), c=cross_fitted(part, calibrator))
-        )
-    calibrators = {
-        head: fit_calibrator(calibrator, part["logit"].to_numpy(), part["label"].to_numpy())
-        for head, part in zip(models, parts, strict=True)
-    }
-    imbalance = {
-        head: float((1 - p["label"]).sum() / p["label"].sum())
-        for head, p in zip(models, parts, strict=True)
-    }
+        part, models[head] = _fit_head(_rows_of_head(table, head), encoder, fit_model)
+        logits, labels = part["logit"].to_numpy(), part["label"].to_numpy()
+        parts[head] = part.assign(head=head, prob=sigmoid(logits), c=cross_fitted(part, calibrator))
+        calibrators[head] = fit_calibrator(calibrator, logits, labels)
+        imbalance[head] = float((1 - labels).sum() / labels.sum())
     config = {
         "golden_sources": None if golden_sources is None else list(golden_sources),
         "calibrator": calibrator,
@@ -72,10 +92,15 @@ def fit_classifier(
         "seed": seed,
         "rows": len(preferences),
     }
-    columns = ["row_id", "group", "column", "source", "label", "head", "fold", "logit", "prob", "c"]
-    out_of_fold = pd.concat(parts, ignore_index=True)[columns]
     return SourceClassifier(
-        kind, features, encoder, models, calibrators, imbalance, out_of_fold, config
+        kind=kind,
+        features=features,
+        encoder=encoder,
+        models=models,
+        calibrators=calibrators,
+        imbalance=imbalance,
+        out_of_fold=pd.concat(parts.values(), ignore_index=True)[OUT_OF_FOLD],
+        config=config,
     )
 
 
@@ -95,39 +120,33 @@ def _check_arguments(kind: str, features: str, calibrator: str, folds: int) -> N
 def _training_table(
     preferences: PreferenceSet, golden_sources: Sequence[str] | None, folds: int, seed: int
 ) -> pd.DataFrame:
-    """A row a response: row (its number), row_id, group, column, source, label, fold (whole groups)."""
-    golden = None if golden_sources is None else set(golden_sources)
-    rows = [
-        (
-            number,
-            row.row_id,
-            row.group,
-            column,
-            source,
-            int(column == row.golden if golden is None else source in golden),
-        )
-        for number, row in enumerate(preferences)
-        for column, source in enumerate(row.sources)
-    ]
-    table = pd.DataFrame(rows, columns=["row", "row_id", "group", "column", "source", "label"])
-    if table.empty or not 0 < table["label"].mean() < 1:
+    """The columns of `flat_responses`, label, and fold (whole groups)."""
+    table = flat_responses(preferences)
+    golden = table["claimed"]
+    if golden_sources is not None:
+        golden = table["source"].isin(list(golden_sources))
+    if table.empty or not 0 < golden.mean() < 1:
         raise ValueError(
             "preferences: golden and other responses are both needed to train a classifier"
         )
-    fold = fold_of_groups(table["group"], folds, seed)
-    return table.assign(fold=fold)
+    return table.assign(label=golden.astype(int), fold=fold_of_groups(table["group"], folds, seed))
 
 
-def fold_of_groups(groups: Any, folds: int, seed: int) -> np.ndarray:
-    """[N] fold of each row: whole groups, shuffled, dealt round. Raises ValueError with fewer groups than folds."""
+def fold_of_groups(groups: ArrayLike, folds: int, seed: int) -> np.ndarray:
+    """[N] fold of each row: whole groups, shuffled, dealt round.
+
+    Raises:
+        ValueError: fewer groups than folds.
+    """
     names, codes = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < folds:
         raise ValueError(
             f"folds = {folds}: only {len(names)} groups; lower folds or give more rows"
         )
-    dealt = np.empty(len(names), dtype=int)
-    dealt[np.random.default_rng(seed).permutation(len(names))] = np.arange(len(names)) % folds
-    return dealt[codes]
+    fold_of_name = np.empty(len(names), dtype=int)
+    order = np.random.default_rng(seed).permutation(len(names))
+    fold_of_name[order] = np.arange(len(names)) % folds
+    return fold_of_name[codes]
 
 
 def _heads(table: pd.DataFrame, kind: str) -> list[str]:
@@ -136,48 +155,60 @@ def _heads(table: pd.DataFrame, kind: str) -> list[str]:
     return sorted(table.loc[table["label"] == 0, "source"].unique())
 
 
+def _rows_of_head(table: pd.DataFrame, head: str) -> pd.DataFrame:
+    """The golden responses and those that the head tells them from."""
+    if head == REST:
+        return table
+    return table[(table["label"] == 1) | (table["source"] == head)]
+
+
 def _fit_head(
-    table: pd.DataFrame,
-    preferences: PreferenceSet,
-    encoder: Encoder,
-    features: str,
-    penalty: float,
-    config: FineTune,
-    seed: int,
+    table: pd.DataFrame, encoder: Encoder, fit_model: FitModel
 ) -> tuple[pd.DataFrame, list[LinearScorer | PairScorer]]:
     """`table` with out-of-fold logits, and the model of each fold."""
-    pairs = [
-        (preferences[row].prompt, preferences[row].responses[column])
-        for row, column in zip(table["row"], table["column"], strict=True)
-    ]
+    pairs = list(zip(table["prompt"], table["response"], strict=True))
     labels, fold = table["label"].to_numpy(dtype=float), table["fold"].to_numpy()
-    logits, models = np.empty(len(table)), []
-    for left_out in range(fold.max() + 1):
+    logits = np.empty(len(table))
+    models = []
+    folds = fold.max() + 1
+    for left_out in range(folds):
         train, test = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
         if not 0 < labels[train].mean() < 1:
             raise ValueError(
                 f"preferences: fold {left_out} leaves one class only; lower folds or give more rows"
             )
-        examples = [pairs[i] for i in train]
-        if features == "frozen":
-            model = encoders.fit_logistic(
-                encoders.response_features(encoder, examples), labels[train], penalty
-            )
-        else:
-            desc = f"classifier fold {left_out + 1}/{fold.max() + 1}"
-            model = encoders.fine_tune(
-                encoder,
-                [[pair] for pair in examples],
-                labels[train],
-                _bce,
-                config,
-                seed=seed + left_out,
-                desc=desc,
-            )
+        model = fit_model([pairs[i] for i in train], labels[train], fold=left_out, folds=folds)
         logits[test] = raw_logits(model, encoder, [pairs[i] for i in test])
         models.append(model)
     return table.assign(logit=logits), models
 
 
-def _bce(scores: Tensor, targets: Tensor) -> Tensor:
+def _fit_model(
+    pairs: Sequence[Pair],
+    labels: np.ndarray,
+    *,
+    fold: int,
+    folds: int,
+    encoder: Encoder,
+    features: str,
+    penalty: float,
+    fine_tune: FineTune,
+    seed: int,
+) -> LinearScorer | PairScorer:
+    """The model of one fold, from the pairs of the others and their labels."""
+    if features == "frozen":
+        return encoders.fit_logistic(encoders.response_features(encoder, pairs), labels, penalty)
+    return encoders.fine_tune(
+        encoder,
+        [[pair] for pair in pairs],
+        labels.tolist(),
+        _cross_entropy,
+        fine_tune,
+        seed=seed + fold,
+        desc=f"classifier fold {fold + 1}/{folds}",
+    )
+
+
+def _cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy of scores [B, 1] for targets [B] of 0 or 1."""
     return torch.nn.functional.binary_cross_entropy_with_logits(scores[:, 0], targets)

@@ -1,18 +1,29 @@
 """How good probabilities are: reliability, ECE, Brier score, log loss, AUC."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
 
-from robustpo_kit.calibration.factor import EPS
+EPS = 1e-7  # probabilities are clipped by it where their logarithm or their odds are taken
 
 
-def reliability(labels: Any, probs: Any, *, bins: int = 10, scheme: str = "width") -> pd.DataFrame:
-    """Reliability table, a row a non-empty bin: low, high, count, mean_c, golden_share, gap = mean_c - golden_share.
+def reliability(
+    labels: ArrayLike, probs: ArrayLike, *, bins: int = 10, scheme: str = "width"
+) -> pd.DataFrame:
+    """Reliability table: predicted against observed share of golden in bins of c.
 
-    `scheme` width = equal intervals of c, mass = equally many responses a bin.
+    Args:
+        labels: [N] 1 for golden, else 0.
+        probs: [N] c in [0, 1].
+        bins: at most so many; empty ones are left out.
+        scheme: width = equal intervals of c, mass = equally many responses a bin.
+
+    Returns:
+        A row a bin: bin, low, high, count, mean_c, golden_share, gap = mean_c - golden_share.
+
+    Raises:
+        ValueError: naming the argument.
     """
     labels, probs = _labels_and_probs(labels, probs)
     if scheme == "width":
@@ -21,44 +32,59 @@ def reliability(labels: Any, probs: Any, *, bins: int = 10, scheme: str = "width
         edges = np.unique(np.quantile(probs, np.linspace(0, 1, bins + 1)))
     else:
         raise ValueError(f"scheme = '{scheme}': 'width' or 'mass' is expected")
-    place = np.clip(np.searchsorted(edges, probs, side="right") - 1, 0, max(len(edges) - 2, 0))
+    bin_of = np.clip(np.searchsorted(edges, probs, side="right") - 1, 0, max(len(edges) - 2, 0))
     rows = []
-    for b in np.unique(place):
-        inside = place == b
+    for number in np.unique(bin_of):
+        inside = bin_of == number
         mean_c, share = probs[inside].mean(), labels[inside].mean()
-        high = edges[min(b + 1, len(edges) - 1)]
-        rows.append((b, edges[b], high, int(inside.sum()), mean_c, share, mean_c - share))
-    return pd.DataFrame(
-        rows, columns=["bin", "low", "high", "count", "mean_c", "golden_share", "gap"]
-    )
+        high = edges[min(number + 1, len(edges) - 1)]
+        count = int(inside.sum())
+        rows.append((number, edges[number], high, count, mean_c, share, mean_c - share))
+    columns = ["bin", "low", "high", "count", "mean_c", "golden_share", "gap"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def ece(labels: Any, probs: Any, *, bins: int = 10, scheme: str = "width") -> float:
-    """Expected calibration error: the mean over responses of |gap| of their bin."""
+def ece(labels: ArrayLike, probs: ArrayLike, *, bins: int = 10, scheme: str = "width") -> float:
+    """Expected calibration error: the mean over responses of |gap| of their bin (`reliability`)."""
     table = reliability(labels, probs, bins=bins, scheme=scheme)
     return float((table["count"] * table["gap"].abs()).sum() / table["count"].sum())
 
 
-def quality(labels: Any, probs: Any, *, bins: int = 10) -> dict[str, float]:
-    """n, golden share, AUC, ECE, Brier score and NLL (nats a response, c clipped to 1e-7) of probabilities [N]."""
+def quality(labels: ArrayLike, probs: ArrayLike, *, bins: int = 10) -> dict[str, float]:
+    """How good probabilities are, in numbers.
+
+    Args:
+        labels: [N] 1 for golden, else 0.
+        probs: [N] c in [0, 1].
+        bins: of the ECE.
+
+    Returns:
+        n, golden_share, auc, ece, brier, and nll (nats a response, c clipped to 1e-7).
+
+    Raises:
+        ValueError: naming the argument.
+    """
     labels, probs = _labels_and_probs(labels, probs)
     clipped = np.clip(probs, EPS, 1 - EPS)
+    log_likelihood = np.where(labels == 1, np.log(clipped), np.log1p(-clipped))
     return {
         "n": len(labels),
         "golden_share": float(labels.mean()),
         "auc": area_under_curve(labels, probs),
         "ece": ece(labels, probs, bins=bins),
         "brier": float(np.mean((probs - labels) ** 2)),
-        "nll": float(-np.mean(np.where(labels == 1, np.log(clipped), np.log1p(-clipped)))),
+        "nll": float(-np.mean(log_likelihood)),
     }
 
 
 def area_under_curve(labels: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve; NaN when one class is absent."""
-    return float(roc_auc_score(labels, scores)) if 0 < labels.mean() < 1 else float("nan")
+    if not 0 < labels.mean() < 1:
+        return float("nan")
+    return float(roc_auc_score(labels, scores))
 
 
-def _labels_and_probs(labels: Any, probs: Any) -> tuple[np.ndarray, np.ndarray]:
+def _labels_and_probs(labels: ArrayLike, probs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     labels, probs = np.asarray(labels, dtype=float), np.asarray(probs, dtype=float)
     if labels.shape != probs.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(

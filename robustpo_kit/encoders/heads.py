@@ -246,11 +246,3 @@ def _tokens(encoder: Encoder, pairs: Sequence[Pair], max_length: int) -> dict[st
         return_tensors="pt",
     )
     return {name: value.to(encoder.device) for name, value in tokens.items()}
-
-
-def raw_logits(
-    model: LinearScorer | PairScorer, encoder: Encoder, pairs: Sequence[Pair]
-) -> np.ndarray:
-    if isinstance(model, LinearScorer):
-        return model(response_features(encoder, pairs))
-    return score_pairs(model, encoder, pairs)

@@ -189,10 +189,9 @@ def estimate(setting: Setting) -> Estimate:
         seed=setting.seed,
     )
     probs = torch.from_numpy(classifier.score_set(data.prefs))
-    share = 1 / probs.shape[1]
     return Estimate(
         probs,
-        calibration.calibration_factor(probs, alpha=share, beta=share),
+        calibration.uniform_factor(probs),
         bayes_probs(world, data.prompt_ids, data.response_ids),
         truth.true_h(world, data.prompt_ids, data.response_ids),
     )
