@@ -1,0 +1,78 @@
+"""The gates: what `make` and CI run, how commits are named, how the package reads."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import reading
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT_SUBJECTS_SINCE = "2026-11-21T13:37:00Z"  # earlier ones may be longer
+
+
+def test_ci_runs_the_gates_by_their_make_targets():
+    """`make check` is `.ci/run`, which calls the README's test command among the others."""
+    gates = re.findall(r"^make ([a-z]+)", (ROOT / ".ci" / "run").read_text(), re.M)
+    assert gates == ["lint", "types", "test", "dist", "docs"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^check:.*\n\t@\.ci/run$", makefile, re.M)
+    for target in gates:
+        assert re.search(rf"^{target}: .*## ", makefile, re.M), target
+
+
+def test_make_help_lists_the_targets():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    targets = re.search(r"^\.PHONY: help (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    for target in targets[1].split():
+        assert re.search(rf"^  make {target} ", done.stdout, re.M), target
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("#!/bin/sh\nexit 1\n", "needs Python 3.11 or newer"),
+        (
+            '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexit 0\n',
+            "apt install python3-venv",
+        ),
+    ],
+)
+def test_make_says_what_the_interpreter_lacks(tmp_path, script, complaint):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    python = tmp_path / "python"
+    python.write_text(script)
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "env", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_subjects_of_commits_are_short():
+    """Of those that are there (a shallow clone has few); merges name what they merge."""
+    command = ["git", "log", "--no-merges", f"--since={SHORT_SUBJECTS_SINCE}", "--format=%h %s"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    for line in done.stdout.splitlines():
+        revision, _, subject = line.partition(" ")
+        assert len(subject) < 72, f"{revision}: a subject of {len(subject)} characters"
+
+
+@pytest.mark.parametrize("name", reading.LIMITS)
+def test_the_package_reads_well(name):
+    assert reading.measure(reading.PACKAGE)[name] <= reading.LIMITS[name]
+
+
+def test_contributing_says_how_the_package_reads():
+    """Its table has every measure and limit, and is not older than a tenth of any of them."""
+    rows = reading.table_rows((ROOT / "CONTRIBUTING.md").read_text())
+    for name, value in reading.measure(reading.PACKAGE).items():
+        _, now, limit = rows[name]
+        assert limit == (reading.shown(reading.LIMITS[name]) if name in reading.LIMITS else "")
+        close = pytest.approx(value, rel=0.1, abs=1)
+        assert float(now.replace(",", "")) == close, f"{name}: `make reading` writes the table anew"
