@@ -1,4 +1,7 @@
-"""The command `robustpo`: a thin door to the package; what fails for the user's reasons is one line and exit code 2."""
+"""The command `robustpo`: a thin door to the package.
+
+What fails for the user's reasons is one line on standard error, and exit code 2.
+"""
 
 import argparse
 import os
@@ -15,9 +18,15 @@ from robustpo_kit.errors import KitError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. ROBUSTPO_DEBUG=1 shows the whole traceback of an error."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    """Run one command; ROBUSTPO_DEBUG=1 shows the whole traceback of an error.
+
+    Args:
+        argv: The command and its arguments; without them, those of the process.
+
+    Returns:
+        The exit code: 0; 1 where the command says so; 2 for an error of use; 130 on Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except (KitError, ValueError) as error:

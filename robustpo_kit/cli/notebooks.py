@@ -1,59 +1,58 @@
 """Commands on the numbered notebooks."""
 
 import argparse
-from typing import Any
 
-from robustpo_kit.cli.parsing import assignments, comma_list, notebook_numbers
+from robustpo_kit.cli.parsing import Commands, assignments, comma_list, notebook_numbers
 from robustpo_kit.errors import KitError
 
 
-def add_series(commands: Any) -> None:
-    p = commands.add_parser("series", help="run the numbered notebooks headless")
-    p.add_argument("--profile", default="cpu", help="smoke | cpu | gpu | paper (default: cpu)")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument(
+def add_series(commands: Commands) -> None:
+    parser = commands.add_parser("series", help="run the numbered notebooks headless")
+    parser.add_argument("--profile", default="cpu", help="smoke | cpu | gpu | paper (default: cpu)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
         "--only",
         default="",
         metavar="04,05",
         help="these notebooks alone; what they need must have run",
     )
-    p.add_argument(
+    parser.add_argument(
         "--resume", action="store_true", help="keep notebooks that are finished and unchanged"
     )
-    p.add_argument(
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="a setting of the profile, as JSON",
     )
-    p.add_argument(
+    parser.add_argument(
         "-P",
         action="append",
         default=[],
         metavar="NAME=VALUE",
         help="a further notebook parameter, as JSON",
     )
-    p.add_argument(
+    parser.add_argument(
         "--time-limit",
         type=float,
         default=3600.0,
         metavar="SECONDS",
         help="a notebook (default: 3600)",
     )
-    slots = p.add_mutually_exclusive_group()
+    slots = parser.add_mutually_exclusive_group()
     slots.add_argument(
         "--gpus", default="", metavar="0,1", help="run as many notebooks at once, one a GPU"
     )
     slots.add_argument(
         "--workers", type=int, default=1, metavar="N", help="notebooks at once (default: 1)"
     )
-    p.add_argument(
+    parser.add_argument(
         "--publish",
         action="store_true",
         help="run nothing: copy the last run's results to be committed",
     )
-    p.set_defaults(run=_series)
+    parser.set_defaults(run=_series)
 
 
 def _series(arguments: argparse.Namespace) -> int:
@@ -76,23 +75,22 @@ def _series(arguments: argparse.Namespace) -> int:
             slots=tuple(comma_list(arguments.gpus)) or (None,) * arguments.workers,
         )
     )
-    return 0 if all(result.status == "ok" for result in results) else 1
+    return int(any(result.status != "ok" for result in results))
 
 
-def add_notebooks(commands: Any) -> None:
-    p = commands.add_parser(
+def add_notebooks(commands: Commands) -> None:
+    parser = commands.add_parser(
         "notebooks", help="execute the text notebooks that changed into notebooks/*.ipynb"
     )
-    p.add_argument("--only", default="", metavar="04,05")
-    p.add_argument("--all", action="store_true", help="execute unchanged ones too")
-    p.set_defaults(run=_notebooks)
+    parser.add_argument("--only", default="", metavar="04,05")
+    parser.add_argument("--all", action="store_true", help="execute unchanged ones too")
+    parser.set_defaults(run=_notebooks)
 
 
 def _notebooks(arguments: argparse.Namespace) -> int:
     from robustpo_kit import series
 
-    done = series.refresh.refresh(
-        only=list(notebook_numbers(arguments.only)) or None, everything=arguments.all
-    )
-    print(f"{len(done)} executed" if done else "nothing changed")
+    numbers = list(notebook_numbers(arguments.only))
+    executed = series.refresh.refresh(only=numbers or None, everything=arguments.all)
+    print(f"{len(executed)} executed" if executed else "nothing changed")
     return 0

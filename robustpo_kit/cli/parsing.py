@@ -4,10 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from robustpo_kit import records
 from robustpo_kit.errors import KitError
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # what `add_parser` belongs to
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +20,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def write_lines(lines: list[str], out: str | None) -> None:
+    """Write lines to the file `out`, saying how many, or to standard output."""
     text = "\n".join(lines) + "\n"
     if out:
         records.write_text(Path(out), text)
@@ -27,16 +30,20 @@ def write_lines(lines: list[str], out: str | None) -> None:
 
 
 def comma_list(text: str) -> list[str]:
+    """`a, b` as its items."""
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def notebook_numbers(text: str) -> tuple[str, ...]:
-    """`4,05` or `04_train_dora` as notebook numbers."""
-    return tuple(item[:2] if "_" in item else item.zfill(2) for item in comma_list(text))
+    """`4,05_train_gammapo` as the numbers of notebooks: 04, 05."""
+    return tuple(item.split("_")[0].zfill(2) for item in comma_list(text))
 
 
 def assignments(flag: str, given: list[str]) -> dict[str, Any]:
-    """KEY=VALUE items as a dict; a value that is not JSON is a string."""
+    """KEY=VALUE items as a dict; a value that is not JSON is a string.
+
+    Raises KitError naming `flag` for an item of another form.
+    """
     values = {}
     for item in given:
         key, equals, text = item.partition("=")

@@ -4,36 +4,39 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from robustpo_kit import paths, records
-from robustpo_kit.cli.parsing import write_lines
+from robustpo_kit.cli.parsing import Commands, write_lines
 from robustpo_kit.errors import KitError
 
+if TYPE_CHECKING:  # commands import what they need when they run: `robustpo --help` stays quick
+    from robustpo_kit.data import PreferenceSet
 
-def add_synthesise(commands: Any) -> None:
-    p = commands.add_parser(
+
+def add_synthesise(commands: Commands) -> None:
+    parser = commands.add_parser(
         "synthesise", help="sample the synthetic replies of a task into data/synthetic/; resumable"
     )
-    p.add_argument(
+    parser.add_argument(
         "--task",
         required=True,
         help="how_to | dialogue | summaries | hh | tldr | ultrafeedback | FILE.jsonl",
     )
-    p.add_argument("--model", default="smollm2-135m-instruct", help="asset, Hub id or folder")
-    p.add_argument("--dtype", default="bfloat16")
-    p.add_argument(
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="asset, Hub id or folder")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument(
         "--rows", type=int, default=0, metavar="N", help="a seeded choice of N rows (default: all)"
     )
-    p.add_argument(
+    parser.add_argument(
         "--extra",
         action="store_true",
         help="the one further reply of contaminated samples (seed + 1)",
     )
-    p.add_argument("--max-new-tokens", type=int, default=40)
-    p.add_argument("--batch-size", type=int, default=64, help="prompts a batch")
-    p.add_argument("--seed", type=int, default=0)
-    p.set_defaults(run=_synthesise)
+    parser.add_argument("--max-new-tokens", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts a batch")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=_synthesise)
 
 
 def _synthesise(arguments: argparse.Namespace) -> int:
@@ -43,40 +46,37 @@ def _synthesise(arguments: argparse.Namespace) -> int:
     rows = data.load(arguments.task)
     if arguments.rows:
         rows = rows.split({"rows": arguments.rows}, arguments.seed)["rows"][: arguments.rows]
-    rows = rows.select(
-        sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
-        if arguments.rows
-        else range(len(rows))
-    )
+        rows = rows.select(sorted(range(len(rows)), key=lambda row: len(rows[row].prompt)))
     policy = policies.load(arguments.model, template=rows.template, dtype=arguments.dtype)
-    samples = 1 if arguments.extra else 2
+    name, samples, seed = rows.name, 2, arguments.seed
+    if arguments.extra:
+        name, samples, seed = f"{rows.name}_extra", 1, arguments.seed + 1
     config = SamplingConfig(
         max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size, samples=samples
     )
-    out = mixture.store_path(f"{rows.name}_extra" if arguments.extra else rows.name)
-    seed = arguments.seed + 1 if arguments.extra else arguments.seed
-    about = {"model": arguments.model, "dtype": arguments.dtype}
-    mixture.synthesise(rows, policy.model, policy.tokenizer, config, out, seed=seed, about=about)
+    out = mixture.store_path(name)
+    origin = {"model": arguments.model, "dtype": arguments.dtype}
+    mixture.synthesise(rows, policy.model, policy.tokenizer, config, out, seed=seed, about=origin)
     print(f"{len(rows)} rows, {samples * len(rows)} replies -> {paths.show(out)}")
     return 0
 
 
-def add_score(commands: Any) -> None:
-    p = commands.add_parser(
+def add_score(commands: Commands) -> None:
+    parser = commands.add_parser(
         "score", help="score every response of a preference file: one JSON line a row"
     )
-    p.add_argument("--data", required=True, metavar="FILE.jsonl")
-    p.add_argument(
+    parser.add_argument("--data", required=True, metavar="FILE.jsonl")
+    parser.add_argument(
         "--model",
         help="adds logps (nats, summed) and lengths: asset, Hub id, folder, policy, or tiny",
     )
-    p.add_argument(
+    parser.add_argument(
         "--classifier", metavar="DIR", help="adds c, the probability of the target source"
     )
-    p.add_argument("--reward", metavar="DIR", help="adds rewards, in Bradley-Terry units")
-    p.add_argument("--dtype", default="float32", help="of the model")
-    p.add_argument("--out", metavar="FILE.jsonl", help="default: standard output")
-    p.set_defaults(run=_score)
+    parser.add_argument("--reward", metavar="DIR", help="adds rewards, in Bradley-Terry units")
+    parser.add_argument("--dtype", default="float32", help="of the model")
+    parser.add_argument("--out", metavar="FILE.jsonl", help="default: standard output")
+    parser.set_defaults(run=_score)
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -108,32 +108,32 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_judge(commands: Any) -> None:
-    p = commands.add_parser(
+def add_judge(commands: Commands) -> None:
+    parser = commands.add_parser(
         "judge", help="win, tie and lose of each source's replies against those of one column"
     )
-    p.add_argument(
+    parser.add_argument(
         "--data",
         required=True,
         metavar="FILE.jsonl",
         help="prompt, responses, sources (who wrote each)",
     )
-    p.add_argument(
+    parser.add_argument(
         "--judge", required=True, metavar="DIR", help="a reward model trained on other rows"
     )
-    p.add_argument(
+    parser.add_argument(
         "--against", type=int, default=0, metavar="COLUMN", help="the replies to beat (default: 0)"
     )
-    p.add_argument(
+    parser.add_argument(
         "--tie-band", type=float, default=0.05, help="|preference - 1/2| within it is a tie"
     )
-    p.add_argument(
+    parser.add_argument(
         "--seed", type=int, default=0, help="of the order in which the judge sees two replies"
     )
-    p.add_argument(
+    parser.add_argument(
         "--out", metavar="FILE.csv", help="the table, with its provenance beside it as JSON"
     )
-    p.set_defaults(run=_judge)
+    parser.set_defaults(run=_judge)
 
 
 def _judge(arguments: argparse.Namespace) -> int:
@@ -143,41 +143,42 @@ def _judge(arguments: argparse.Namespace) -> int:
 
     started = time.time()
     rows = PreferenceSet.from_jsonl(arguments.data)
-    names = rows[0].sources
-    for row in rows:
-        if row.sources != names:
-            raise KitError(
-                f"{arguments.data}, row {row.row_id}: sources {row.sources}, not {names} as in the first row"
-            )
+    names = _common_sources(rows, arguments.data)
     if not 0 <= arguments.against < len(names) or len(set(names)) < len(names):
         raise KitError(
-            f"judge: --against {arguments.against} should name one of the columns of {names}, all different"
+            f"judge: --against {arguments.against} should name one of the columns of {names}, "
+            "all different"
         )
     judge = judging.RewardJudge(RewardModel.load(arguments.judge), tie_band=arguments.tie_band)
-    replies = {
-        name: [row.responses[column] for row in rows]
-        for column, name in enumerate(names)
-        if column != arguments.against
-    }
+    replies = {}
+    for column, name in enumerate(names):
+        replies[name] = [row.responses[column] for row in rows]
+    baseline = replies.pop(names[arguments.against])
     verdicts = judging.compare(
         judge,
         [row.prompt for row in rows],
         replies,
-        [row.responses[arguments.against] for row in rows],
+        baseline,
         seed=arguments.seed,
         prompt_ids=[row.group for row in rows],
     )
     table = judging.win_table(verdicts, seed=arguments.seed)
-    print(
-        table[["policy", "prompts", "win", "tie", "lose", "score"]].round(3).to_string(index=False)
-    )
+    shown = table[["policy", "prompts", "win", "tie", "lose", "score"]]
+    print(shown.round(3).to_string(index=False))
     if arguments.out:
-        config = {
-            "data": arguments.data,
-            "judge": arguments.judge,
-            "against": names[arguments.against],
-        }
-        records.write_table(
-            Path(arguments.out), table, records.provenance(config, arguments.seed, started)
-        )
+        against = names[arguments.against]
+        config = {"data": arguments.data, "judge": arguments.judge, "against": against}
+        origin = records.provenance(config, arguments.seed, started)
+        records.write_table(Path(arguments.out), table, origin)
     return 0
+
+
+def _common_sources(rows: "PreferenceSet", file: str) -> tuple[str, ...]:
+    """Who wrote the columns of `rows`; raises KitError naming a row where others did."""
+    names = rows[0].sources
+    for row in rows:
+        if row.sources != names:
+            raise KitError(
+                f"{file}, row {row.row_id}: sources {row.sources}, not {names} as in the first row"
+            )
+    return names

@@ -7,59 +7,59 @@ from pathlib import Path
 from typing import Any
 
 from robustpo_kit import paths, records
-from robustpo_kit.cli.parsing import assignments
+from robustpo_kit.cli.parsing import Commands, assignments
 from robustpo_kit.errors import KitError
 
+REQUIRED = ("data", "objective", "model", "out")
+FLAGS = (*REQUIRED, "seed", "dtype", "lora", "rank")
 
-def add_train(commands: Any) -> None:
-    p = commands.add_parser(
+
+def add_train(commands: Commands) -> None:
+    parser = commands.add_parser(
         "train", help="train a policy on a preference file; also under `accelerate launch -m`"
     )
-    p.add_argument(
+    parser.add_argument(
         "--config", metavar="FILE.json", help="any of these settings by name; flags win over it"
     )
-    p.add_argument(
+    parser.add_argument(
         "--data",
         metavar="FILE.jsonl",
         help="preferences: prompt and responses, or chosen and rejected",
     )
-    p.add_argument(
+    parser.add_argument(
         "--objective",
         metavar="SPEC",
         help='e.g. "dpo(beta=0.1)" or "dora(dpo_pl, beta=0.1, lam=1.0)"',
     )
-    p.add_argument("--model", help="asset, Hub id, local folder, or tiny")
-    p.add_argument("--out", metavar="DIR", help="where the policy and record.json go")
-    p.add_argument("--seed", type=int)
-    p.add_argument("--dtype", help="float32 | bfloat16")
-    p.add_argument("--lora", help="attention | all-linear | none")
-    p.add_argument("--rank", type=int, help="of the LoRA adapter")
-    p.add_argument(
+    parser.add_argument("--model", help="asset, Hub id, local folder, or tiny")
+    parser.add_argument("--out", metavar="DIR", help="where the policy and record.json go")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--dtype", help="float32 | bfloat16")
+    parser.add_argument("--lora", help="attention | all-linear | none")
+    parser.add_argument("--rank", type=int, help="of the LoRA adapter")
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="a field of TrainConfig, as JSON",
     )
-    p.set_defaults(run=_train)
+    parser.set_defaults(run=_train)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from robustpo_kit import objectives, policies, training
     from robustpo_kit.data import PreferenceSet
 
-    given = _train_settings(
-        arguments, {field.name for field in dataclasses.fields(training.TrainConfig)}
-    )
-    out = _free_folder(Path(given.pop("out")))
-    model, dtype = given.pop("model"), given.pop("dtype", "float32")
-    lora, rank = given.pop("lora", "attention"), given.pop("rank", 16)
-    rows, objective = (
-        PreferenceSet.from_jsonl(given.pop("data")),
-        objectives.build(given.pop("objective")),
-    )
+    fields = {field.name for field in dataclasses.fields(training.TrainConfig)}
+    settings = _train_settings(arguments, fields)
+    out = _free_folder(Path(settings.pop("out")))
+    model, dtype = settings.pop("model"), settings.pop("dtype", "float32")
+    lora, rank = settings.pop("lora", "attention"), settings.pop("rank", 16)
+    rows = PreferenceSet.from_jsonl(settings.pop("data"))
+    objective = objectives.build(settings.pop("objective"))
     try:
-        config = training.TrainConfig(**given)
+        config = training.TrainConfig(**settings)
     except TypeError as error:
         raise KitError(f"train: {error}") from None
     policy = policies.load(model, dtype=dtype)
@@ -76,31 +76,34 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _train_settings(arguments: argparse.Namespace, fields: set[str]) -> dict[str, Any]:
-    """Settings from the config file, then --set, then flags; raises KitError for one that is unknown or missing."""
-    flags = ("data", "objective", "model", "out", "seed", "dtype", "lora", "rank")
-    given = records.read_json(Path(arguments.config)) if arguments.config else {}
-    if not isinstance(given, dict):
+    """Settings from the config file, then --set, then flags, which win.
+
+    Raises KitError for a setting that is unknown (neither a flag nor one of `fields`) or missing.
+    """
+    settings: dict[str, Any] = {}
+    if arguments.config:
+        settings = records.read_json(Path(arguments.config))
+    if not isinstance(settings, dict):
         raise KitError(f"{arguments.config}: expected one JSON object")
-    given |= assignments("--set", arguments.set)
-    given |= {
-        name: getattr(arguments, name) for name in flags if getattr(arguments, name) is not None
-    }
-    for name in given:
-        if name not in fields | set(flags):
-            raise KitError(
-                f"train: setting '{name}' is unknown; choose among {', '.join(sorted(fields | set(flags)))}"
-            )
-    for name in ("data", "objective", "model", "out"):
-        if name not in given:
+    settings |= assignments("--set", arguments.set)
+    for name in FLAGS:
+        if getattr(arguments, name) is not None:
+            settings[name] = getattr(arguments, name)
+    known = sorted(fields.union(FLAGS))
+    for name in settings:
+        if name not in known:
+            raise KitError(f"train: setting '{name}' is unknown; choose among {', '.join(known)}")
+    for name in REQUIRED:
+        if name not in settings:
             raise KitError(f"train: --{name} is missing")
-    return given
+    return settings
 
 
 def _free_folder(out: Path) -> Path:
-    """`out`, unless it holds something that is not a policy: saving a policy replaces the folder."""
-    if out.exists() and (
-        not out.is_dir() or (any(out.iterdir()) and not (out / "policy.json").exists())
-    ):
+    """`out`, unless it holds what is not a policy: saving a policy replaces the folder."""
+    is_policy = (out / "policy.json").exists()
+    is_empty = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not is_policy and not is_empty:
         raise KitError(
             f"--out {paths.show(out)}: exists and is not a policy of this kit; name another folder"
         )
