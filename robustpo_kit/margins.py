@@ -1,10 +1,12 @@
-"""gamma-PO's dynamic target margins: the convex problem of Eq. 9, its exact solution, and the queue of past gaps.
+"""gamma-PO's dynamic target margins: the convex problem of Eq. 9, its solution, the queue of gaps.
 
-For n reward gaps m_i the margins are gamma_i = gamma0 q_i with q_i = n p_i > 0 and mean q = 1, where p minimises
-    mean_i softplus(gamma0 q_i - m_i) + tau KL(p || uniform)                                                    (Eq. 22)
+For n reward gaps m_i the margins are gamma_i = gamma0 q_i with q_i = n p_i > 0 and mean q = 1,
+where p minimises
+    mean_i softplus(gamma0 q_i - m_i) + tau KL(p || uniform)                               (Eq. 22)
 whose optimality (KKT) conditions are, for one multiplier nu,
-    gamma0 sigmoid(gamma0 q_i - m_i) + tau (1 + log q_i) = nu  for all i                                        (Eq. 23)
-Hence every gamma_i lies within gamma0 exp(+-gamma0 / tau): gamma0 / tau is the strength of the method.
+    gamma0 sigmoid(gamma0 q_i - m_i) + tau (1 + log q_i) = nu  for all i                   (Eq. 23)
+Hence every gamma_i lies within gamma0 exp(+-gamma0 / tau): gamma0 / tau is the strength of the
+method.
 """
 
 import math
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustpo_kit.losses import softplus
+from robustpo_kit.losses import check_at_least, check_positive, check_whole, softplus
 
 OFFICIAL_START = 8  # normal draws the published code puts into its queue before training
 OFFICIAL_EPSILON = 1e-10  # what the published code adds to p inside the logarithm
@@ -30,12 +32,24 @@ def target_margins(
     steps: int = 20,
     parity: str | None = None,
 ) -> Tensor:
-    """Target margins gamma_i [n], mean gamma0, never falling with the gap, from reward gaps m [n]; detached.
+    """Target margins gamma_i from reward gaps m_i: of mean gamma0, never falling with the gap.
 
-    `solver` "exact" solves the KKT conditions to rounding, on the CPU in float64; "mirror_descent" runs `steps` updates
-    of Eq. 24 with rate min(0.5 / tau, 1) and warns where its iteration is unstable. `parity="official"` is mirror
-    descent as published: the margins of the last update are never read, so `steps=20` are 19 effective ones.
-    Raises ValueError naming the argument.
+    Args:
+        gaps: [n], reward gaps m.
+        gamma0: the mean margin, in units of the gaps, >= 0.
+        tau: weight of the KL term > 0; gamma0 / tau is the strength.
+        solver: "exact" solves the KKT conditions to rounding, on the CPU in float64;
+            "mirror_descent" runs updates of Eq. 24 with rate min(0.5 / tau, 1), and warns where
+            its iteration is unstable.
+        steps: updates of mirror descent.
+        parity: "official" is mirror descent as published: the margins of its last update are never
+            read, so `steps=20` are 19 effective ones.
+
+    Returns:
+        [n], detached.
+
+    Raises:
+        ValueError: an argument is outside its range; the message names it.
     """
     _check(gaps, gamma0, tau, steps, parity)
     if parity == "official":
@@ -46,44 +60,46 @@ def target_margins(
         raise ValueError(f"solver: expected 'exact' or 'mirror_descent', got {solver!r}")
     if gamma0 == 0:
         return torch.zeros_like(gaps.detach())
-    # a few hundred numbers: the scalar root finding below would stall an accelerator at every iteration
+    # a few hundred numbers: scalar root finding would stall an accelerator at every iteration
     m = gaps.detach().to("cpu", torch.float64).numpy()
     return torch.from_numpy(gamma0 * np.exp(_solve_log_q(m, gamma0, tau))).to(gaps)
 
 
 def kkt_residual(margins: Tensor, gaps: Tensor, *, gamma0: float, tau: float) -> float:
-    """How far `margins` [n] are from optimal: the deviation of Eq. 23 from its mid value, or of mean q from 1."""
+    """How far margins are from optimal: 0 at the solution.
+
+    Args:
+        margins: [n], gamma_i.
+        gaps: [n], reward gaps.
+        gamma0: the mean margin that they should have.
+        tau: weight of the KL term.
+
+    Returns:
+        The larger of the deviation of Eq. 23 from its mid value and of mean q from 1.
+    """
     q = margins.double() / gamma0
-    value = gamma0 * torch.sigmoid(margins.double() - gaps.double()) + tau * (1 + torch.log(q))
-    return max(float(value.max() - value.min()) / 2, abs(float(q.mean()) - 1))
+    multiplier = gamma0 * torch.sigmoid(margins.double() - gaps.double()) + tau * (1 + torch.log(q))
+    return max(float(multiplier.max() - multiplier.min()) / 2, abs(float(q.mean()) - 1))
 
 
 def margin_objective(margins: Tensor, gaps: Tensor, *, gamma0: float, tau: float) -> Tensor:
-    """The objective of Eq. 22 at `margins` [n], a scalar: mean softplus(gamma_i - m_i) + tau KL(p || uniform)."""
+    """The objective of Eq. 22 at `margins` [n] for `gaps` [n], a scalar.
+
+    mean softplus(gamma_i - m_i) + tau KL(p || uniform), p_i = gamma_i / (n gamma0).
+    """
     q = margins / gamma0
     return softplus(margins - gaps).mean() + tau * torch.xlogy(q, q).mean()
 
 
-def implied_smoothing(
-    gaps: Tensor, deltas: Tensor, *, gamma0: float, exact: bool = False
-) -> Tensor:
-    """The label smoothing epsilon at which rDPO's loss (Eq. 13) equals gamma-PO's at margin gamma0 + delta (Thm 3.1).
-
-    Eq. 14 to first order in delta, or `exact`, without the expansion. Both [n]; epsilon has the sign of delta for
-    positive gaps, so a smaller margin there means a *negative* epsilon; at gap 0 none exists (infinite or NaN).
-    """
-    base = softplus(gamma0 - gaps)
-    change = (
-        softplus(gamma0 + deltas - gaps) - base if exact else deltas * torch.sigmoid(gamma0 - gaps)
-    )
-    return change / (softplus(gaps + gamma0) - base)
-
-
 class GapQueue:
-    """First-in-first-out store of past reward gaps, from which each step draws company for its own (Algorithm 2).
+    """First-in-first-out store of past reward gaps, company for each step's own (Algorithm 2).
 
-    Starts empty, as the paper says; `parity="official"` starts with 8 normal draws, as the published code does.
-    All randomness comes from `generator` (a CPU generator; seed 0 if None).
+    Args:
+        capacity: gaps that are kept.
+        solve_size: gaps in each problem that is solved, the step's own included.
+        generator: of all draws, on the CPU; seed 0 if None.
+        parity: None starts empty, as the paper says; "official" starts with 8 normal draws, as the
+            published code does.
     """
 
     def __init__(
@@ -94,36 +110,37 @@ class GapQueue:
         *,
         parity: str | None = None,
     ) -> None:
-        for name, value in (("capacity", capacity), ("solve_size", solve_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: must be a positive whole number, got {value!r}")
+        check_whole("capacity", capacity, low=1)
+        check_whole("solve_size", solve_size, low=1)
         _check_parity(parity)
         self.capacity, self.solve_size = capacity, solve_size
-        self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
-        self._gaps = torch.empty(0, dtype=torch.float64)
+        self.generator = generator or torch.Generator().manual_seed(0)
+        first = 0
         if parity == "official":
-            self._gaps = torch.randn(OFFICIAL_START, generator=self.generator, dtype=torch.float64)[
-                -capacity:
-            ]
+            first = OFFICIAL_START
+        draws = torch.randn(first, generator=self.generator, dtype=torch.float64)
+        self._gaps = draws[-capacity:]
 
     def __len__(self) -> int:
         return len(self._gaps)
 
     def push(self, gaps: Tensor) -> None:
-        """Append `gaps` [n]; the oldest leave once `capacity` is reached. Raises ValueError if they are not finite."""
+        """Append `gaps` [n]; the oldest leave once `capacity` is reached.
+
+        Raises ValueError if they are not finite.
+        """
         _check_gaps(gaps)
-        self._gaps = torch.cat([self._gaps, gaps.detach().to("cpu", torch.float64)])[
-            -self.capacity :
-        ]
+        arrived = gaps.detach().to("cpu", torch.float64)
+        self._gaps = torch.cat([self._gaps, arrived])[-self.capacity :]
 
     def sample(self, count: int, *, advance: bool = True) -> Tensor:
         """At most `count` stored gaps, drawn without replacement, float64 on the CPU.
 
         `advance=False` leaves the generator as it was, so that evaluation does not change training.
         """
-        before = None if advance else self.generator.get_state()
+        before = self.generator.get_state()
         chosen = torch.randperm(len(self._gaps), generator=self.generator)[: max(count, 0)]
-        if before is not None:
+        if not advance:
             self.generator.set_state(before)
         return self._gaps[chosen]
 
@@ -132,7 +149,10 @@ class GapQueue:
         return {"gaps": self._gaps.clone(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over `state` (tensors or lists). Raises ValueError for a missing entry or too many gaps."""
+        """Take over `state` (tensors or lists).
+
+        Raises ValueError for a missing entry or too many gaps.
+        """
         if missing := [name for name in ("gaps", "generator") if name not in state]:
             raise ValueError(f"state: entry '{missing[0]}' is missing; not the state of a GapQueue")
         gaps = torch.as_tensor(state["gaps"], dtype=torch.float64).cpu().clone()
@@ -156,20 +176,31 @@ def dynamic_margins(
     parity: str | None = None,
     training: bool = True,
 ) -> Tensor:
-    """Margins [B] of the step's gaps [B], solved in company of a draw from `queue`, which then takes the gaps in.
+    """Margins of a step's gaps, solved in company of a draw from the queue that then takes them in.
 
-    The problem has `queue.solve_size` gaps in all (fewer while the queue fills, more if the step alone is larger).
-    `center` returns gamma_i - gamma0, what gamma-DPO subtracts. `training=False` only reads the queue.
+    The problem has `queue.solve_size` gaps in all: fewer while the queue fills, more if the step
+    alone is larger (Algorithm 2).
+
+    Args:
+        gaps: [B], the reward gaps of the step.
+        queue: of past gaps.
+        gamma0, tau, solver, steps, parity: as in `target_margins`.
+        center: return gamma_i - gamma0, what gamma-DPO subtracts.
+        training: False only reads the queue.
+
+    Returns:
+        [B], detached.
     """
     _check(gaps, gamma0, tau, steps, parity)
     company = queue.sample(queue.solve_size - len(gaps), advance=training).to(gaps)
     pool = torch.cat([gaps.detach(), company])
-    margins = target_margins(
-        pool, gamma0=gamma0, tau=tau, solver=solver, steps=steps, parity=parity
-    )[: len(gaps)]
+    solved = target_margins(pool, gamma0=gamma0, tau=tau, solver=solver, steps=steps, parity=parity)
     if training:
         queue.push(gaps)
-    return margins - gamma0 if center else margins
+    margins = solved[: len(gaps)]
+    if center:
+        return margins - gamma0
+    return margins
 
 
 def _mirror_descent(
@@ -181,14 +212,13 @@ def _mirror_descent(
     log_q = torch.zeros_like(gaps)
     for _ in range(updates):
         q = log_q.exp()
-        gradient = gamma0 * torch.sigmoid(gamma0 * q - gaps) + tau * (
-            1 + torch.log(q + count * epsilon)
-        )  # Eq. 23
+        slope = gamma0 * torch.sigmoid(gamma0 * q - gaps)
+        gradient = slope + tau * (1 + torch.log(q + count * epsilon))  # Eq. 23
         log_q = log_q - rate * gradient
         log_q = log_q - torch.logsumexp(log_q, dim=0) + math.log(count)
     margins = gamma0 * log_q.exp()
-    # the update map of log q has slopes down to 1 - rate (tau + gamma0 gamma_i / 4); below -1 it cycles.
-    # With rate 0.5 / tau this is gamma0 gamma_max > 12 tau.
+    # the update map of log q has slopes down to 1 - rate (tau + gamma0 gamma_i / 4); below -1 it
+    # cycles. With rate 0.5 / tau this is gamma0 gamma_max > 12 tau.
     largest = float(margins.max())
     if rate * (tau + gamma0 * largest / 4) > 2:
         warnings.warn(
@@ -201,11 +231,11 @@ def _mirror_descent(
 
 
 def _solve_log_q(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
-    """log q [n] of the exact solution: a scalar root in s = (nu - tau) / tau, each q_i solved inside it.
+    """log q [n] of the exact solution: a scalar root in s = (nu - tau) / tau, each q_i inside it.
 
-    At a given s, u_i = log q_i is the root of u + r sigmoid(gamma0 e^u - m_i) = s with r = gamma0 / tau, so
-    s - r < u < s; u rises with s, and mean q = 1 lies at some s in [0, r]. Newton steps, kept inside brackets, on both
-    levels.
+    At a given s, u_i = log q_i is the root of u + r sigmoid(gamma0 e^u - m_i) = s with
+    r = gamma0 / tau, so s - r < u < s; u rises with s, and mean q = 1 lies at some s in [0, r].
+    Newton steps, kept inside brackets, on both levels.
     """
     r = gamma0 / tau
     low, high = 0.0, r
@@ -218,11 +248,12 @@ def _solve_log_q(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
         error = math.log(total / len(m))  # log mean q
         if abs(error) < 1e-14 or high - low < 4e-16 * max(r, 1e-300):
             break
-        low, high = (s, high) if error < 0 else (low, s)
-        step = (
-            error * total / float((q / slope).sum())
-        )  # d log(mean q) / ds = sum(q / slope) / sum q
-        proposal = s - step
+        if error < 0:
+            low = s
+        else:
+            high = s
+        # d log(mean q) / ds = sum(q / slope) / sum q
+        proposal = s - error * total / float((q / slope).sum())
         if not low < proposal < high:
             proposal = (low + high) / 2
         if proposal == s:
@@ -235,7 +266,7 @@ def _solve_log_q(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
 def _solve_inner(
     u: np.ndarray, m: np.ndarray, s: float, gamma0: float, r: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Roots of u + r sigmoid(gamma0 e^u - m) = s from the guess `u`, and the slope of the left side there; both [n]."""
+    """Roots [n] of u + r sigmoid(gamma0 e^u - m) = s from the guess `u`; slopes of the left side."""
     low, high = np.full_like(m, s - r), np.full_like(m, s)
     tolerance = 2e-16 * max(1.0, abs(s), abs(s - r))
     for _ in range(200):
@@ -256,24 +287,15 @@ def _solve_inner(
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
+    # scipy's expit is as fast and rounds otherwise: margins would change in their last digit
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
 def _check(gaps: Tensor, gamma0: float, tau: float, steps: int, parity: str | None) -> None:
     _check_gaps(gaps)
-    for name, value in (("gamma0", gamma0), ("tau", tau)):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    if gamma0 < 0:
-        raise ValueError(f"gamma0: must not be negative, got {gamma0}")
-    if tau <= 0:
-        raise ValueError(f"tau: must be positive, got {tau}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: must be a positive whole number, got {steps!r}")
+    check_at_least("gamma0", gamma0, 0.0)
+    check_positive("tau", tau)
+    check_whole("steps", steps, low=1)
     _check_parity(parity)
 
 

@@ -16,7 +16,6 @@ from robustpo_kit.losses import Scores
 from robustpo_kit.margins import (
     GapQueue,
     dynamic_margins,
-    implied_smoothing,
     kkt_residual,
     margin_objective,
     target_margins,
@@ -276,6 +275,20 @@ def test_official_queue_starts_with_eight_normals():
 
 
 # --- Theorem 3.1 ---
+
+
+def implied_smoothing(gaps, deltas, *, gamma0, exact=False):
+    """Eq. 14: the label smoothing at which Eq. 13's loss is gamma-PO's at margin gamma0 + delta.
+
+    To first order in delta, or `exact`; a smaller margin than gamma0 at a positive gap means a
+    *negative* smoothing, and at gap 0 none exists.
+    """
+    softplus = losses.softplus
+    base = softplus(gamma0 - gaps)
+    change = (
+        softplus(gamma0 + deltas - gaps) - base if exact else deltas * torch.sigmoid(gamma0 - gaps)
+    )
+    return change / (softplus(gaps + gamma0) - base)
 
 
 def test_smoothing_makes_both_losses_equal_and_eq_14_is_its_first_order():
