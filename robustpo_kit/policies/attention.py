@@ -1,6 +1,7 @@
 """Attention of packed rows: responses see the prompt and themselves, never each other."""
 
-import logging
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,14 +14,7 @@ from transformers.masking_utils import sdpa_mask
 from robustpo_kit.policies.batches import Blocks
 
 ATTENTION = "robustpo_blocks"  # the name under which transformers finds `block_attention`
-
-
-MATRIX_TOKENS = (
-    512  # the longest block whose attention is computed by matrix products (CPU, half precision)
-)
-
-
-log = logging.getLogger(__name__)
+MATRIX_TOKENS = 512  # the longest block computed by matrix products (CPU, half precision)
 
 
 def block_attention(
@@ -37,9 +31,23 @@ def block_attention(
     blocks: Blocks | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention inside each block of a packed row; without `blocks` it is the model's usual attention.
+    """Attention inside each block of a packed row; without `blocks` the model's usual attention.
 
-    query [1, H, T, D], key and value [1, Hkv, T, D] -> [1, T, H, D]. `sliding_window` is intersected by position.
+    Args:
+        module: the attention layer.
+        query: [1, H, T, D].
+        key: [1, Hkv, T, D].
+        value: [1, Hkv, T, D].
+        attention_mask: of the usual attention; blocks bring their own.
+        dropout: probability that an attention weight is dropped.
+        scaling: of the scores; default: D ** -0.5.
+        sliding_window: positions that a token looks back, itself included.
+        softcap: scores are softcap * tanh(scores / softcap), as in Gemma-2.
+        blocks: the structure of the row.
+        **kwargs: what transformers hands to any attention.
+
+    Returns:
+        [1, T, H, D], and None in the place of attention weights.
     """
     if blocks is None:
         if softcap is not None:
@@ -51,43 +59,55 @@ def block_attention(
         blocks.calls += 1
     if blocks.kernel == "flex":
         return _flex(query, key, value, blocks, scaling, sliding_window, softcap), None
-    groups = query.shape[1] // key.shape[1]
     parts = []
     for i, block in enumerate(blocks.blocks):
+        window = None
+        if sliding_window is not None and sliding_window < block.stop - block.start:
+            window = sliding_window
         q, k, v = (x[:, :, block.start : block.stop] for x in (query, key, value))
-        length = block.stop - block.start
-        window = sliding_window if sliding_window is not None and sliding_window < length else None
         mask = blocks.mask(i, window, q.dtype)
-        half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
-        if half_on_cpu and length <= MATRIX_TOKENS and softcap is None and not dropout:
-            parts.append(_matrix_attention(q, k, v, mask, scaling))
-            continue
-        k, v = repeat_kv(k, groups), repeat_kv(v, groups)
-        if softcap is not None:
-            parts.append(_capped(q, k, v, mask, scaling, softcap))
-        else:
-            parts.append(
-                F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling
-                )
-            )
+        parts.append(_one_block(q, k, v, mask, dropout, scaling, softcap))
     return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _one_block(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention [1, H, L, D] of one block under its additive mask [L, L], by the fastest way."""
+    half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
+    if half_on_cpu and q.shape[2] <= MATRIX_TOKENS and softcap is None and not dropout:
+        return _matrix_attention(q, k, v, mask, scaling)
+    groups = q.shape[1] // k.shape[1]
+    k, v = repeat_kv(k, groups), repeat_kv(v, groups)
+    if softcap is not None:
+        return _capped(q, k, v, mask, scaling, softcap)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
+
+
+def _scale(q: Tensor, scaling: float | None) -> float:
+    if scaling is None:
+        return q.shape[-1] ** -0.5
+    return scaling
 
 
 def _matrix_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None
 ) -> Tensor:
-    """Attention by two products of matrices: on CPUs in half precision, and for short blocks, faster than SDPA.
+    """Attention by two products of matrices: on CPUs in half precision faster than SDPA.
 
-    Query heads that share a key head are one matrix, so that keys and values are not repeated. Costs: the probabilities
-    [heads, L, L] are kept for the backward pass, and scores are rounded to the model's precision before the softmax, as
-    in transformers' eager attention.
+    Query heads that share a key head are one matrix, so that keys and values are not repeated.
+    Costs: the probabilities [heads, L, L] are kept for the backward pass, and scores are rounded to
+    the model's precision before the softmax, as in transformers' eager attention.
     """
     heads, length, size = k.shape[1], q.shape[2], q.shape[3]
     groups = q.shape[1] // heads
-    rows = (q[0] * (size**-0.5 if scaling is None else scaling)).reshape(
-        heads, groups * length, size
-    )
+    rows = (q[0] * _scale(q, scaling)).reshape(heads, groups * length, size)
     scores = torch.baddbmm(mask.repeat(groups, 1), rows, k[0].transpose(1, 2))
     return (torch.softmax(scores, dim=-1) @ v[0]).view(q.shape)
 
@@ -96,7 +116,7 @@ def _capped(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float
 ) -> Tensor:
     """Gemma-2's attention: cap * tanh(scores / cap) before the mask."""
-    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = q @ k.transpose(-1, -2) * _scale(q, scaling)
     scores = softcap * torch.tanh(scores / softcap) + mask
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
 
@@ -110,22 +130,29 @@ def _dense_softcap(
     scaling: float | None,
     softcap: float,
 ) -> Tensor:
+    """Gemma-2's attention without blocks, for sampling: SDPA knows no softcap."""
     groups = q.shape[1] // k.shape[1]
     k, v = repeat_kv(k, groups), repeat_kv(v, groups)
     if mask is None:
-        causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-        mask = (
-            causal.tril(k.shape[2] - q.shape[2]) if getattr(module, "is_causal", True) else causal
-        )
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+        if getattr(module, "is_causal", True):
+            mask = mask.tril(k.shape[2] - q.shape[2])
     if mask.dtype == torch.bool:
-        # The lowest number and not -inf: a padded query may look nowhere, and NaN would spread through its values.
-        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
-            ~mask, torch.finfo(q.dtype).min
-        )
+        # the lowest number and not -inf: a padded query may look nowhere, and NaN would spread
+        lowest = torch.finfo(q.dtype).min
+        additive = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
+        mask = additive.masked_fill_(~mask, lowest)
     return _capped(q, k, v, mask, scaling, softcap).transpose(1, 2)
 
 
-_compiled_flex: Any = None
+@functools.cache
+def _flex_attention(device_type: str) -> Callable[..., Any]:
+    """FlexAttention, compiled once a process where there is a GPU."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if device_type == "cuda":
+        return torch.compile(flex_attention, dynamic=True)
+    return flex_attention
 
 
 def _flex(
@@ -137,22 +164,16 @@ def _flex(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    global _compiled_flex
-    from torch.nn.attention.flex_attention import flex_attention
+    cap = None
+    if softcap is not None:
 
-    if _compiled_flex is None:
-        _compiled_flex = (
-            torch.compile(flex_attention, dynamic=True) if q.is_cuda else flex_attention
-        )
-    cap = (
-        None
-        if softcap is None
-        else (lambda score, _b, _h, _q, _k: softcap * torch.tanh(score / softcap))
-    )
+        def cap(score: Tensor, _b: Tensor, _h: Tensor, _q: Tensor, _k: Tensor) -> Tensor:
+            return softcap * torch.tanh(score / softcap)
+
+    attend = _flex_attention(q.device.type)
     mask = blocks.flex(window, q.shape[2])
-    out = _compiled_flex(
-        q, k, v, score_mod=cap, block_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    grouped = q.shape[1] != k.shape[1]
+    out = attend(q, k, v, score_mod=cap, block_mask=mask, scale=scaling, enable_gqa=grouped)
     return out.transpose(1, 2)
 
 

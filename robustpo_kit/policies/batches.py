@@ -1,8 +1,8 @@
 """Batches that compute a prompt once for all its responses, and the blocks of a packed row."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,11 +10,14 @@ from torch.nn import functional as F
 
 from robustpo_kit.policies.tokens import TokenRow
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 FLEX_MULTIPLE = 128  # FlexAttention's block size: rows are padded to it, on GPUs only
 
 
 class Block(NamedTuple):
-    """Where one prompt and its responses lie in a packed row, [start, stop), and the lengths of its segments."""
+    """Where one prompt and its responses lie in a packed row, [start, stop), and their lengths."""
 
     start: int
     stop: int
@@ -30,8 +33,9 @@ class Blocks:
 
     def __init__(self, blocks: list[Block], positions: Tensor, kernel: str = "sdpa"):
         self.blocks, self.positions, self.kernel = blocks, positions, kernel
-        self.calls = 0  # attention layers that obeyed; `shared_prefix_support` counts them
-        self._masks: dict[Any, Any] = {}
+        self.calls = 0  # attention layers that obeyed; the probe of a model counts them
+        self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
+        self._flex_masks: dict[tuple[int | None, int], BlockMask] = {}
 
     def to(self, device: torch.device | str) -> "Blocks":
         """The same structure on another device."""
@@ -41,65 +45,61 @@ class Blocks:
         """Additive mask [L, L] of block `index`: 0 where a token may look, -inf elsewhere."""
         key = (index, window, dtype)
         if key not in self._masks:
-            block = self.blocks[index]
-            allowed = _allowed(
-                *self._segments(block), self.positions[block.start : block.stop], window
-            )
-            self._masks[key] = torch.zeros(
-                allowed.shape, dtype=dtype, device=allowed.device
-            ).masked_fill_(~allowed, float("-inf"))
+            forbidden = ~self._allowed(self.blocks[index], window)
+            mask = torch.zeros(forbidden.shape, dtype=dtype, device=forbidden.device)
+            self._masks[key] = mask.masked_fill_(forbidden, float("-inf"))
         return self._masks[key]
 
-    def flex(self, window: int | None, length: int) -> Any:
-        """FlexAttention BlockMask over the whole row."""
-        key = ("flex", window, length)
-        if key not in self._masks:
-            self._masks[key] = _flex_mask(self, window, length)
-        return self._masks[key]
+    def flex(self, window: int | None, length: int) -> "BlockMask":
+        """FlexAttention's mask over the whole row of `length` tokens, padding included."""
+        key = (window, length)
+        if key not in self._flex_masks:
+            self._flex_masks[key] = self._flex_mask(window, length)
+        return self._flex_masks[key]
 
-    def _segments(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Segment number of each token (0 = prompt) and its index in the block."""
+    def _segments(self, block: Block) -> Tensor:
+        """Segment number [L] of each token: 0 = prompt, k = response k - 1."""
         sizes = torch.tensor([block.prompt, *block.responses])
-        segment = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(self.positions.device)
-        return segment, torch.arange(len(segment), device=self.positions.device)
+        return torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(self.positions.device)
 
+    def _allowed(self, block: Block, window: int | None) -> Tensor:
+        """[L, L] bool: a token may look at earlier ones of its own segment or of the prompt."""
+        segment = self._segments(block)
+        place = torch.arange(len(segment), device=segment.device)
+        own = (segment[:, None] == segment[None, :]) | (segment[None, :] == 0)
+        allowed = own & (place[:, None] >= place[None, :])
+        if window is not None:  # by position, which restarts with each response, and not by place
+            position = self.positions[block.start : block.stop]
+            allowed &= position[:, None] - position[None, :] < window
+        return allowed
 
-def _allowed(segment: Tensor, index: Tensor, position: Tensor, window: int | None) -> Tensor:
-    """[L, L] bool: row token may look at column token: an earlier one of its own segment or of the prompt."""
-    own = (segment[:, None] == segment[None, :]) | (segment[None, :] == 0)
-    allowed = own & (index[:, None] >= index[None, :])
-    if (
-        window is not None
-    ):  # by position, which restarts with each response, and not by place in the row
-        allowed &= position[:, None] - position[None, :] < window
-    return allowed
+    def _flex_mask(self, window: int | None, length: int) -> "BlockMask":
+        from torch.nn.attention.flex_attention import create_block_mask
 
+        device = self.positions.device
+        number = torch.full((length,), -1, device=device)
+        segment = torch.zeros(length, dtype=torch.long, device=device)
+        for i, block in enumerate(self.blocks):
+            number[block.start : block.stop] = i
+            segment[block.start : block.stop] = self._segments(block)
+        position = F.pad(self.positions, (0, length - len(self.positions)))
 
-def _flex_mask(blocks: Blocks, window: int | None, length: int) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+        def look(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            own = (segment[q] == segment[k]) | (segment[k] == 0)
+            allowed = (q >= k) & (number[q] == number[k]) & own
+            if window is None:
+                return allowed
+            return allowed & (position[q] - position[k] < window)
 
-    device = blocks.positions.device
-    number = torch.full((length,), -1, device=device)
-    segment = torch.zeros(length, dtype=torch.long, device=device)
-    for i, block in enumerate(blocks.blocks):
-        number[block.start : block.stop] = i
-        segment[block.start : block.stop] = blocks._segments(block)[0]
-    position = F.pad(blocks.positions, (0, length - len(blocks.positions)))
-
-    def look(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        near = (
-            (q >= k) & (number[q] == number[k]) & ((segment[q] == segment[k]) | (segment[k] == 0))
-        )
-        return near if window is None else near & (position[q] - position[k] < window)
-
-    return create_block_mask(look, None, None, length, length, device=str(device))
+        return create_block_mask(look, None, None, length, length, device=str(device))
 
 
 @dataclasses.dataclass
 class Batch:
-    """Tokens of B prompts x K responses, laid out for the model, and where their log-probs are read.
+    """Tokens of B prompts x K responses, laid out for the model, and where log-probs are read.
 
-    Shapes: input_ids, position_ids [R, T]; source, labels, owner [N], N = scored tokens in all; lengths, mask [B, K].
+    Shapes: input_ids, position_ids [R, T]; source, labels, owner [N], N = scored tokens in all;
+    lengths, mask [B, K].
     """
 
     input_ids: Tensor
@@ -114,70 +114,104 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
-        moved = {
-            field.name: value.to(device) if isinstance(value, Tensor | Blocks) else value
-            for field in dataclasses.fields(self)
-            for value in (getattr(self, field.name),)
-        }
-        return Batch(**moved)
+        values: dict[str, Any] = dict(vars(self))
+        for name, value in values.items():
+            if isinstance(value, Tensor | Blocks):
+                values[name] = value.to(device)
+        return Batch(**values)
 
 
 def collate(
     rows: Sequence[TokenRow], *, layout: str = "shared", kernel: str = "sdpa", pad: int = 0
 ) -> Batch:
-    """A batch of token rows: `layout="shared"` packs blocks into one row, "separate" pads B * K rows to the longest."""
+    """A batch of token rows.
+
+    Args:
+        rows: B prompts with up to K responses each.
+        layout: "shared" packs blocks into one row, "separate" pads B * K rows to the longest.
+        kernel: "sdpa" or "flex", of a shared layout.
+        pad: the token that fills up, which nothing looks at.
+
+    Raises:
+        ValueError: for no rows, or an unknown layout.
+    """
     if not rows:
         raise ValueError("collate: no rows")
     if layout not in ("shared", "separate"):
         raise ValueError(f"layout: {layout!r} should be 'shared' or 'separate'")
-    k_max = max(len(row.responses) for row in rows)
-    lengths = torch.tensor([row.lengths() + [0] * (k_max - len(row.responses)) for row in rows])
-    build = _shared if layout == "shared" else _separate
-    ids, positions, structure, source, labels, owner = build(rows, k_max, kernel, pad)
-    read = (torch.tensor(source), torch.tensor(labels), torch.tensor(owner))
-    return Batch(ids, positions, structure, *read, lengths, lengths > 0, tuple(rows))
-
-
-def _shared(rows: Sequence[TokenRow], k_max: int, kernel: str, pad: int) -> tuple:
-    ids, positions, source, labels, owner, blocks = [], [], [], [], [], []
+    columns = max(len(row.responses) for row in rows)
+    lengths = torch.zeros(len(rows), columns, dtype=torch.long)
     for b, row in enumerate(rows):
-        start, last = len(ids), len(ids) + len(row.prompt) - 1
+        lengths[b, : len(row.responses)] = torch.tensor(row.lengths())
+    targets = _Targets(columns)
+    if layout == "shared":
+        ids, positions, blocks = _packed(rows, targets, kernel, pad)
+    else:
+        ids, positions, blocks = _padded(rows, targets, pad), None, None
+    source, labels, owner = targets.tensors()
+    mask = lengths > 0
+    return Batch(ids, positions, blocks, source, labels, owner, lengths, mask, tuple(rows))
+
+
+class _Targets:
+    """Scored tokens: where each is predicted, which token it is, whose response it belongs to."""
+
+    def __init__(self, columns: int):
+        self.columns = columns
+        self.source: list[int] = []
+        self.labels: list[int] = []
+        self.owner: list[int] = []
+
+    def add(self, b: int, k: int, places: Iterable[int], labels: Sequence[int]) -> None:
+        """Response `k` of prompt `b`: its scored tokens, and the places that predict them."""
+        self.source.extend(places)
+        self.labels.extend(labels)
+        self.owner.extend([b * self.columns + k] * len(labels))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.tensor(self.source), torch.tensor(self.labels), torch.tensor(self.owner)
+
+
+def _packed(
+    rows: Sequence[TokenRow], targets: _Targets, kernel: str, pad: int
+) -> tuple[Tensor, Tensor, Blocks]:
+    """One row [1, T] of blocks [prompt | y1 | ... | yK], its positions and its structure."""
+    ids: list[int] = []
+    positions: list[int] = []
+    blocks: list[Block] = []
+    for b, row in enumerate(rows):
+        start, prompt = len(ids), len(row.prompt)
         ids.extend(row.prompt)
-        positions.extend(range(len(row.prompt)))
+        positions.extend(range(prompt))
         for k, (response, skip) in enumerate(zip(row.responses, row.skips, strict=True)):
-            here = len(ids)
-            # token j of a response is predicted at token j - 1 of it, the first one at the prompt's last token
-            source.extend(here + j - 1 if j else last for j in range(skip, len(response)))
-            labels.extend(response[skip:])
-            owner.extend([b * k_max + k] * (len(response) - skip))
+            # token j of a response is predicted at token j - 1 of it, the first at the prompt's end
+            places = [start + prompt - 1, *range(len(ids), len(ids) + len(response) - 1)]
+            targets.add(b, k, places[skip:], response[skip:])
             ids.extend(response[:-1])
-            positions.extend(range(len(row.prompt), len(row.prompt) + len(response) - 1))
-        blocks.append(
-            Block(start, len(ids), len(row.prompt), tuple(len(r) - 1 for r in row.responses))
-        )
+            positions.extend(range(prompt, prompt + len(response) - 1))
+        sizes = tuple(len(response) - 1 for response in row.responses)
+        blocks.append(Block(start, len(ids), prompt, sizes))
     position = torch.tensor(positions)
     structure = Blocks(blocks, position, kernel)
     if kernel == "flex":
         extra = -len(ids) % FLEX_MULTIPLE
         ids.extend([pad] * extra)
         position = F.pad(position, (0, extra))
-    return torch.tensor([ids]), position[None], structure, source, labels, owner
+    return torch.tensor([ids]), position[None], structure
 
 
-def _separate(rows: Sequence[TokenRow], k_max: int, kernel: str, pad: int) -> tuple:
-    del kernel
-    texts, source, labels, owner = [], [], [], []
+def _padded(rows: Sequence[TokenRow], targets: _Targets, pad: int) -> Tensor:
+    """Rows [B * K, T] of a prompt and one response; padding on the right needs no mask."""
+    texts: list[tuple[int, ...]] = []
     for row in rows:
         texts.extend(row.prompt + response[:-1] for response in row.responses)
-    width = max(len(text) for text in texts)
-    line = 0
+    ids = torch.full((len(texts), max(len(text) for text in texts)), pad)
+    for line, text in enumerate(texts):
+        ids[line, : len(text)] = torch.tensor(text)
+    start = 0
     for b, row in enumerate(rows):
         for k, (response, skip) in enumerate(zip(row.responses, row.skips, strict=True)):
-            first = line * width + len(row.prompt) - 1
-            source.extend(range(first + skip, first + len(response)))
-            labels.extend(response[skip:])
-            owner.extend([b * k_max + k] * (len(response) - skip))
-            line += 1
-    # Padding is on the right, so that causal attention keeps it out without any mask.
-    ids = torch.tensor([[*text, *[pad] * (width - len(text))] for text in texts])
-    return ids, None, None, source, labels, owner
+            first = start + len(row.prompt) - 1
+            targets.add(b, k, range(first + skip, first + len(response)), response[skip:])
+            start += ids.shape[1]
+    return ids

@@ -12,7 +12,7 @@ from robustpo_kit import assets
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies.lora import fuse
-from robustpo_kit.policies.policy import RECORD, Policy, on_device, with_pad
+from robustpo_kit.policies.policy import RECORD, Policy, on_device, own_template, with_pad
 from robustpo_kit.policies.tiny import byte_tokenizer, tiny
 from robustpo_kit.records import read_json
 
@@ -24,10 +24,17 @@ def load(
     dtype: str = "float32",
     device: str | torch.device | None = None,
 ) -> Policy:
-    """A policy from an asset name, a Hub id, a local Hugging Face folder, or a folder that `Policy.save` wrote.
+    """A policy with its tokenizer and template, on its device.
 
-    `template` defaults to the saved one, else to the tokenizer's chat template where it has one. Raises KitError for
-    an unknown source or dtype.
+    Args:
+        source: an asset name, a Hub id, a local Hugging Face folder, a folder that `Policy.save`
+            wrote, or "tiny" (random weights).
+        template: of prompts; default: the saved one, else the tokenizer's chat template, if any.
+        dtype: a floating-point type of torch by name.
+        device: default: this rank's GPU, or the CPU where there is none.
+
+    Raises:
+        KitError: for an unknown source or dtype.
     """
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
@@ -35,36 +42,25 @@ def load(
     if str(source) == "tiny":
         return tiny(byte_tokenizer(), template=template, device=device)
     folder = assets.resolve(str(source))
-    record = read_json(folder / RECORD) if (folder / RECORD).exists() else {}
+    record: dict[str, Any] = {}
+    if (folder / RECORD).exists():
+        record = read_json(folder / RECORD)
+    if template is None and record.get("template"):
+        template = Template(**record["template"])
     if record.get("adapter"):
-        return _load_adapter(folder, record, template, dtype, device)
-    record = {**record, "source": str(source), "origin": record.get("origin", str(source))}
-    record.pop("merged", None)
+        base = load(record["source"], template=template, dtype=dtype, device=device)
+        base.model = _with_adapter(base.model, folder)
+        return dataclasses.replace(base, record=record)
     hf_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="sdpa")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if template is None:
-        saved = record.get("template")
-        template = (
-            Template(**saved)
-            if saved
-            else Template(kind="chat" if tokenizer.chat_template else "plain")
-        )
-    return Policy(
-        on_device(model, device), with_pad(tokenizer), template, {**record, "dtype": dtype}
-    )
+    tokenizer = with_pad(AutoTokenizer.from_pretrained(folder))
+    origin = record.get("origin", str(source))
+    record = {**record, "source": str(source), "origin": origin, "dtype": dtype}
+    record.pop("merged", None)  # the merged weights lie in this folder now
+    return Policy(on_device(model, device), tokenizer, template or own_template(tokenizer), record)
 
 
-def _load_adapter(
-    folder: Path, record: dict, template: Template | None, dtype: str, device: Any
-) -> Policy:
+def _with_adapter(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
     from peft import PeftModel
 
-    base = load(
-        record["source"],
-        template=template or Template(**record["template"]),
-        dtype=dtype,
-        device=device,
-    )
-    base.model = fuse(PeftModel.from_pretrained(base.model, folder, is_trainable=True))
-    return dataclasses.replace(base, record=record)
+    return fuse(PeftModel.from_pretrained(model, folder, is_trainable=True))

@@ -1,9 +1,12 @@
-"""LoRA layers as one autograd function: peft's layers, names and checkpoints, fewer passes over memory.
+"""LoRA layers as one autograd function: peft's layers, names and checkpoints, less memory traffic.
 
-peft computes W x, casts x to the adapter's precision, multiplies by A and B, scales, adds and casts back; of this every
-step writes or keeps a tensor as large as the activations. Here x A^T is computed in the model's precision, as under
-autocast, and B accumulates onto W x in place; the adapter's weights and their gradients keep their own precision.
+peft computes W x, casts x to the adapter's precision, multiplies by A and B, scales, adds and casts
+back; of this every step writes or keeps a tensor as large as the activations. Here x A^T is
+computed in the model's precision, as under autocast, and B accumulates onto W x in place; the
+adapter's weights and their gradients keep their own precision.
 """
+
+from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
@@ -16,33 +19,42 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
     ) -> Tensor:
         low, high = a.to(x.dtype), b.to(x.dtype)
         inner = x @ low.t()
         ctx.save_for_backward(x, weight, low, high, inner)
-        ctx.scale, ctx.kept = scale, a.dtype
+        ctx.scale, ctx.adapter_dtype = scale, a.dtype
         return F.linear(x, weight, bias).addmm_(inner, high.t(), alpha=scale)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, low, high, inner = ctx.saved_tensors
         back = (grad @ high).mul_(ctx.scale)
-        grad_x = (grad @ weight).addmm_(back, low) if ctx.needs_input_grad[0] else None
-        grad_a = (back.t() @ x).to(ctx.kept) if ctx.needs_input_grad[3] else None
-        grad_b = (
-            (grad.t() @ inner).mul_(ctx.scale).to(ctx.kept) if ctx.needs_input_grad[4] else None
-        )
+        grad_x = grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).addmm_(back, low)
+        if ctx.needs_input_grad[3]:
+            grad_a = (back.t() @ x).to(ctx.adapter_dtype)
+        if ctx.needs_input_grad[4]:
+            grad_b = (grad.t() @ inner).mul_(ctx.scale).to(ctx.adapter_dtype)
         return grad_x, None, None, grad_a, grad_b, None
 
 
 class FusedLinear(Linear):
-    """peft's lora.Linear, which it leaves to peft wherever more than one plain adapter on a frozen layer is asked for.
+    """peft's lora.Linear, left to peft wherever it is not one plain adapter on a frozen layer.
 
-    Plain: not merged or disabled, no dropout in effect, no variant of LoRA, no quantised base, no autocast.
+    Plain: not merged or disabled, no dropout in effect, no variant of LoRA, no quantised base, no
+    autocast.
     """
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[..., in] -> [..., out] in the dtype of the frozen layer."""
         if args or kwargs or not self._plain(x):
             return super().forward(x, *args, **kwargs)
@@ -54,6 +66,7 @@ class FusedLinear(Linear):
         return out.view(*x.shape[:-1], out.shape[-1])
 
     def _plain(self, x: Tensor) -> bool:
+        """Whether `_LowRank` computes what peft would."""
         active = self.active_adapters
         if self.disable_adapters or self.merged or len(active) != 1 or active[0] not in self.lora_A:
             return False
@@ -71,7 +84,7 @@ class FusedLinear(Linear):
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Make every plain lora.Linear of a peft model a `FusedLinear`, in place; parameters and their names stay."""
+    """Make every plain lora.Linear of a peft model a `FusedLinear`, in place; names stay."""
     for module in model.modules():
         if type(module) is Linear:
             module.__class__ = FusedLinear

@@ -1,31 +1,33 @@
-"""Policies: a causal language model with its tokenizer and template, LoRA adapters, and its reference."""
+"""Policies: a causal language model, its tokenizer and template, LoRA adapters, its reference."""
 
 import contextlib
 import copy
 import dataclasses
-import hashlib
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase
 
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies.lora import fuse
 from robustpo_kit.policies.probing import use_block_attention
-from robustpo_kit.records import write_json
+from robustpo_kit.records import atomic_folder, digest, write_json
 
 RECORD = "policy.json"
-
-
-TARGETS = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "all-linear": "all-linear"}
+SAMPLED_BITS = 1024  # values of a weight that its fingerprint reads one by one
+TARGETS: dict[str, str | list[str]] = {
+    "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "all-linear": "all-linear",
+}
 
 
 @dataclasses.dataclass
@@ -33,10 +35,10 @@ class Policy:
     """A model, its tokenizer, the template of its prompts and the record of where it came from."""
 
     model: nn.Module
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     template: Template
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
-    shared_prefix: bool = False  # the architecture takes block masks: prompts are computed once
+    shared_prefix: bool = dataclasses.field(init=False)  # found out: prompts are computed once
 
     def __post_init__(self) -> None:
         self.shared_prefix = use_block_attention(self.model)
@@ -48,15 +50,14 @@ class Policy:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether LoRA weights are attached (the reference is then the same model without them)."""
+        """Whether LoRA weights are attached (the reference is the same model without them)."""
         return hasattr(self.model, "peft_config")
 
     @property
     def adapter_without_base(self) -> bool:
         """Whether the adapter's base weights, merged or random, lie in no file."""
-        return self.has_adapter and bool(
-            self.record.get("merged") or self.record.get("source") == "tiny"
-        )
+        in_no_file = self.record.get("merged") or self.record.get("source") == "tiny"
+        return self.has_adapter and bool(in_no_file)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that training changes."""
@@ -66,19 +67,21 @@ class Policy:
     def reference(self) -> Iterator[nn.Module]:
         """The reference model: the base without its adapter, in evaluation mode.
 
-        Raises KitError where there is no adapter, since full fine-tuning leaves no reference behind.
+        Raises KitError where there is no adapter: full fine-tuning leaves no reference behind.
         """
         if not self.has_adapter:
             raise KitError(
-                "policy: no adapter to disable; add_lora first, or cache reference log-probs before training"
+                "policy: no adapter to disable; add_lora first, or cache reference log-probs "
+                "before training"
             )
-        training = self.model.training
-        self.model.eval()
+        model = cast(PeftModel, self.model)
+        training = model.training
+        model.eval()
         try:
-            with self.model.disable_adapter():
-                yield self.model
+            with model.disable_adapter():
+                yield model
         finally:
-            self.model.train(training)
+            model.train(training)
 
     def add_lora(
         self,
@@ -89,9 +92,17 @@ class Policy:
         dropout: float = 0.0,
         seed: int = 0,
     ) -> "Policy":
-        """Freeze the model and attach a LoRA adapter (B = 0, so it starts as its reference); fp32 adapter weights.
+        """Freeze the model and attach a LoRA adapter with fp32 weights; B = 0, its reference.
 
-        `targets`: "attention" (q, k, v, o projections) or "all-linear". `alpha` defaults to 2 * rank.
+        Args:
+            targets: "attention" (q, k, v, o projections) or "all-linear".
+            rank: r, columns of A^T and B.
+            alpha: the adapter counts alpha / rank times; default: 2 * rank.
+            dropout: probability that an input of the adapter is dropped.
+            seed: of A.
+
+        Raises:
+            KitError: for unknown targets.
         """
         from peft import LoraConfig, get_peft_model
 
@@ -99,56 +110,52 @@ class Policy:
             raise KitError(
                 f"lora targets: '{targets}' is unknown; choose one of {', '.join(TARGETS)}"
             )
+        if alpha is None:
+            alpha = 2 * rank
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=rank,
-            lora_alpha=2 * rank if alpha is None else alpha,
+            lora_alpha=alpha,
             lora_dropout=dropout,
             target_modules=TARGETS[targets],
             bias="none",
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # peft asks transformers by a name that is going away
+            # peft asks transformers by a name that is going away
+            warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(seed)
-            self.model = fuse(get_peft_model(self.model, config))
-        lora = {"targets": targets, "rank": rank, "alpha": config.lora_alpha, "seed": seed}
+            self.model = fuse(get_peft_model(cast(Any, self.model), config))
+        lora = {"targets": targets, "rank": rank, "alpha": alpha, "seed": seed}
         self.record = {**self.record, "lora": lora}
         return self
 
     def merge(self) -> "Policy":
-        """Fold the adapter into the weights; the result is a plain model, ready to be the next reference."""
+        """Fold the adapter into the weights: a plain model, ready to be the next reference."""
         if self.has_adapter:
-            self.model = self.model.merge_and_unload()
-            for parameter in self.model.parameters():
-                parameter.requires_grad_(True)
-            self.record = {key: value for key, value in self.record.items() if key != "lora"} | {
-                "merged": True
-            }
+            self.model = cast(Any, self.model).merge_and_unload()
+            self.model.requires_grad_(True)
+            without_lora = {key: value for key, value in self.record.items() if key != "lora"}
+            self.record = without_lora | {"merged": True}
         return self
 
     def fingerprint(self) -> str:
-        """sha256 over the base weights' names, shapes, sums and a sample of their bits: changes when a weight does."""
-        sha = hashlib.sha256()
+        """sha256 over the base weights' names, shapes, sums and a sample of their bits."""
+        parts = []
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 continue
             value = parameter.detach()
-            sample = value.flatten()[:: max(1, value.numel() // 1024)].float().cpu()
-            sums = torch.stack(
-                [value.sum(dtype=torch.float64), value.abs().sum(dtype=torch.float64)]
-            ).cpu()
-            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
-            sha.update(f"{plain}{tuple(value.shape)}{value.dtype}".encode())
-            sha.update(sample.numpy().tobytes() + sums.numpy().tobytes())
-        return sha.hexdigest()
+            bits = value.flatten()[:: max(1, value.numel() // SAMPLED_BITS)].float()
+            sums = [value.sum(dtype=torch.float64), value.abs().sum(dtype=torch.float64)]
+            plain_name = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            parts.append([plain_name, list(value.shape), str(value.dtype), bits, sums])
+        return digest(parts)
 
     def save(self, folder: Path) -> Path:
-        """Write safetensors (the adapter alone where there is one), tokenizer and JSON record; by rename.
+        """Write safetensors (of an adapter, it alone), tokenizer and record; whole or not at all.
 
-        An adapter whose base exists in no file (merged or random weights) is written merged into it. Of several ranks
-        all call it, since sharded weights are gathered, and the first one writes.
+        An adapter whose base exists in no file (merged or random weights) is written merged into
+        it. Of several ranks all call it, since sharded weights are gathered; the first one writes.
         """
         folder = Path(folder)
         whole = self._gathered()
@@ -156,45 +163,51 @@ class Policy:
             return folder
         if self.adapter_without_base:
             return dataclasses.replace(self, model=copy.deepcopy(self.model)).merge().save(folder)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        self.model.save_pretrained(temporary, state_dict=whole)
-        self.tokenizer.save_pretrained(temporary)
         record = {
             **self.record,
             "template": dataclasses.asdict(self.template),
             "adapter": self.has_adapter,
         }
-        write_json(temporary / RECORD, record)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        with atomic_folder(folder) as temporary:
+            cast(Any, self.model).save_pretrained(temporary, state_dict=whole)
+            self.tokenizer.save_pretrained(temporary)
+            write_json(temporary / RECORD, record)
         return folder
 
     def _gathered(self) -> dict[str, torch.Tensor] | None:
-        """The weights to save, whole on the first rank, where FSDP2 has sharded them; None where they are whole."""
+        """The weights to save, whole on the first rank, where FSDP2 has sharded them; else None."""
         state = self.model.state_dict()
         if not any(isinstance(value, DTensor) for value in state.values()):
             return None
-        wanted = {
-            name: value for name, value in state.items() if "lora_" in name or not self.has_adapter
-        }
         whole = {}
-        for name, value in wanted.items():
-            value = value.full_tensor() if isinstance(value, DTensor) else value
+        for name, value in state.items():
+            if self.has_adapter and "lora_" not in name:
+                continue
+            if isinstance(value, DTensor):
+                value = value.full_tensor()
             if dist.get_rank() == 0:
                 whole[name] = value.cpu()
         return whole
 
 
+def own_template(tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template of a model that is told no other: its tokenizer's chat template, if any."""
+    if getattr(tokenizer, "chat_template", None):
+        return Template("chat")
+    return Template("plain")
+
+
 def on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """`model` on `device`; default: this rank's GPU, or the CPU where there is none."""
     if device is None:
-        rank = int(os.environ.get("LOCAL_RANK", 0))
-        device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+        device = "cpu"
+        if torch.cuda.is_available():
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return model.to(device)
 
 
-def with_pad(tokenizer: Any) -> Any:
+def with_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer` with a padding token: its own, or the end of sequence."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

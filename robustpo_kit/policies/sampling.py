@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from robustpo_kit.records import progress
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Decoding of the papers (DoRA App. C.1, C.3): temperature 0.8, top-k 50, top-p 0.9, repetition penalty 1.1."""
+    """Decoding of the papers (DoRA App. C.1, C.3)."""
 
     temperature: float = 0.8
     top_k: int = 50
@@ -24,23 +26,35 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class Reply:
-    """One sampled reply: `text` ends at its last full sentence when the token budget cut it (`finished` is False)."""
+    """One sampled reply."""
 
-    text: str
+    text: str  # up to its last full sentence where the token budget cut it
     tokens: int
-    finished: bool
+    finished: bool  # the model ended it
 
 
 def sample(
-    model: Any,
-    tokenizer: Any,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     config: SamplingConfig,
     *,
     seed: int,
     desc: str = "sampling",
 ) -> list[list[Reply]]:
-    """Replies [N][samples] to the rendered prompts `texts`; batch b draws from its own stream (seed, b)."""
+    """Replies [N][samples] to N prompts.
+
+    Args:
+        model: a causal language model, on its device.
+        tokenizer: the model's, with a padding token.
+        texts: N rendered prompts.
+        config: decoding.
+        seed: batch b draws from its own stream (seed, b), so that it can be drawn again alone.
+        desc: what the progress bar says.
+
+    Raises:
+        ValueError: when a prompt is empty.
+    """
     batches = range(0, len(texts), config.batch_size)
     replies: list[list[Reply]] = []
     for number, start in enumerate(progress(batches, desc)):
@@ -50,27 +64,37 @@ def sample(
 
 
 def sample_batch(
-    model: Any,
-    tokenizer: Any,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     config: SamplingConfig,
     *,
     seed: int,
     number: int,
 ) -> list[list[Reply]]:
-    """Replies to one batch; the same model, texts, config, `seed` and `number` give the same replies.
+    """Replies [len(texts)][samples] to one batch; equal arguments give equal replies.
 
-    Raises ValueError when a prompt is empty.
+    Args:
+        model: a causal language model, on its device; its mode and weights are left as they were.
+        tokenizer: the model's, with a padding token.
+        texts: rendered prompts.
+        config: decoding.
+        seed: of the whole run.
+        number: of the batch in the run.
+
+    Raises:
+        ValueError: when a prompt is empty.
     """
     if any(not text for text in texts):
         raise ValueError("texts: an empty prompt; remove it before sampling")
-    prompt = left_padded(tokenizer, texts).to(model.device)
-    devices = [model.device] if model.device.type == "cuda" else []
+    device = next(model.parameters()).device
+    prompt = left_padded(tokenizer, texts).to(device)
+    devices = [device] if device.type == "cuda" else []
     was_training = model.training
     model.eval()
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed * 100_003 + number)
-        output = model.generate(
+        output = cast(Any, model).generate(
             **prompt,
             do_sample=True,
             temperature=config.temperature,
@@ -83,12 +107,12 @@ def sample_batch(
             pad_token_id=tokenizer.pad_token_id,
         )
     model.train(was_training)
-    new = output[:, prompt["input_ids"].shape[1] :]
-    flat = [_reply(ids, tokenizer) for ids in new.tolist()]
+    sampled = output[:, prompt["input_ids"].shape[1] :]
+    flat = [_reply(ids, tokenizer) for ids in sampled.tolist()]
     return [flat[i : i + config.samples] for i in range(0, len(flat), config.samples)]
 
 
-def left_padded(tokenizer: Any, texts: Sequence[str]) -> Any:
+def left_padded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> BatchEncoding:
     """Input ids and mask of `texts`, padded on the left, without added special tokens."""
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     try:
@@ -103,16 +127,19 @@ def left_padded(tokenizer: Any, texts: Sequence[str]) -> Any:
         tokenizer.padding_side = side
 
 
-def _reply(ids: list[int], tokenizer: Any) -> Reply:
+def _reply(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Reply:
+    """The reply up to its end of sequence, in one line."""
     finished = tokenizer.eos_token_id in ids
     if finished:
         ids = ids[: ids.index(tokenizer.eos_token_id)]
-    text = " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())
-    return Reply(text if finished else cut_to_sentence(text), len(ids), finished)
+    text = " ".join(str(tokenizer.decode(ids, skip_special_tokens=True)).split())
+    if not finished:
+        text = cut_to_sentence(text)
+    return Reply(text, len(ids), finished)
 
 
 def cut_to_sentence(text: str) -> str:
-    """`text` up to its last full stop, exclamation or question mark; all of it when there is none."""
+    """`text` up to its last full stop, exclamation or question mark; all of it without one."""
     end = max(text.rfind(mark) for mark in (". ", "! ", "? "))
     if text.endswith((".", "!", "?")) or end < 0:
         return text

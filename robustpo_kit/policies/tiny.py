@@ -1,16 +1,19 @@
 """Tiny random models over single bytes: what the smoke profile and tests train, in seconds."""
 
-from typing import Any
-
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from robustpo_kit.data import Template
-from robustpo_kit.policies.policy import Policy, on_device, with_pad
+from robustpo_kit.policies.policy import Policy, on_device, own_template, with_pad
 
 
 def tiny(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     template: Template | None = None,
     hidden: int = 32,
@@ -19,7 +22,17 @@ def tiny(
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Policy:
-    """A random Llama over the given tokenizer: what the smoke profile and tests train, in seconds."""
+    """A random Llama over the given tokenizer: what the smoke profile and tests train, in seconds.
+
+    Args:
+        tokenizer: decides the vocabulary.
+        template: of prompts; default: the tokenizer's chat template, if any.
+        hidden: width of the residual stream.
+        layers: of attention and MLP.
+        heads: of attention; they divide `hidden`.
+        seed: of the weights.
+        device: default: this rank's GPU, or the CPU where there is none.
+    """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -36,9 +49,6 @@ def tiny(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    template = template or Template(
-        kind="chat" if getattr(tokenizer, "chat_template", None) else "plain"
-    )
     record = {
         "source": "tiny",
         "hidden": hidden,
@@ -47,7 +57,8 @@ def tiny(
         "seed": seed,
         "dtype": "float32",
     }
-    return Policy(on_device(model, device), with_pad(tokenizer), template, record)
+    tokenizer = with_pad(tokenizer)
+    return Policy(on_device(model, device), tokenizer, template or own_template(tokenizer), record)
 
 
 CHAT_TEMPLATE = (
@@ -56,10 +67,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def byte_tokenizer() -> Any:
-    """A tokenizer of single bytes with a chat template, made in memory: for tiny models and tests."""
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of single bytes with a chat template, made in memory: for tiny models."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
