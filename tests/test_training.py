@@ -23,10 +23,11 @@ from robustpo_kit import objectives, policies, training
 from robustpo_kit.data import Preference, PreferenceSet, Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import collate, sequence_logps, tokenize
-from robustpo_kit.training import TrainConfig, trainer
+from robustpo_kit.training import ExactStep, TrainConfig, scoring
 from robustpo_kit.training.checkpoints import checkpoint_folders
 from robustpo_kit.training.ranks import this_rank
 from robustpo_kit.training.signals import fitting_rows
+from robustpo_kit.training.step import in_two_passes, online, separable
 from robustpo_kit.training.trainer import trainer_arguments
 
 ROWS = 8
@@ -132,7 +133,7 @@ class Step:
         """The gradient of the last of `times` steps on the same rows: queues and averages have filled by then."""
         for _ in range(times):
             self.policy.model.zero_grad()
-            self.trainer.training_step(self.trainer.model, 0)
+            self.trainer.take_step(self.trainer.model, 0)
         return flat(self.policy.model)
 
     def by_hand(self, groups: list[list[int]], times: int = 2) -> torch.Tensor:
@@ -172,14 +173,53 @@ def whole(step: Step) -> list[int]:
     return step.trainer.plan[0]
 
 
-def starved(real, model, rows, places):
+def starved(real, model, cut, places):
     """Log-probs on a device whose memory holds two prompts, three where no gradients are kept."""
     if len(places) > 3 or (len(places) > 2 and torch.is_grad_enabled()):
         raise torch.OutOfMemoryError("out of memory (injected)")
-    return real(model, rows, places)
+    return real(model, cut, places)
 
 
 # --- exactness
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_step_without_a_trainer_gives_the_gradient_of_the_one_big_batch(spec, tmp_path):
+    expected = (one := Step(spec, tmp_path)).by_hand([whole(one)])
+    policy, objective = tiny(), objectives.build(spec)
+    exchange = training.Exchange(policy.device)
+    exact_step = ExactStep(one.tokens, one.signals, objective, exchange)
+    model = training.Scorer(policy.model)
+    for _ in range(2):  # as `by_hand`: queues and averages have filled by the second
+        model.zero_grad()
+        cut = exact_step.cut(whole(one), limit=3)
+        result = exact_step.take(model, cut)
+    assert max(cut.sizes) <= 3 and sum(cut.sizes) == ROWS
+    assert error(flat(policy.model), expected) <= 1e-5
+    assert torch.isfinite(result.loss) and 1 <= result.metrics["ess"] <= ROWS + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("spec", "strategies"),
+    [
+        ("dpo(beta=0.1)", (separable, in_two_passes)),
+        ("dora(dpo_pl(beta=0.1), lam=0.7)", (online, in_two_passes)),
+    ],
+)
+def test_strategies_that_fit_an_objective_give_the_same_gradient_and_metrics(
+    spec, strategies, tmp_path
+):
+    gradients, results = [], []
+    for strategy in strategies:
+        step = Step(spec, tmp_path)
+        exact_step = step.trainer.exact_step
+        cut = exact_step.cut(whole(step), limit=3)
+        results.append(strategy(exact_step, step.trainer.scorer, cut))
+        gradients.append(flat(step.policy.model))
+    assert error(*gradients) <= 1e-5
+    assert results[0].metrics == pytest.approx(results[1].metrics, rel=1e-5)
+    assert float(results[0].loss) == pytest.approx(float(results[1].loss), rel=1e-5)
+
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -197,7 +237,7 @@ def test_accumulation_gives_the_gradient_of_the_one_big_batch(spec, tmp_path):
     passes = 8 * (
         2 if step.objective.coupling == "step" else 1
     )  # 4 micro-batches, 2 steps, 1 or 2 passes
-    assert step.trainer.forward_passes == passes
+    assert step.trainer.exact_step.forward_passes == passes
 
 
 def test_the_gradient_does_depend_on_the_samples_sharing_a_batch(tmp_path):
@@ -258,7 +298,8 @@ def test_micro_batches_hold_every_place_once_and_as_many_on_every_rank():
 def test_out_of_memory_halves_the_micro_batch_and_the_step_stays_exact(spec, tmp_path, monkeypatch):
     expected, state = (lambda s: (s.gradient(), s.objective.state_dict()))(Step(spec, tmp_path))
     step = Step(spec, tmp_path)
-    monkeypatch.setattr(step.trainer, "_logps", functools.partial(starved, step.trainer._logps))
+    exact_step = step.trainer.exact_step
+    monkeypatch.setattr(exact_step, "logps", functools.partial(starved, exact_step.logps))
     assert error(step.gradient(), expected) <= 1e-5
     assert step.trainer.micro_limit == 2
     assert_same(
@@ -270,7 +311,7 @@ def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(training.StepTrainer, "_logps", broken)
+    monkeypatch.setattr(ExactStep, "logps", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         Step("dpo(beta=0.1)", tmp_path).gradient()
 
@@ -285,6 +326,12 @@ def assert_same(found: dict, expected: dict, tolerance: float = 0.0) -> None:
 
 
 # --- two ranks
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+}
 
 
 def torchrun(folder: Path, what: str, **environment: str) -> None:
@@ -339,13 +386,7 @@ def test_two_ranks_give_the_gradient_of_one_process(tmp_path):
 
 
 def test_two_fsdp2_ranks_give_the_gradient_and_the_weights_of_one_process(tmp_path):
-    torchrun(
-        tmp_path,
-        "sharded",
-        ACCELERATE_USE_FSDP="true",
-        FSDP_VERSION="2",
-        FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
-    )
+    torchrun(tmp_path, "sharded", **FSDP2)
     gradients = load_file(tmp_path / "gradients.safetensors")
     for i, spec in enumerate(COUPLED):
         for rows, micro in CUTS:
@@ -449,12 +490,7 @@ def test_launch_files_are_read_by_accelerate(name):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-2), ("bfloat16", 0.2)])
 def test_lora_under_fsdp2_learns_what_one_process_learns(dtype, tolerance, tmp_path):
     tiny().save(tmp_path / "base")
-    environment = {
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "ACCELERATE_USE_FSDP": "true",
-    }
-    torchrun(tmp_path, "sharded_lora", **environment, DTYPE=dtype)
+    torchrun(tmp_path, "sharded_lora", **FSDP2, DTYPE=dtype)
     one = lora_run(tmp_path, "one", dtype)
     for name in ("straight", "resumed"):
         two = policies.load(tmp_path / name, dtype=dtype)
@@ -484,7 +520,7 @@ def lora_run(folder: Path, name: str, dtype: str, max_steps: int = 0) -> policie
 def sharded_lora(folder: Path) -> None:
     """Under torchrun with FSDP2: straight through, and in two halves."""
     gpus_by_name()
-    training.runs._digest = lambda *_: "a run, whatever its max_steps"
+    training.runs.run_digest = lambda *_: "a run, whatever its max_steps"
     dtype = os.environ["DTYPE"]
     lora_run(folder, "straight", dtype).save(folder / "straight")
     lora_run(folder, "resumed", dtype, max_steps=4)
@@ -555,12 +591,12 @@ def sharded(folder: Path) -> None:
             )
             found[f"{i}-{rows}-{micro}"] = step.gradient()
     histories, calls = [], []
-    training.runs._digest = lambda *_: "a run, whatever its max_steps"
+    training.runs.run_digest = lambda *_: "a run, whatever its max_steps"
     for name, folder_ in (("straight", folder / "a"), ("resumed", folder / "b")):
         if name == "resumed":  # half of it, and on from its checkpoint
             policy, objective, config = sharded_run(folder_, 4)
             training.train(policy, dataset_for(objective), objective, config)
-            training.StepTrainer._step = counted(training.StepTrainer._step, calls)
+            ExactStep.take = counted(ExactStep.take, calls)
         policy, objective, config = sharded_run(folder_)
         record = training.train(policy, dataset_for(objective), objective, config)
         policy.save(folder / name)
@@ -600,14 +636,15 @@ def ranks(folder: Path) -> None:
             ).gradient()
         step = Step(spec, folder)
         if this_rank() == 1:  # this rank alone runs out of memory; both must take the step again
-            step.trainer._logps = functools.partial(starved, step.trainer._logps)
+            exact_step = step.trainer.exact_step
+            exact_step.logps = functools.partial(starved, exact_step.logps)
         found[f"{i}-starved"] = step.gradient()
         limits.append(step.trainer.micro_limit)
     found["micro"] = Step(COUPLED[0], folder, micro_batch_size=2, window="micro").gradient()
     record, after = ranks_run(folder / "two")
     save_file(after, folder / f"weights{this_rank()}.safetensors")
     if this_rank() == 1:  # out of memory in the first forward pass, inside the wrapper
-        trainer.sequence_logps = failing_once(trainer.sequence_logps)
+        scoring.sequence_logps = failing_once(scoring.sequence_logps)
     starved_record, after = ranks_run(folder / "starved", micro=2)
     assert starved_record.metrics["micro_batch_size"] == 1
     save_file(after, folder / f"starved{this_rank()}.safetensors")
@@ -652,14 +689,15 @@ def run(name: str, folder: Path) -> tuple:
 
 def killed(name: str, folder: Path) -> None:
     """The same run, which kills itself in the middle of a step, between two checkpoints."""
-    real = training.StepTrainer._whole
+    real, calls = ExactStep.objective_gradient, []
 
-    def deadly(self, *arguments):
-        if self.state.global_step == KILLED_AT:
+    def deadly(*arguments):
+        if len(calls) == KILLED_AT:  # one call a step: both objectives need the whole step
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, *arguments)
+        calls.append(1)
+        return real(*arguments)
 
-    training.StepTrainer._whole = deadly
+    ExactStep.objective_gradient = deadly
     run(name, folder)
 
 
@@ -690,9 +728,8 @@ def test_killed_and_restarted_equals_uninterrupted_bit_for_bit(name, dead, tmp_p
         "checkpoint-4",
     ]
     calls = []
-    real = training.StepTrainer._step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.StepTrainer, "_step", lambda *a: calls.append(1) or real(*a))
+        patch.setattr(ExactStep, "take", counted(ExactStep.take, calls))
         record, after, state = run(name, dead / name)
     assert len(calls) == 4  # steps 5 to 8: it did resume
     expected, final, end = uninterrupted(name, tmp_path / name)
@@ -825,13 +862,13 @@ def test_a_bad_row_is_named(spec, k, fields, says, tmp_path):
 @pytest.mark.parametrize("spec", ["dpo(beta=0.1)", "dora(simpo(beta=2, gamma0=0.5), lam=1.0)"])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_a_loss_that_is_not_finite_names_the_step_and_its_rows(spec, value, tmp_path, monkeypatch):
-    real = training.StepTrainer._logps
+    real = ExactStep.logps
 
-    def spoilt(self, model, rows, places):
-        logps = real(self, model, rows, places)
-        return logps + value if self.state.global_step == 1 else logps
+    def spoilt(self, model, cut, places):
+        logps = real(self, model, cut, places)
+        return logps + value if self.forward_passes > 2 else logps  # two micro-batches a step
 
-    monkeypatch.setattr(training.StepTrainer, "_logps", spoilt)
+    monkeypatch.setattr(ExactStep, "logps", spoilt)
     config = TrainConfig(batch_size=4, micro_batch_size=2, reference_cache=str(tmp_path))
     with pytest.raises(KitError, match=r"step 2: .*not finite.* \(rows r\d"):
         training.train(tiny(), preferences(2), objectives.build(spec), config)
@@ -882,9 +919,7 @@ def test_a_run_learns_and_its_record_says_how(tmp_path):
 )
 def test_the_card_says_how_log_probs_are_normalised(spec, kind):
     objective = objectives.build(spec)
-    before = json.dumps(objective.state_dict(), default=lambda value: value.tolist())
-    assert training.logp_kind(objective) == kind
-    assert json.dumps(objective.state_dict(), default=lambda value: value.tolist()) == before
+    assert objective.logp == kind
 
 
 def test_every_epoch_shuffles_and_drops_no_row():

@@ -195,7 +195,7 @@ def _own_milliseconds(trainer: training.StepTrainer, repeats: int = 50) -> float
     times = []
     for _ in range(repeats):
         before = time.perf_counter()
-        trainer._whole(logps, rows)
+        trainer.exact_step.objective_gradient(logps, rows)
         times.append(1e3 * (time.perf_counter() - before))
     return statistics.median(times)
 
@@ -285,8 +285,8 @@ def _step(
     trainer.create_optimizer_and_scheduler(1)
 
     def step() -> None:
-        trainer.training_step(trainer.model, 0)
-        trainer.model.zero_grad()
+        trainer.take_step(trainer.scorer, 0)
+        trainer.scorer.zero_grad()
 
     step.trainer, step.keep = trainer, scratch  # the folder lives as long as the step
     return step

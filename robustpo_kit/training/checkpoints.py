@@ -1,21 +1,86 @@
-"""State as safetensors and JSON: complete or absent, never a pickle."""
+"""Checkpoints as safetensors and JSON: complete or absent, never a pickle."""
 
-import hashlib
-import random
+import dataclasses
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from robustpo_kit import paths
 from robustpo_kit.errors import KitError
-from robustpo_kit.records import read_json, write_json
-from robustpo_kit.training.reference import log
+from robustpo_kit.records import atomic_folder, file_digest, read_json, write_json
 
 CHECKPOINTS_KEPT = 2
+ABOUT, HISTORY, SCHEDULER = "checkpoint.json", "history.json", "scheduler.json"
+OPTIMIZER, WEIGHTS = "optimizer", "trainable.safetensors"
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on as if it had not stopped."""
+
+    run: str  # digest of what decides the run
+    layout: str  # ranks, and how state is cut up over them
+    micro_limit: int  # prompts of a micro-batch, as memory has allowed so far
+    history: list[dict[str, Any]]
+    trainer: TrainerState
+    scheduler: dict[str, Any]
+    optimizer: dict[str, Any]
+    weights: dict[str, Tensor]  # those that training changes
+    ranks: list[dict[str, Any]]  # of each rank: generators, the objective's state
+
+
+def write_checkpoint(root: Path, checkpoint: Checkpoint) -> None:
+    """Write `root`/checkpoint-STEP whole or not at all; the oldest ones go."""
+    with atomic_folder(root / f"checkpoint-{checkpoint.trainer.global_step}") as folder:
+        for rank, state in enumerate(checkpoint.ranks):
+            save_state(rank_path(folder, rank), state)
+        save_file(checkpoint.weights, folder / WEIGHTS)
+        save_state(folder / OPTIMIZER, checkpoint.optimizer)
+        write_json(folder / SCHEDULER, checkpoint.scheduler)
+        write_json(folder / HISTORY, checkpoint.history)
+        checkpoint.trainer.save_to_json(str(folder / TRAINER_STATE_NAME))
+        about = {
+            "run": checkpoint.run,
+            "layout": checkpoint.layout,
+            "micro_limit": checkpoint.micro_limit,
+            "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
+        }
+        write_json(folder / ABOUT, about)
+    for old in checkpoint_folders(root)[:-CHECKPOINTS_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def rank_path(folder: Path, rank: int) -> Path:
+    """Where the state of one rank lies in a checkpoint, for `load_state`."""
+    return folder / f"rank{rank}"
+
+
+def last_checkpoint(root: Path) -> Path | None:
+    """The newest checkpoint whose files have their recorded digests; damaged ones are skipped."""
+    for folder in reversed(checkpoint_folders(root)):
+        try:
+            digests = read_json(folder / ABOUT)["files"]
+            if all(file_digest(folder / name) == digests[name] for name in digests):
+                return folder
+        except (KitError, OSError, KeyError):
+            pass
+        log.warning("%s: incomplete or damaged; passed over", paths.show(folder))
+    return None
+
+
+def checkpoint_folders(root: Path) -> list[Path]:
+    """The folders checkpoint-STEP of a run, by step."""
+    steps = {path: path.name.split("-")[1] for path in root.glob("checkpoint-*")}
+    folders = [path for path, step in steps.items() if step.isdigit()]
+    return sorted(folders, key=lambda path: int(steps[path]))
 
 
 def save_state(path: Path, state: Any) -> None:
@@ -32,18 +97,19 @@ def load_state(path: Path) -> Any:
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON knows it; tensors are put into `tensors` and named in their place."""
     if isinstance(value, Tensor):
         name = f"t{len(tensors)}"
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"__tensor__": name}
     if isinstance(value, dict):
-        return {"__items__": [[_encode(k, tensors), _encode(v, tensors)] for k, v in value.items()]}
-    if isinstance(value, list | tuple):
-        return {
-            "__tuple__" if isinstance(value, tuple) else "__list__": [
-                _encode(v, tensors) for v in value
-            ]
-        }
+        # As pairs: the keys of an optimizer's state are numbers.
+        pairs = [[_encode(key, tensors), _encode(item, tensors)] for key, item in value.items()]
+        return {"__items__": pairs}
+    if isinstance(value, tuple):
+        return {"__tuple__": [_encode(item, tensors) for item in value]}
+    if isinstance(value, list):
+        return {"__list__": [_encode(item, tensors) for item in value]}
     return value
 
 
@@ -53,52 +119,8 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "__tensor__" in value:
         return tensors[value["__tensor__"]]
     if "__items__" in value:
-        return {_decode(k, tensors): _decode(v, tensors) for k, v in value["__items__"]}
+        pairs = value["__items__"]
+        return {_decode(key, tensors): _decode(item, tensors) for key, item in pairs}
     if "__tuple__" in value:
-        return tuple(_decode(v, tensors) for v in value["__tuple__"])
-    return [_decode(v, tensors) for v in value["__list__"]]
-
-
-def last_checkpoint(root: Path) -> Path | None:
-    """The newest checkpoint whose files all have their recorded sha256; a damaged one is passed over, and said."""
-    for folder in reversed(checkpoint_folders(root)):
-        try:
-            files = read_json(folder / "checkpoint.json")["files"]
-            if all(file_sha256(folder / name) == digest for name, digest in files.items()):
-                return folder
-        except (KitError, OSError, KeyError):
-            pass
-        log.warning("%s: incomplete or damaged; passed over", paths.show(folder))
-    return None
-
-
-def checkpoint_folders(root: Path) -> list[Path]:
-    found = [path for path in root.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def pack_rng() -> dict[str, Any]:
-    """Every generator that a forward pass may draw from."""
-    kind, keys, *rest = np.random.get_state()
-    state = {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "cpu": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def unpack_rng(state: dict[str, Any]) -> None:
-    kind, keys, *rest = state["numpy"]
-    random.setstate(state["python"])
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+        return tuple(_decode(item, tensors) for item in value["__tuple__"])
+    return [_decode(item, tensors) for item in value["__list__"]]

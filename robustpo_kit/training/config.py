@@ -7,12 +7,14 @@ from robustpo_kit.errors import KitError
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Sizes count prompts; `batch_size` is the whole step, over all micro-batches and ranks."""
+    """One training run; sizes count prompts.
+
+    `batch_size` is the whole step, over all micro-batches and ranks: however a step is cut up, its
+    gradient is that of the one big batch.
+    """
 
     batch_size: int = 16
-    micro_batch_size: int = (
-        16  # a forward pass on one rank; halved when memory runs out, the step stays exact
-    )
+    micro_batch_size: int = 16  # a forward pass on one rank; halved when memory runs out
     epochs: int = 1
     max_steps: int = 0  # 0: as many as the epochs need
     learning_rate: float = 5e-4
@@ -21,7 +23,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     seed: int = 0
-    window: str = "step"  # step: the objective sees the whole step | micro: each micro-batch alone, as the authors do
+    window: str = "step"  # what the objective sees: the step | micro: a micro-batch, as the authors
     layout: str = "shared"  # shared: a prompt is computed once | separate: once a response
     kernel: str = "auto"  # attention of shared rows: sdpa | flex (GPU) | auto
     max_length: int = 1024  # tokens of prompt + response

@@ -15,34 +15,51 @@ def steps(rows: int, config: TrainConfig) -> int:
 
 def step_rows(rows: int, config: TrainConfig) -> list[list[int]]:
     """The rows of every optimizer step: a fresh shuffle an epoch, from the seed alone."""
-    plan = []
+    plan: list[list[int]] = []
     for epoch in range(config.epochs):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         order = torch.randperm(rows, generator=generator).tolist()
-        plan.extend(order[at : at + config.batch_size] for at in range(0, rows, config.batch_size))
+        starts = range(0, rows, config.batch_size)
+        plan.extend(order[start : start + config.batch_size] for start in starts)
     return plan[: steps(rows, config)]
 
 
 def micro_batches(
     sizes: Sequence[int], limit: int, world: int, *, balance: bool
 ) -> list[list[list[int]]]:
-    """Places 0..n-1 of a step, of `sizes` tokens each, as [rank][micro-batch] -> places; as many on every rank.
+    """Cut a step into micro-batches, as many on every rank.
 
-    `balance` evens out tokens (packed rows have no padding); otherwise neighbours in length go together.
+    Args:
+        sizes: Tokens of each prompt of the step, with its responses.
+        limit: Prompts that a micro-batch may hold.
+        world: Ranks.
+        balance: Whether to even out tokens, as suits packed rows, which have no padding; otherwise
+            neighbours in length go together.
+
+    Returns:
+        [rank][micro-batch] -> places 0 to len(sizes) - 1 in the step; some may hold none.
     """
-    n = len(sizes)
-    per_rank = -(-n // (limit * world))
+    per_rank = -(-len(sizes) // (limit * world))
     count = per_rank * world
-    order = sorted(range(n), key=lambda i: (-sizes[i], i))
-    cap = -(-n // count)
+    capacity = -(-len(sizes) // count)
+    order = sorted(range(len(sizes)), key=lambda place: (-sizes[place], place))
     if balance:
-        bins, loads = [[] for _ in range(count)], [0] * count
-        for i in order:
-            lightest = min(
-                (b for b in range(count) if len(bins[b]) < cap), key=lambda b: (loads[b], b)
-            )
-            bins[lightest].append(i)
-            loads[lightest] += sizes[i]
+        batches = _balanced(sizes, order, count, capacity)
     else:
-        bins = [order[at : at + cap] for at in range(0, count * cap, cap)]
-    return [bins[rank * per_rank : (rank + 1) * per_rank] for rank in range(world)]
+        starts = range(0, count * capacity, capacity)
+        batches = [order[start : start + capacity] for start in starts]
+    return [batches[rank * per_rank : (rank + 1) * per_rank] for rank in range(world)]
+
+
+def _balanced(
+    sizes: Sequence[int], order: Sequence[int], count: int, capacity: int
+) -> list[list[int]]:
+    """Places in `order`, each dealt out to the batch with fewest tokens that has room."""
+    batches: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for place in order:
+        with_room = [number for number in range(count) if len(batches[number]) < capacity]
+        lightest = min(with_room, key=lambda number: (loads[number], number))
+        batches[lightest].append(place)
+        loads[lightest] += sizes[place]
+    return batches

@@ -1,12 +1,9 @@
 """A run: rows to tokens, reference, steps, record."""
 
 import dataclasses
-import hashlib
-import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +11,35 @@ from torch import Tensor
 from robustpo_kit import paths
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.policies import Policy, TokenTable, tokenize
-from robustpo_kit.records import RunRecord
+from robustpo_kit.records import RunRecord, digest
 from robustpo_kit.training.config import TrainConfig
 from robustpo_kit.training.plan import steps
 from robustpo_kit.training.record import run_record
 from robustpo_kit.training.reference import reference_logps
 from robustpo_kit.training.signals import Signals, fitting_rows
+from robustpo_kit.training.step_objective import StepObjective
 from robustpo_kit.training.trainer import StepTrainer, trainer_arguments
 
+WHERE_ONLY = ("checkpoint", "checkpoint_every", "reference_cache")  # settings that decide no weight
 
-def train(policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainConfig) -> RunRecord:
-    """Train `policy` in place on `dataset` by `objective` (objectives.build); resumes from `config.checkpoint`.
 
-    Raises KitError naming the row whose responses, rewards or h do not fit the objective, and the step whose loss is
-    not finite.
+def train(
+    policy: Policy, dataset: PreferenceSet, objective: StepObjective, config: TrainConfig
+) -> RunRecord:
+    """Train a policy in place; goes on from the last checkpoint where there is one.
+
+    Args:
+        policy: Its trainable parameters change.
+        dataset: Rows as the objective takes them.
+        objective: From `objectives.build`; its state moves.
+        config: Of the run.
+
+    Returns:
+        The record: config, versions, one row of means an optimizer step.
+
+    Raises:
+        KitError: Names the row whose responses, rewards or h do not fit the objective, the step and
+            rows whose log-probs or loss are not finite, or the checkpoints of another run.
     """
     started = time.time()
     with tempfile.TemporaryDirectory() as scratch:
@@ -37,28 +49,56 @@ def train(policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainC
 
 
 def step_gradient(
-    policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainConfig
+    policy: Policy, dataset: PreferenceSet, objective: StepObjective, config: TrainConfig
 ) -> Tensor:
-    """Gradient [P] (fp32, on the CPU) that the first optimizer step would take; the weights stay as they are.
+    """The gradient of a run's first optimizer step, for studies of how a step is cut up.
 
-    Errors as `train`. For studies of what cutting a step into micro-batches does to it.
+    Args:
+        policy: Its weights stay as they are.
+        dataset: Rows as the objective takes them.
+        objective: Its state moves, as by a step.
+        config: Of the run.
+
+    Returns:
+        [P] fp32 on the CPU, P = trainable parameters.
+
+    Raises:
+        KitError: As `train`.
     """
+    config = dataclasses.replace(config, checkpoint=None)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = prepare(
-            policy, dataset, objective, dataclasses.replace(config, checkpoint=None), scratch
-        )
+        trainer = prepare(policy, dataset, objective, config, scratch)
         trainer.create_optimizer_and_scheduler(1)
-        trainer.training_step(trainer.model, 0)
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in policy.trainable()]
-    flat = torch.cat([gradient.float().cpu().flatten() for gradient in gradients])
+        trainer.take_step(trainer.scorer, 0)
+    gradients = [_gradient(parameter).flatten() for _, parameter in policy.trainable()]
     policy.model.zero_grad(set_to_none=True)
-    return flat
+    return torch.cat(gradients)
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return gradient.float().cpu()
 
 
 def prepare(
-    policy: Policy, dataset: PreferenceSet, objective: Any, config: TrainConfig, folder: str
-) -> "StepTrainer":
-    """The trainer of a run before its first step: rows checked, tokens, reference log-probs."""
+    policy: Policy,
+    dataset: PreferenceSet,
+    objective: StepObjective,
+    config: TrainConfig,
+    folder: str,
+) -> StepTrainer:
+    """The trainer of a run before its first step: rows checked, tokens, reference log-probs.
+
+    Args:
+        policy: To be trained in place.
+        dataset: Rows as the objective takes them.
+        objective: From `objectives.build`.
+        config: Of the run.
+        folder: Where transformers may write.
+
+    Raises:
+        KitError: Names a row that does not fit the objective.
+    """
     rows = fitting_rows(dataset, objective)
     tokens = tokenize(
         rows,
@@ -68,7 +108,7 @@ def prepare(
         max_response=config.max_response,
         mismatched=objective.needs_kl,
     )
-    run = _digest(tokens, policy, objective, config)
+    run = run_digest(tokens, policy, objective, config)
     arguments = trainer_arguments(config, folder, steps(len(tokens), config))
     reference = None
     if objective.needs_reference:
@@ -78,12 +118,11 @@ def prepare(
     return StepTrainer(policy, tokens, signals, objective, config, arguments, run)
 
 
-def _digest(tokens: TokenTable, policy: Policy, objective: Any, config: TrainConfig) -> str:
-    """What a checkpoint belongs to: everything that decides the run except where it is written."""
+def run_digest(
+    tokens: TokenTable, policy: Policy, objective: StepObjective, config: TrainConfig
+) -> str:
+    """What a checkpoint belongs to: all that decides the run, except where it is written."""
     settings = dataclasses.asdict(config)
-    for name in ("checkpoint", "checkpoint_every", "reference_cache"):
+    for name in WHERE_ONLY:
         settings.pop(name)
-    text = json.dumps(
-        [tokens.digest(), policy.fingerprint(), objective.spec, settings], sort_keys=True
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest(tokens.digest(), policy.fingerprint(), objective.spec, settings)

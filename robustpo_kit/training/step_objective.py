@@ -1,6 +1,6 @@
 """The seam between training and objectives: all that training needs of an objective.
 
-`objectives.build` gives such objects; an object of another kind trains as well, if it has these attributes.
+`objectives.build` makes such objects; any other object with these attributes trains as well.
 """
 
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ class StepValue(Protocol):
 
 
 class StepObjective(Protocol):
-    """A function from the scores of all samples of an optimizer step to one loss, perhaps with state."""
+    """From the scores of all samples of an optimizer step to one loss, perhaps with state."""
 
     responses: str  # "pair" | "list" | "one": the responses it takes of a row
     needs_reference: bool  # log-probs under the reference policy
@@ -42,10 +42,10 @@ class StepObjective(Protocol):
 
     @property
     def coupling(self) -> str:
-        """How samples of a step decide each other's gradient: "separable", "log_sum_exp" or "step"."""
+        """How samples decide each other's gradient: "separable", "log_sum_exp" or "step"."""
 
     def log_mass(self, loss: Tensor, count: int) -> Tensor:
-        """Log of the weight that a part of `count` samples has in a "log_sum_exp" step, unscaled."""
+        """Log of the unscaled weight of `count` samples in a "log_sum_exp" step, by their loss."""
 
     def step_loss(
         self, scores: Scores, h: Tensor | None = None, *, training: bool = True

@@ -1,0 +1,148 @@
+"""A transformers.Trainer whose checkpoints are the kit's own: no pickle, complete or absent."""
+
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers import Trainer
+
+from robustpo_kit import paths
+from robustpo_kit.errors import KitError
+from robustpo_kit.records import read_json
+from robustpo_kit.training import checkpoints
+from robustpo_kit.training.config import TrainConfig
+from robustpo_kit.training.generators import pack_generators, unpack_generators
+from robustpo_kit.training.ranks import barrier, gather_states, this_rank, world_size
+from robustpo_kit.training.step_objective import StepObjective
+
+GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+SCATTER = StateDictOptions(full_state_dict=True, strict=False)
+
+Value = TypeVar("Value")
+
+
+class ResumableTrainer(Trainer):
+    """Overrides how a Trainer saves and loads, and nothing else."""
+
+    config: TrainConfig
+    objective: StepObjective
+    run: str  # digest of what decides the run
+    history: list[dict[str, Any]]  # one row a step
+    micro_limit: int
+
+    def resume(self) -> str | None:
+        """The last complete checkpoint; raises KitError where the folder holds another run's."""
+        folder = None
+        if self.config.checkpoint:
+            folder = checkpoints.last_checkpoint(Path(self.config.checkpoint))
+        if folder is None:
+            return None
+        about = read_json(folder / checkpoints.ABOUT)
+        if about["layout"] != self._rank_layout():
+            raise KitError(
+                f"{paths.show(folder.parent)}: written by {about['layout']}, and this is "
+                f"{self._rank_layout()}; resume it as it was started, or choose another folder"
+            )
+        if about["run"] != self.run:
+            raise KitError(
+                f"{paths.show(folder.parent)}: holds checkpoints of another run (data, model, "
+                "objective or config differ); choose another folder or delete it"
+            )
+        self.history = read_json(folder / checkpoints.HISTORY)
+        self.micro_limit = about["micro_limit"]
+        self.objective.load_state_dict(self._rank_state(folder)["objective"])
+        return str(folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        del trial
+        state = {"rng": pack_generators(), "objective": self.objective.state_dict()}
+        states = gather_states(state)
+        weights, optimizer = self._whole_state(model)
+        if this_rank() == 0:
+            checkpoint = checkpoints.Checkpoint(
+                run=self.run,
+                layout=self._rank_layout(),
+                micro_limit=self.micro_limit,
+                history=self.history,
+                trainer=self.state,
+                scheduler=_present(self.lr_scheduler).state_dict(),
+                optimizer=optimizer,
+                weights=weights,
+                ranks=states,
+            )
+            checkpoints.write_checkpoint(Path(_present(self.config.checkpoint)), checkpoint)
+        barrier()
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        weights = load_file(Path(resume_from_checkpoint) / checkpoints.WEIGHTS)
+        if self.is_fsdp_enabled:
+            set_model_state_dict(_present(model), dict(weights), options=SCATTER)
+            return
+        with torch.no_grad():
+            for name, parameter in self._trained(_present(model or self.model)):
+                parameter.copy_(weights[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = checkpoints.load_state(Path(checkpoint) / checkpoints.OPTIMIZER)
+        if self.is_fsdp_enabled:
+            set_optimizer_state_dict(
+                self.model_wrapped, self._inner_optimizer(), state, options=SCATTER
+            )
+        else:
+            _present(self.optimizer).load_state_dict(state)
+        scheduler = read_json(Path(checkpoint) / checkpoints.SCHEDULER)
+        _present(self.lr_scheduler).load_state_dict(scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            unpack_generators(self._rank_state(Path(checkpoint))["rng"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """No scaler: bf16 and fp32 need none."""
+
+    def _rank_layout(self) -> str:
+        """How the state of a checkpoint is cut up."""
+        wrapper = " under FSDP2" if self.is_fsdp_enabled else ""
+        return f"{world_size()} rank(s){wrapper}"
+
+    def _rank_state(self, folder: Path) -> dict[str, Any]:
+        return checkpoints.load_state(checkpoints.rank_path(folder, this_rank()))
+
+    def _whole_state(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Trained weights and optimizer state, gathered where FSDP2 has cut them up."""
+        trained = dict(self._trained(model))
+        if self.is_fsdp_enabled:
+            state, optimizer = get_state_dict(model, self._inner_optimizer(), options=GATHER)
+            whole = cast(dict[str, Tensor], state)  # GATHER leaves no shards and no numbers
+            weights = {name: whole[name].contiguous() for name in whole if name in trained}
+            return weights, optimizer
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in trained.items()}
+        return weights, _present(self.optimizer).state_dict()
+
+    def _inner_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that accelerate has wrapped, whose state FSDP2 gathers and scatters."""
+        return cast(AcceleratedOptimizer, self.optimizer).optimizer
+
+    def _trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        core = self.accelerator.unwrap_model(model)
+        named = core.named_parameters()
+        return [(name, parameter) for name, parameter in named if parameter.requires_grad]
+
+
+def _present(value: Value | None) -> Value:
+    """What a Trainer has by the time that it saves or loads, though its type allows None."""
+    assert value is not None
+    return value
