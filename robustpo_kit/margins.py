@@ -266,7 +266,7 @@ def _solve_log_q(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
 def _solve_inner(
     u: np.ndarray, m: np.ndarray, s: float, gamma0: float, r: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Roots [n] of u + r sigmoid(gamma0 e^u - m) = s from the guess `u`; slopes of the left side."""
+    """Roots [n] of u + r sigmoid(gamma0 e^u - m) = s from the guess `u`, and slopes there, [n]."""
     low, high = np.full_like(m, s - r), np.full_like(m, s)
     tolerance = 2e-16 * max(1.0, abs(s), abs(s - r))
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""Losses against the papers' formulas at 50 digits, their gradients, invariances, extremes and refusals."""
+"""Losses against the papers' formulas at 50 digits, gradients, invariances, extremes, refusals."""
 
 import math
 

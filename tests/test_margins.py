@@ -102,7 +102,10 @@ def test_no_feasible_neighbour_is_better():
 
 
 def test_published_settings_have_the_stated_strength():
-    """gamma-PO Table 7: gamma0 / tau is 0.4 (Llama), 0.25 (Gemma), 1.0 (Qwen); Mistral's margins hardly move."""
+    """gamma-PO Table 7: gamma0 / tau is 0.4 (Llama), 0.25 (Gemma), 1.0 (Qwen).
+
+    Mistral's margins hardly move.
+    """
     far = torch.tensor([-50.0, 50.0], dtype=torch.float64)
     spread = {}
     for name, gamma0, tau in (

@@ -1,4 +1,4 @@
-"""Robust aggregation against numpy formulas, its limits, its duality by maximisation over the ball, its convergence."""
+"""Robust aggregation: numpy formulas, limits, duality by maximisation over the ball, convergence."""
 
 import math
 
@@ -215,7 +215,10 @@ def test_a_radius_that_reaches_the_worst_sample():
 
 
 def test_gradient_descent_on_a_convex_toy_converges_like_one_over_t():
-    """B.3: the robust objective of convex smooth losses is convex, so F_t - F* <= |theta_0 - theta*|^2 / (2 step t)."""
+    """B.3: the robust objective of convex smooth losses is convex.
+
+    So F_t - F* <= |theta_0 - theta*|^2 / (2 step t).
+    """
     rng = np.random.default_rng(2)
     features, targets = tensor(rng.normal(size=(40, 3))), tensor(rng.normal(size=40))
     h, step = tensor(rng.uniform(0.2, 2.0, 40)), 0.1

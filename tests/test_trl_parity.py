@@ -1,7 +1,7 @@
 """Our losses beside TRL's own code in the same process; where the two differ, a test says how.
 
-TRL's loss methods run unchanged, on a stand-in for the trainer that holds the attributes they read and on a model that
-returns given log-probabilities (DPO, KTO) or random logits (CPO, ORPO).
+TRL's loss methods run unchanged, on a stand-in for the trainer that holds the attributes they read
+and on a model that returns given log-probabilities (DPO, KTO) or random logits (CPO, ORPO).
 """
 
 import math
@@ -53,7 +53,7 @@ def stand_in(**attributes):
 
 
 def responses(rows, seed=0):
-    """Per-token log-probabilities [rows, L - 1] (0 outside the response), completion mask [rows, L], lengths [rows]."""
+    """Per-token log-probs [rows, L - 1] (0 outside), completion mask [rows, L], lengths [rows]."""
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, LONGEST + 1, (rows,), generator=g)
     place = torch.arange(PROMPT + LONGEST)
@@ -168,7 +168,7 @@ def test_sft_of_trl_weighs_tokens_and_ours_samples(trainers):
 
 
 def test_cdpo_is_two_trl_dpo_losses(trainers):
-    """TRL 1.16 has no cDPO any more; label smoothing of its sigmoid loss over both labels is ours."""
+    """TRL 1.16 has no cDPO any more; label smoothing of its sigmoid loss over both is ours."""
     plain, scores, tokens = trl_dpo(trainers, "sigmoid", beta=0.3)
     swapped_value, _, swapped_tokens = trl_dpo(
         trainers, "sigmoid", beta=-0.3
@@ -183,7 +183,10 @@ def test_cdpo_is_two_trl_dpo_losses(trainers):
 @pytest.mark.parametrize("kl_shift", [-2.0, 2.0])
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_kto_is_trls(trainers, weight, kl_shift):
-    """TRL takes single labelled responses: its mean over 2B of them is our mean over B pairs. The KL may clamp at 0."""
+    """TRL takes single labelled responses: its mean over 2B of them is our mean over B pairs.
+
+    The KL may clamp at 0.
+    """
     tokens, mask, lengths = responses(2 * PAIRS)
     g = torch.Generator().manual_seed(5)
     reference = -10 * torch.rand(2 * PAIRS, generator=g, dtype=torch.float64)
@@ -217,7 +220,7 @@ def test_kto_is_trls(trainers, weight, kl_shift):
 
 
 def logit_batch(seed=0):
-    """Random logits [2B, L, V] as a leaf, TRL's batch of these pairs, our scores of them, the NLL with the prompt."""
+    """Random logits [2B, L, V] as a leaf, TRL's batch of them, our scores, the NLL with the prompt."""
     g = torch.Generator().manual_seed(seed)
     length = PROMPT + LONGEST
     logits = torch.randn(
@@ -287,7 +290,7 @@ def test_cpo_preference_term_is_trls(trainers):
 
 
 def test_cpo_nll_of_trl_is_one_mean_over_the_batchs_tokens(trainers):
-    """TRL adds sum s_w / sum n_w; ours adds -s_w (paper) or -s_w / n_w a sample, so its step weighs samples alike."""
+    """TRL adds sum s_w / sum n_w; ours -s_w (paper) or -s_w / n_w a sample, all weighing alike."""
     logits, batch, scores, _ = logit_batch()
     theirs = trl_reference_free(
         trainers.cpo, logits, batch, alpha=0.0, loss_type="sigmoid", beta=0.1, cpo_alpha=1.0
@@ -319,7 +322,7 @@ def test_cpo_nll_of_trl_is_one_mean_over_the_batchs_tokens(trainers):
 
 
 def test_orpo_of_trl_trains_on_the_prompt_too_and_in_single_precision(trainers):
-    """TRL's NLL runs over prompt and response, its odds are rounded to float32; ours is the paper's, response only."""
+    """TRL's NLL has the prompt in it, its odds are rounded to float32; ours is the paper's."""
     logits, batch, scores, full_nll = logit_batch()
     theirs = trl_reference_free(trainers.orpo, logits, batch, beta=0.5)
     ratio = losses.orpo(scores, lam=0.5) - losses.sft(scores)  # the odds-ratio term alone

@@ -83,11 +83,15 @@ class Base:
         """Whether the loss has this argument."""
         return argument in self._parameters
 
+    def value_of(self, argument: str, options: dict[str, Any]) -> Any:
+        """The argument's value under `options`, its default where they do not give it."""
+        return options.get(argument, self._parameters[argument].default)
+
     def logp_kind(self, options: dict[str, Any]) -> str:
         """ "mean" where the loss, under `options`, reads log-probs per token only, else "sum"."""
-        if self.logp != "reduction":
-            return self.logp
-        return str(options.get("reduction", self._parameters["reduction"].default))
+        if self.logp == "reduction":
+            return str(self.value_of("reduction", options))
+        return self.logp
 
     @property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:

@@ -168,7 +168,7 @@ class Objective:
     def _refuse_nonsense(self) -> None:
         """Combinations that run but mean nothing."""
         base, aggregator, share_kept = self.base, self.aggregator, self._row.share_kept
-        filters = share_kept is not None and self.options.get(share_kept, 1.0) < 1
+        filters = share_kept is not None and self._row.value_of(share_kept, self.options) < 1
         if filters and aggregator != "erm":
             raise SpecError(
                 f"{aggregator}({base}({share_kept}=...)): the filter sets dropped samples to a "
