@@ -1,6 +1,7 @@
 """Training: a step is exact however it is cut up, a run survives kill -9, and bad input is named.
 
-Run as a script, the file is the other process of two tests: `ranks` under torchrun, `killed` that ends itself.
+Run as a script, the file is the other process of some tests: ranks under torchrun, a run that kills
+itself.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,14 +132,14 @@ class Step:
         self.trainer.create_optimizer_and_scheduler(1)
 
     def gradient(self, times: int = 2) -> torch.Tensor:
-        """The gradient of the last of `times` steps on the same rows: queues and averages have filled by then."""
+        """The gradient of the last of `times` steps on the same rows; queues have filled by it."""
         for _ in range(times):
             self.policy.model.zero_grad()
             self.trainer.take_step(self.trainer.model, 0)
         return flat(self.policy.model)
 
     def by_hand(self, groups: list[list[int]], times: int = 2) -> torch.Tensor:
-        """The same by plain autograd through the objective: a mean over `groups` of rows, each one batch."""
+        """The same by plain autograd: a mean over `groups` of rows, each one batch."""
         for _ in range(times):
             self.policy.model.zero_grad()
             for group in groups:
@@ -199,6 +201,35 @@ def test_a_step_without_a_trainer_gives_the_gradient_of_the_one_big_batch(spec, 
     assert torch.isfinite(result.loss) and 1 <= result.metrics["ess"] <= ROWS + 1e-3
 
 
+class MeanOfLogps:
+    """An objective of a user's own: it raises the mean log-prob of column 0."""
+
+    responses, logp, spec, coupling = "pair", "sum", "mean_of_logps()", "separable"
+    needs_reference = needs_rewards = needs_h = needs_kl = False
+
+    def step_loss(self, scores, h=None, *, training=True):
+        per_sample = -scores.logps[:, 0]
+        weights = torch.full_like(per_sample.detach(), 1 / len(per_sample))
+        return SimpleNamespace(loss=per_sample.mean(), weights=weights, metrics={})
+
+    def log_mass(self, loss, count):
+        raise NotImplementedError("only asked of a log-sum-exp")
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        assert not state
+
+
+def test_training_takes_any_object_with_what_its_protocol_names():
+    policy, config = tiny(), TrainConfig(batch_size=4, micro_batch_size=2, learning_rate=1e-2)
+    record = training.train(policy, preferences(2), MeanOfLogps(), config)
+    assert record.objective == "mean_of_logps()" and "logp = sum" in training.run_card(record)
+    assert record.history[-1]["chosen_logp"] > record.history[0]["chosen_logp"]
+    assert record.history[0]["ess"] == pytest.approx(4)
+
+
 @pytest.mark.parametrize(
     ("spec", "strategies"),
     [
@@ -221,7 +252,6 @@ def test_strategies_that_fit_an_objective_give_the_same_gradient_and_metrics(
     assert float(results[0].loss) == pytest.approx(float(results[1].loss), rel=1e-5)
 
 
-
 @pytest.mark.parametrize("spec", SPECS)
 def test_accumulation_gives_the_gradient_of_the_one_big_batch(spec, tmp_path):
     one = Step(spec, tmp_path)
@@ -241,7 +271,7 @@ def test_accumulation_gives_the_gradient_of_the_one_big_batch(spec, tmp_path):
 
 
 def test_the_gradient_does_depend_on_the_samples_sharing_a_batch(tmp_path):
-    """window="micro" is the authors' objective, each micro-batch a batch of its own, and another gradient."""
+    """window="micro", each micro-batch a batch of its own, is the authors' and another gradient."""
     spec = "dora(dpo_pl(beta=0.1), lam=0.7)"
     micro = Step(spec, tmp_path, micro_batch_size=2, window="micro")
     sizes = [micro.tokens.rows[i].tokens() for i in whole(micro)]
@@ -669,7 +699,7 @@ KILLED_AT = 5  # of 8 steps; checkpoints at 2, 4, 6, 8
 
 
 def run(name: str, folder: Path) -> tuple:
-    """Eight steps with checkpoints: LoRA with dropout, or full fine-tuning; record, weights, the objective's state."""
+    """Eight steps with checkpoints, by LoRA with dropout or in full: record, weights, state."""
     spec, dropout = RUNS[name]
     policy, objective = tiny(), objectives.build(spec)
     if dropout is not None:

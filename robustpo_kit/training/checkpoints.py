@@ -16,7 +16,7 @@ from robustpo_kit.errors import KitError
 from robustpo_kit.records import atomic_folder, file_digest, read_json, write_json
 
 CHECKPOINTS_KEPT = 2
-ABOUT, HISTORY, SCHEDULER = "checkpoint.json", "history.json", "scheduler.json"
+SUMMARY, HISTORY, SCHEDULER = "checkpoint.json", "history.json", "scheduler.json"
 OPTIMIZER, WEIGHTS = "optimizer", "trainable.safetensors"
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,13 @@ def write_checkpoint(root: Path, checkpoint: Checkpoint) -> None:
         write_json(folder / SCHEDULER, checkpoint.scheduler)
         write_json(folder / HISTORY, checkpoint.history)
         checkpoint.trainer.save_to_json(str(folder / TRAINER_STATE_NAME))
-        about = {
+        summary = {
             "run": checkpoint.run,
             "layout": checkpoint.layout,
             "micro_limit": checkpoint.micro_limit,
             "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
         }
-        write_json(folder / ABOUT, about)
+        write_json(folder / SUMMARY, summary)
     for old in checkpoint_folders(root)[:-CHECKPOINTS_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -67,7 +67,7 @@ def last_checkpoint(root: Path) -> Path | None:
     """The newest checkpoint whose files have their recorded digests; damaged ones are skipped."""
     for folder in reversed(checkpoint_folders(root)):
         try:
-            digests = read_json(folder / ABOUT)["files"]
+            digests = read_json(folder / SUMMARY)["files"]
             if all(file_digest(folder / name) == digests[name] for name in digests):
                 return folder
         except (KitError, OSError, KeyError):

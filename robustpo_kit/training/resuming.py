@@ -46,19 +46,19 @@ class ResumableTrainer(Trainer):
             folder = checkpoints.last_checkpoint(Path(self.config.checkpoint))
         if folder is None:
             return None
-        about = read_json(folder / checkpoints.ABOUT)
-        if about["layout"] != self._rank_layout():
+        summary = read_json(folder / checkpoints.SUMMARY)
+        if summary["layout"] != self._rank_layout():
             raise KitError(
-                f"{paths.show(folder.parent)}: written by {about['layout']}, and this is "
+                f"{paths.show(folder.parent)}: written by {summary['layout']}, and this is "
                 f"{self._rank_layout()}; resume it as it was started, or choose another folder"
             )
-        if about["run"] != self.run:
+        if summary["run"] != self.run:
             raise KitError(
                 f"{paths.show(folder.parent)}: holds checkpoints of another run (data, model, "
                 "objective or config differ); choose another folder or delete it"
             )
         self.history = read_json(folder / checkpoints.HISTORY)
-        self.micro_limit = about["micro_limit"]
+        self.micro_limit = summary["micro_limit"]
         self.objective.load_state_dict(self._rank_state(folder)["objective"])
         return str(folder)
 

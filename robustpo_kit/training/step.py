@@ -100,7 +100,9 @@ class ExactStep:
         return CutStep(rows, micro_batches(sizes, limit, world_size(), balance=balance))
 
     def take(self, model: nn.Module, cut: CutStep) -> StepResult:
-        """Add the gradient of a whole step to the parameters' own, the same on every rank.
+        """Leave the gradient of a whole step in the parameters' `grad`, the same on every rank.
+
+        `grad` should be empty before: `online` scales what it finds there.
 
         Args:
             model: Maps a `policies.Batch` to log-probs [B, K]; accelerate may have wrapped it.
@@ -120,7 +122,7 @@ class ExactStep:
             raise self._not_finite("the loss is", cut.rows)
         return result
 
-    def _strategy(self, cut: CutStep) -> "Callable[[ExactStep, nn.Module, CutStep], StepResult]":
+    def _strategy(self, cut: CutStep) -> "Strategy":
         if self.window == "micro":
             return by_micro_batch
         if self.objective.coupling == "separable":
@@ -193,6 +195,9 @@ class ExactStep:
         return NotFiniteError(
             f"{what} not finite (rows {names}{more}); lower the learning rate or check these rows"
         )
+
+
+Strategy = Callable[[ExactStep, nn.Module, CutStep], StepResult]
 
 
 def separable(step: ExactStep, model: nn.Module, cut: CutStep) -> StepResult:

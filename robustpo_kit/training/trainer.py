@@ -133,7 +133,7 @@ class StepTrainer(ResumableTrainer):
         return self.take_step(model, inputs["step"])
 
     def take_step(self, model: nn.Module, place: int) -> Tensor:
-        """Add the gradient of the step at `place` in the plan; returns its loss.
+        """Leave the gradient of the step at `place` in the plan in `grad`; returns its loss.
 
         Out of memory halves the micro-batch and takes the step again, on all ranks. Raises KitError
         naming step and rows where something is not finite.
