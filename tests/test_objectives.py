@@ -232,7 +232,7 @@ def test_an_objective_asks_for_nothing_more_than_it_says(spec):
     ],
 )
 def test_the_table_says_how_log_probs_are_normalised(spec):
-    """Twice the tokens at twice the log-prob leave length-normalised losses, and only them, alone."""
+    """Twice the tokens at twice the log-prob change no length-normalised loss, and all others."""
     values = []
     for scale in (1, 2):
         scores = toy(count=4 if build(spec).responses == "list" else 2)

@@ -1,4 +1,4 @@
-"""Robust aggregation: numpy formulas, limits, duality by maximisation over the ball, convergence."""
+"""Robust aggregation: numpy formulas, limits, duality by maximising over the ball, convergence."""
 
 import math
 

@@ -220,7 +220,7 @@ def test_kto_is_trls(trainers, weight, kl_shift):
 
 
 def logit_batch(seed=0):
-    """Random logits [2B, L, V] as a leaf, TRL's batch of them, our scores, the NLL with the prompt."""
+    """Random logits [2B, L, V] as a leaf, TRL's batch, our scores, the NLL with the prompt."""
     g = torch.Generator().manual_seed(seed)
     length = PROMPT + LONGEST
     logits = torch.randn(
