@@ -51,9 +51,9 @@ _GAMMA_PO_TABLE_7 = {
 }
 
 
-# Hyperparameters gamma-PO searched for its baselines (Table 6). Its "rDPO" is our cdpo by Eq. 5
-# and, up to a constant, our rdpo by the sign printed there. Its "beta-DPO" has betas of SimPO's size,
-# and a target margin (0.1, 0.3, 0.5) that the loss printed beside it does not take.
+# Hyperparameters gamma-PO searched for its baselines, Table 6. Its "rDPO" is our cdpo by Eq. 5 and,
+# up to a constant, our rdpo by the sign printed there. Its "beta-DPO" has betas of SimPO's size and
+# a target margin (0.1, 0.3, 0.5) that the loss printed beside it does not take.
 SEARCH_RANGES: dict[str, dict[str, tuple[float, ...]]] = {
     "dpo": {"beta": (0.01, 0.05, 0.1)},
     "ipo": {"tau": (0.01, 0.1, 0.5, 1.0)},
