@@ -132,6 +132,9 @@ def mean_by_group(
         of `values`.
     """
     by = [by] if isinstance(by, str) else list(by)
+    columns = [*by, "clusters", "n"]
+    for value in values:
+        columns += [value, f"{value}_low", f"{value}_high"]
     rows = []
     for names, part in table.groupby(by, sort=sort):
         clusters = None if cluster is None else part[cluster]
@@ -141,7 +144,7 @@ def mean_by_group(
             mean = bootstrap_mean(part[value], clusters, draws=draws, level=level, seed=seed)
             row |= mean.columns(value)
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=columns)  # an empty table has its columns as well
 
 
 def _present(

@@ -235,6 +235,18 @@ def test_cosine_needs_no_training(tiny):
     assert not fitted.trained_rows
 
 
+def test_the_held_out_table_is_what_compare_gives(model):
+    """The units that were measured held out are those that the model speaks in."""
+    held_out = [i for i, row in enumerate(made_up(120)) if row.row_id not in model.trained_rows]
+    rows = made_up(120).select(held_out)
+    pairs = [*rewards.training_pairs(rows, seed=0), *rewards.pairs_across_sources(rows, seed=0)]
+    table = model.compare(pairs)
+    pd.testing.assert_frame_equal(table, model.held_out[table.columns], rtol=1e-6)
+    replies = [(row.prompt, reply) for row in rows for reply in row.responses]
+    scores = model.score([prompt for prompt, _ in replies], [reply for _, reply in replies])
+    assert scores.std() == pytest.approx(model.scale, rel=1e-6)
+
+
 @pytest.mark.parametrize("features", ["frozen", "fine_tuned"])
 def test_stored_reward_model_scores_alike(tiny, tmp_path, features):
     config = FineTune(epochs=1, frozen_layers=1)

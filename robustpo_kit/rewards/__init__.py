@@ -1,7 +1,8 @@
-"""Rewards: Bradley-Terry models of how well a reply answers its prompt, checked not to be source classifiers.
+"""Bradley-Terry models of how well a reply answers its prompt, not of who wrote it.
 
-Both sides of every training pair come from the same kind of writer: a reply against one of the same source to another
-prompt, matched in length, and the human pairs of the data. So neither source nor length decides a training pair.
+Both sides of every training pair come from the same kind of writer: a reply against one of the same
+source to another prompt, matched in length, and the human pairs of the data. So neither source nor
+length decides a training pair.
 """
 
 from robustpo_kit.rewards.models import RewardModel, bradley_terry, fit_reward_model

@@ -1,46 +1,57 @@
 """Accuracy and correlations of reward models as tidy tables."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
-from robustpo_kit import intervals
+from robustpo_kit.intervals import Interval, bootstrap_statistic, mean_by_group
 
 
 def accuracy_table(comparisons: pd.DataFrame, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Preference accuracy by kind: n, accuracy with CI over groups (ties count half), mean difference, longer_share.
+    """Preference accuracy by kind of pair.
 
-    longer_share: how often the preferred reply is the longer one; far from that of the better reply = length bias.
+    Args:
+        comparisons: a row a pair, with the columns kind, group, difference (score of the better
+            reply minus that of the worse), gap_words (the same of words); trained_kind where it is
+            known.
+        draws, seed: of the bootstrap over groups.
+
+    Returns:
+        A row a kind: kind, n, accuracy (ties count half), low, high, mean_difference, longer_share
+        (how often the preferred reply is the longer one: far from that of the better reply it tells
+        a bias to length), trained_kind where it is known.
     """
-    rows = []
-    for kind, part in comparisons.groupby("kind", sort=True):
-        difference, gap = part["difference"].to_numpy(), part["gap_words"].to_numpy()
-        correct = np.where(difference == 0, 0.5, difference > 0)
-        estimate = intervals.bootstrap_mean(
-            correct, part["group"].astype(str), draws=draws, seed=seed
-        )
-        longer = np.sign(gap[gap != 0]) == np.sign(difference[gap != 0])
-        rows.append(
-            {
-                "kind": kind,
-                "n": len(part),
-                "accuracy": estimate.value,
-                "low": estimate.low,
-                "high": estimate.high,
-            }
-            | {
-                "mean_difference": difference.mean(),
-                "longer_share": longer.mean() if len(longer) else np.nan,
-            }
-            | (
-                {"trained_kind": bool(part["trained_kind"].iloc[0])}
-                if "trained_kind" in part
-                else {}
-            )
-        )
-    return pd.DataFrame(rows)
+    difference = comparisons["difference"]
+    correct = np.where(difference == 0, 0.5, difference > 0)
+    accuracy = mean_by_group(
+        comparisons.assign(accuracy=correct),
+        "kind",
+        ["accuracy"],
+        cluster="group",
+        sort=True,
+        draws=draws,
+        seed=seed,
+    )
+    accuracy = accuracy.rename(columns={"accuracy_low": "low", "accuracy_high": "high"})
+    details = [_comparison_details(part) for _, part in comparisons.groupby("kind", sort=True)]
+    columns = ["kind", "n", "accuracy", "low", "high"]
+    return pd.concat([accuracy[columns], pd.DataFrame(details)], axis=1)
+
+
+def _comparison_details(comparisons: pd.DataFrame) -> dict[str, Any]:
+    """The columns of `accuracy_table` that have no interval, of one kind of pair."""
+    difference = comparisons["difference"].to_numpy()
+    gap = comparisons["gap_words"].to_numpy()
+    longer_wins = np.sign(gap[gap != 0]) == np.sign(difference[gap != 0])
+    details = {"mean_difference": difference.mean(), "longer_share": np.nan}
+    if len(longer_wins):
+        details["longer_share"] = longer_wins.mean()
+    if "trained_kind" in comparisons:
+        details["trained_kind"] = bool(comparisons["trained_kind"].iloc[0])
+    return details
 
 
 def correlation_table(
@@ -51,10 +62,18 @@ def correlation_table(
     draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Pearson and Spearman correlation of reward and classifier confidence: overall, within each source, and within
-    sources pooled (source means taken out), with CIs over groups.
+    """Pearson and Spearman correlation of reward and confidence, with intervals over groups.
 
-    `table`: a row a response with group, source and the two columns (`calibration.response_table`).
+    Args:
+        table: a row a response (`calibration.response_table`), with the columns group, source and
+            the two that are correlated.
+        reward: name of the column of rewards.
+        confidence: name of the column of confidences.
+        draws, seed: of the bootstrap over groups.
+
+    Returns:
+        A row a scope: scope (overall; within sources, whose means are taken out; within each
+        source), n, pearson, pearson_low, pearson_high, and the same of spearman.
     """
     centred = table.copy()
     for column in (reward, confidence):
@@ -63,29 +82,29 @@ def correlation_table(
     scopes |= {f"within {source}": part for source, part in table.groupby("source", sort=True)}
     rows = []
     for scope, part in scopes.items():
-        x, y, row = (
-            part[reward].to_numpy(),
-            part[confidence].to_numpy(),
-            {"scope": scope, "n": len(part)},
-        )
+        row = {"scope": scope, "n": len(part)}
         for name, function in (("pearson", pearsonr), ("spearman", spearmanr)):
-            estimate = intervals.bootstrap_statistic(
-                lambda i, x=x, y=y, f=function: _correlation(f, x[i], y[i]),
-                part["group"].astype(str),
-                draws=draws,
-                seed=seed,
-            )
-            row |= {
-                name: estimate.value,
-                f"{name}_low": estimate.low,
-                f"{name}_high": estimate.high,
-            }
+            interval = _correlation(function, part, reward, confidence, draws, seed)
+            row |= interval.columns(name)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _correlation(function: Any, x: np.ndarray, y: np.ndarray) -> float:
-    """NaN where one side does not vary."""
-    return (
-        float(function(x, y)[0]) if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0 else float("nan")
-    )
+def _correlation(
+    function: Callable[..., Any],
+    table: pd.DataFrame,
+    reward: str,
+    confidence: str,
+    draws: int,
+    seed: int,
+) -> Interval:
+    """A correlation of two columns; NaN where one of them does not vary."""
+    rewards, confidences = table[reward].to_numpy(), table[confidence].to_numpy()
+
+    def correlation(rows: np.ndarray) -> float:
+        x, y = rewards[rows], confidences[rows]
+        if len(rows) <= 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+            return float("nan")
+        return float(function(x, y)[0])
+
+    return bootstrap_statistic(correlation, table["group"], draws=draws, seed=seed)
