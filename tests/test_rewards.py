@@ -8,7 +8,7 @@ import torch
 from robustpo_kit import encoders, rewards
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.encoders import FineTune
-from robustpo_kit.rewards.models import _slope_within
+from robustpo_kit.rewards.fitting import _slope_within
 
 TOPICS = ("aaaa", "bbbb", "cccc", "dddd", "eeee", "ffff")
 

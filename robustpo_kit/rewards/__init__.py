@@ -5,7 +5,8 @@ source to another prompt, matched in length, and the human pairs of the data. So
 length decides a training pair.
 """
 
-from robustpo_kit.rewards.models import RewardModel, bradley_terry, fit_reward_model
+from robustpo_kit.rewards.fitting import bradley_terry, fit_reward_model
+from robustpo_kit.rewards.models import RewardModel
 from robustpo_kit.rewards.pairs import (
     RankedPair,
     pairs_across_sources,
