@@ -1,4 +1,4 @@
-"""The tiny encoder: embeddings that do not depend on the company a text keeps, kept in memory, seeded."""
+"""The tiny encoder: embeddings that ignore the company a text keeps, kept in memory, seeded."""
 
 import pytest
 import torch

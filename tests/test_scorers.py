@@ -1,12 +1,14 @@
 """Linear heads against a closed form, the fine-tuning loop's promises, length buckets."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
 from robustpo_kit import encoders
 from robustpo_kit.encoders import FineTune
+from robustpo_kit.errors import KitError
 
 PAIRS = [("p", "aaa"), ("p", "zzz"), ("question", "answer")]
 
@@ -75,3 +77,22 @@ def test_bad_arguments_are_named(tiny):
         encoders.fit_logistic(np.ones((2, 1)), np.array([0, 1]), 0.0)
     with pytest.raises(ValueError, match="epochs"):
         FineTune(epochs=0)
+
+
+def test_a_stored_scorer_is_whole_of_this_version_and_of_its_encoder(tiny, tmp_path):
+    scorer = encoders.LinearScorer(np.arange(3.0), 0.5)
+    tables = {"rows": pd.DataFrame({"row_id": ["007", "NA"], "kind": ["x", "y"]})}
+    state = {f"head.{name}": value for name, value in scorer.trained_state().items()}
+    encoders.save_bundle(tmp_path, "head", state, {"folds": 2}, tiny, tables)
+    bundle = encoders.load_bundle(tmp_path, "head", None)
+    again = bundle.scorer("head.", {})
+    assert bundle.about == {"folds": 2} and (again.weight == scorer.weight).all()
+    assert again.bias == 0.5 and bundle.tables["rows"].row_id.tolist() == ["007", "NA"]
+    with pytest.raises(KitError, match="trained on 'tiny' with other weights"):
+        encoders.load_bundle(tmp_path, "head", encoders.load("tiny", seed=1))
+    (tmp_path / "rows.csv").write_text("row_id,kind\n")
+    with pytest.raises(KitError, match=r"rows\.csv: differs from its recorded sha256"):
+        encoders.load_bundle(tmp_path, "head", tiny)
+    (tmp_path / "head.json").write_text('{"made_by": "elsewhere"}')
+    with pytest.raises(KitError, match="field made_by: not a scorer stored by this version"):
+        encoders.load_bundle(tmp_path, "head", tiny)

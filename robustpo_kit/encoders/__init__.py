@@ -2,20 +2,23 @@
 
 from robustpo_kit.encoders.bundles import load_bundle, save_bundle
 from robustpo_kit.encoders.encoder import Encoder, load
-from robustpo_kit.encoders.heads import (
+from robustpo_kit.encoders.fine_tuning import (
     DEFAULT_FINE_TUNE,
-    FEATURES,
     FineTune,
-    LinearScorer,
-    Pair,
     PairScorer,
     fine_tune,
-    fit_logistic,
     length_bucketed,
-    relevance_features,
-    response_features,
     score_pairs,
 )
+from robustpo_kit.encoders.linear import (
+    LinearScorer,
+    Pair,
+    fit_logistic,
+    relevance_features,
+    response_features,
+)
+
+FEATURES = ("frozen", "fine_tuned")  # a linear head on embeddings, or the whole encoder trained
 
 __all__ = [
     "DEFAULT_FINE_TUNE",

@@ -1,26 +1,27 @@
 """A fitted scorer on disk: safetensors, tables and a JSON that names their sha256."""
 
-import hashlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from robustpo_kit import paths, records
 from robustpo_kit.encoders.encoder import Encoder, load
-from robustpo_kit.encoders.heads import LinearScorer, PairScorer
+from robustpo_kit.encoders.fine_tuning import PairScorer
+from robustpo_kit.encoders.linear import LinearScorer
 from robustpo_kit.errors import KitError
+
+MADE_BY = "robustpo_kit.encoders"  # marks a stored scorer
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A stored scorer: what is known about it, its tensors, its tables, and the encoder it was trained on."""
+    """A stored scorer: what is known of it, its tensors, its tables, the encoder under it."""
 
     about: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -28,7 +29,10 @@ class Bundle:
     encoder: Encoder
 
     def scorer(self, prefix: str, fine_tune: Mapping[str, Any]) -> LinearScorer | PairScorer:
-        """The scorer whose tensors start with `prefix`; raises KitError when tensors are missing or do not fit."""
+        """The scorer whose tensors start with `prefix`.
+
+        Raises KitError when tensors are missing or do not fit.
+        """
         state = {
             name.removeprefix(prefix): value
             for name, value in self.tensors.items()
@@ -41,7 +45,8 @@ class Bundle:
         for name, value in own.items():
             if name not in state or state[name].shape != value.shape:
                 raise KitError(
-                    f"stored scorer '{prefix}': tensor {name} is missing or misshapen; train it again"
+                    f"stored scorer '{prefix}': tensor {name} is missing or misshapen; "
+                    "train it again"
                 )
         scorer.load_state_dict({name: state[name] for name in own}, strict=False)
         return scorer.eval()
@@ -55,37 +60,53 @@ def save_bundle(
     encoder: Encoder,
     tables: Mapping[str, pd.DataFrame],
 ) -> None:
-    """Write NAME.safetensors, a CSV a table, and, last, NAME.json that holds their sha256."""
-    files = {
-        f"{name}.safetensors": save_tensors(
-            {key: value.contiguous() for key, value in tensors.items()}
-        )
-    }
-    files |= {f"{key}.csv": table.to_csv(index=False).encode() for key, table in tables.items()}
-    for file, content in files.items():
+    """Write NAME.safetensors, a CSV a table, and, last, NAME.json that holds their sha256.
+
+    Args:
+        folder: where to; made where it is missing.
+        name: of the two files.
+        tensors: of one or several scorers, by prefix.
+        about: what JSON knows: settings, calibration.
+        encoder: that the scorers were trained on.
+        tables: by name; columns `row_id` and `group` are read as text.
+    """
+    whole = {key: value.contiguous() for key, value in tensors.items()}
+    contents = {f"{name}.safetensors": save_tensors(whole)}
+    for key, table in tables.items():
+        contents[f"{key}.csv"] = table.to_csv(index=False).encode()
+    for file, content in contents.items():
         with records.atomic_write(folder / file) as temporary:
             temporary.write_bytes(content)
     value = {
-        "made_by": "robustpo_kit.scorers",
+        "made_by": MADE_BY,
         "encoder": encoder.about(),
         "versions": records.versions(),
-        "files": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
+        "files": {file: records.file_digest(folder / file) for file in contents},
         "about": dict(about),
     }
     records.write_json(folder / f"{name}.json", value)
 
 
 def load_bundle(folder: Path, name: str, encoder: Encoder | None) -> Bundle:
-    """Read what `save_bundle` wrote; `encoder` None loads the recorded one. Raises KitError naming the file."""
+    """Read what `save_bundle` wrote.
+
+    Args:
+        folder: where from.
+        name: of the JSON and the safetensors file.
+        encoder: that the scorers were trained on; None loads the recorded one.
+
+    Raises:
+        KitError: naming the file that is missing, changed or no stored scorer.
+    """
     path = folder / f"{name}.json"
     value = records.read_json(path)
-    if value.get("made_by") != "robustpo_kit.scorers":
+    if value.get("made_by") != MADE_BY:
         raise KitError(
-            f"{paths.show(path)}, field made_by: not a stored scorer; give the folder that `save` wrote"
+            f"{paths.show(path)}, field made_by: not a scorer stored by this version; "
+            "give the folder that `save` wrote, or fit it again"
         )
-    content = {
-        file: _read_checked(folder / file, digest) for file, digest in value["files"].items()
-    }
+    for file, sha256 in value["files"].items():
+        _check_file(folder / file, sha256)
     stored = value["encoder"]
     if encoder is None:
         encoder = load(
@@ -96,25 +117,25 @@ def load_bundle(folder: Path, name: str, encoder: Encoder | None) -> Bundle:
         )
     if encoder.about()["fingerprint"] != stored["fingerprint"]:
         raise KitError(
-            f"{paths.show(path)}, field encoder: trained on '{stored['name']}' with other weights than those of "
-            f"'{encoder.name}'; pass the encoder it was trained on"
+            f"{paths.show(path)}, field encoder: trained on '{stored['name']}' with other weights "
+            f"than those of '{encoder.name}'; pass the encoder it was trained on"
         )
-    tables = {file[:-4]: _read_csv(data) for file, data in content.items() if file.endswith(".csv")}
-    return Bundle(value["about"], load_tensors(content[f"{name}.safetensors"]), tables, encoder)
+    csv_files = [folder / file for file in value["files"] if file.endswith(".csv")]
+    tables = {file.stem: _read_csv(file) for file in csv_files}
+    return Bundle(value["about"], load_file(folder / f"{name}.safetensors"), tables, encoder)
 
 
-def _read_checked(path: Path, digest: str) -> bytes:
+def _check_file(path: Path, sha256: str) -> None:
     try:
-        content = path.read_bytes()
+        found = records.file_digest(path)
     except FileNotFoundError:
         raise KitError(f"{paths.show(path)}: no such file; save the scorer again") from None
-    if hashlib.sha256(content).hexdigest() != digest:
+    if found != sha256:
         raise KitError(
             f"{paths.show(path)}: differs from its recorded sha256; save the scorer again"
         )
-    return content
 
 
-def _read_csv(content: bytes) -> pd.DataFrame:
+def _read_csv(file: Path) -> pd.DataFrame:
     text = {"row_id": str, "group": str}
-    return pd.read_csv(io.BytesIO(content), dtype=text, keep_default_na=False, na_values=[""])
+    return pd.read_csv(file, dtype=text, keep_default_na=False, na_values=[""])

@@ -1,8 +1,7 @@
-"""Encoders: the BERT that classifiers and reward models share, and its embeddings, kept in memory."""
+"""Encoders: the BERT that classifiers and reward models share, and its embeddings."""
 
 import copy
 import functools
-import hashlib
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,20 +9,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from robustpo_kit import assets
 from robustpo_kit.errors import KitError
-from robustpo_kit.records import progress
+from robustpo_kit.records import digest, progress
 
 
 @dataclass(eq=False)
 class Encoder:
-    """A BERT-like model with its tokenizer; embeddings are kept in memory, so a text is encoded once."""
+    """A BERT-like model with its tokenizer; embeddings are kept, so a text is encoded once."""
 
     name: str  # an asset, a Hub id, a local folder, or "tiny"
-    model: nn.Module
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     dtype: torch.dtype  # of inference and of autocast in fine-tuning; weights stay float32
     device: torch.device
     max_length: int = 256  # tokens
@@ -32,18 +39,21 @@ class Encoder:
 
     @functools.cached_property
     def _inference_model(self) -> nn.Module:
-        return (
-            self.model if self.dtype == torch.float32 else copy.deepcopy(self.model).to(self.dtype)
-        )
+        if self.dtype == torch.float32:
+            return self.model
+        model: nn.Module = copy.deepcopy(self.model)
+        return model.to(self.dtype)
 
     def embed(self, texts: Sequence[str], *, batch_size: int = 32) -> Tensor:
-        """[N, D] float32 embeddings of length 1: the masked mean of the last hidden states, as MiniLM was trained."""
-        new = sorted(
-            {text for text in texts if text not in self._cache}, key=lambda text: (len(text), text)
-        )
-        batches = [new[i : i + batch_size] for i in range(0, len(new), batch_size)]
-        for batch in progress(batches, f"embed with {self.name}") if batches else ():
-            self._cache.update(zip(batch, self._embed_batch(batch), strict=True))
+        """[N, D] float32 embeddings of length 1 of N texts.
+
+        The masked mean of the last hidden states, as MiniLM was trained.
+        """
+        missing = sorted(set(texts) - set(self._cache), key=lambda text: (len(text), text))
+        batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
+        if batches:
+            for batch in progress(batches, f"embed with {self.name}"):
+                self._cache.update(zip(batch, self._embed_batch(batch), strict=True))
         if not texts:
             return torch.empty(0, self.width)
         return torch.stack([self._cache[text] for text in texts])
@@ -58,7 +68,7 @@ class Encoder:
         return nn.functional.normalize(pooled, dim=-1).cpu()
 
     def about(self) -> dict[str, Any]:
-        """What a stored scorer must know of its encoder; the fingerprint is a short sha256 of the weights."""
+        """What a stored scorer must know of its encoder; the fingerprint is of the weights."""
         return {
             "name": self.name,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -69,10 +79,7 @@ class Encoder:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return digest(dict(self.model.state_dict()), length=16)
 
     @property
     def width(self) -> int:
@@ -88,29 +95,42 @@ def load(
     max_length: int = 256,
     seed: int = 0,
 ) -> Encoder:
-    """The encoder `name`: an asset, a Hub id, a local folder, or "tiny" (random weights from `seed`, no files).
+    """The encoder `name`.
 
-    `dtype` auto = bfloat16 where the machine computes it fast (on AVX-512-BF16 twice as fast as float32), else float32.
-    Raises KitError for an unknown asset or a folder that holds no encoder.
+    Args:
+        name: an asset, a Hub id, a local folder, or "tiny" (random weights, no files).
+        dtype: of inference: "float32", "bfloat16", or "auto": bfloat16 where the machine computes
+            it fast (on AVX-512-BF16 twice as fast as float32).
+        device: default: the GPU, or the CPU where there is none.
+        max_length: tokens of a text, at most what the model takes.
+        seed: of the weights of "tiny".
+
+    Raises:
+        KitError: for an unknown asset or a folder that holds no encoder.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if name == "tiny":
-        model, tokenizer = _tiny(seed)
-    else:
-        folder = assets.resolve(name)
-        try:
-            with assets.quiet_transformers():
-                model = AutoModel.from_pretrained(
-                    folder, dtype=torch.float32, attn_implementation="sdpa"
-                )
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise KitError(
-                f"encoder '{name}': cannot be loaded ({reason}); a BERT folder is expected"
-            ) from None
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device(device)
+    model, tokenizer = _tiny(seed) if name == "tiny" else _from_folder(name)
     limit = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
-    return Encoder(name, model.to(where), tokenizer, _dtype(dtype, name, where), where, limit, seed)
+    module: nn.Module = model
+    module.to(where)
+    return Encoder(name, model, tokenizer, _dtype(dtype, name, where), where, limit, seed)
+
+
+def _from_folder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder = assets.resolve(name)
+    try:
+        with assets.quiet_transformers():
+            model = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, attn_implementation="sdpa"
+            )
+            return model, AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise KitError(
+            f"encoder '{name}': cannot be loaded ({reason}); a BERT folder is expected"
+        ) from None
 
 
 def _dtype(dtype: str, name: str, device: torch.device) -> torch.dtype:
@@ -125,10 +145,12 @@ def _dtype(dtype: str, name: str, device: torch.device) -> torch.dtype:
         or torch.cpu._is_avx512_bf16_supported()
         or torch.cpu._is_amx_tile_supported()
     )
-    return torch.bfloat16 if fast else torch.float32
+    if fast:
+        return torch.bfloat16
+    return torch.float32
 
 
-def _tiny(seed: int) -> tuple[nn.Module, Any]:
+def _tiny(seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A two-layer random BERT over single characters."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
