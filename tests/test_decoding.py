@@ -13,6 +13,7 @@ from transformers.generation.logits_process import (
 )
 
 from robustpo_kit import policies
+from robustpo_kit.errors import KitError
 from robustpo_kit.policies import SamplingConfig, decoding
 
 GREEDY = SamplingConfig(
@@ -142,3 +143,50 @@ def test_seeds_reproduce_replies():
         for seed in (3, 3, 4)
     ]
     assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("backend", ["kit", "transformers"])
+def test_sampling_leaves_every_weight_as_it_was(backend):
+    policy = policies.tiny(policies.byte_tokenizer(), seed=2).add_lora("all-linear", 4, seed=1)
+    policy.model.bfloat16()
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    texts = ["how do I", "what is the"]
+    plain = policies.sample(
+        policy.model, policy.tokenizer, texts, SamplingConfig(top_k=1), seed=0, backend=backend
+    )
+    with policy.model.disable_adapter():
+        base = policies.sample(
+            policy.model, policy.tokenizer, texts, SamplingConfig(top_k=1), seed=0, backend=backend
+        )
+    assert len(plain) == len(base) == 2
+    for name, parameter in policy.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_merged_adapter_computes_what_the_adapter_computes():
+    policy = policies.tiny(policies.byte_tokenizer(), seed=2).add_lora("all-linear", 4, seed=1)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+        ids = torch.tensor([[5, 6, 7, 8]])
+        expected = policy.model(input_ids=ids).logits
+        with policies.merged_adapter(policy.model) as merged:
+            found = merged(input_ids=ids).logits
+        with policy.model.disable_adapter():
+            base = policy.model(input_ids=ids).logits
+        assert not torch.allclose(base, expected, atol=1e-2)
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert torch.allclose(policy.model(input_ids=ids).logits, expected, atol=1e-6)
+
+
+def test_an_unknown_backend_is_refused():
+    policy = policies.tiny(policies.byte_tokenizer())
+    with pytest.raises(KitError, match="backend: 'vllm' is unknown"):
+        policies.sample(
+            policy.model, policy.tokenizer, ["a"], SamplingConfig(), seed=0, backend="vllm"
+        )

@@ -1,15 +1,15 @@
 """A language model and the log-probabilities of K responses a prompt, the prompt computed once."""
 
 from robustpo_kit.policies.batches import Batch, collate
+from robustpo_kit.policies.decoding import SamplingConfig
 from robustpo_kit.policies.loading import load
 from robustpo_kit.policies.logprobs import sequence_logps
-from robustpo_kit.policies.lora import FusedLinear, fuse
+from robustpo_kit.policies.lora import FusedLinear, fuse, merged_adapter
 from robustpo_kit.policies.policy import Policy
 from robustpo_kit.policies.probing import use_block_attention
 from robustpo_kit.policies.projection import token_logps, unwrap
 from robustpo_kit.policies.sampling import (
     Reply,
-    SamplingConfig,
     cut_to_sentence,
     sample,
     sample_batch,
@@ -30,6 +30,7 @@ __all__ = [
     "cut_to_sentence",
     "fuse",
     "load",
+    "merged_adapter",
     "sample",
     "sample_batch",
     "sequence_logps",

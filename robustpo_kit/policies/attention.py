@@ -52,6 +52,8 @@ def block_attention(
     if blocks is None:
         if softcap is not None:
             return _dense_softcap(module, query, key, value, attention_mask, scaling, softcap), None
+        if _one_token_on_cpu(query, dropout, kwargs):
+            return _one_token(query, key, value, attention_mask, scaling), None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -66,7 +68,8 @@ def block_attention(
             window = sliding_window
         q, k, v = (x[:, :, block.start : block.stop] for x in (query, key, value))
         mask = blocks.mask(i, window, q.dtype)
-        parts.append(_one_block(q, k, v, mask, dropout, scaling, softcap))
+        matrices_fit = blocks.kernel == "sdpa" and q.shape[2] <= MATRIX_TOKENS
+        parts.append(_one_block(q, k, v, mask, dropout, scaling, softcap, matrices_fit))
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
@@ -78,10 +81,11 @@ def _one_block(
     dropout: float,
     scaling: float | None,
     softcap: float | None,
+    matrices_fit: bool,
 ) -> Tensor:
     """Attention [1, H, L, D] of one block under its additive mask [L, L], by the fastest way."""
     half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
-    if half_on_cpu and q.shape[2] <= MATRIX_TOKENS and softcap is None and not dropout:
+    if half_on_cpu and matrices_fit and softcap is None and not dropout:
         return _matrix_attention(q, k, v, mask, scaling)
     groups = q.shape[1] // k.shape[1]
     k, v = repeat_kv(k, groups), repeat_kv(v, groups)
@@ -94,6 +98,32 @@ def _scale(q: Tensor, scaling: float | None) -> float:
     if scaling is None:
         return q.shape[-1] ** -0.5
     return scaling
+
+
+def _one_token_on_cpu(query: Tensor, dropout: float, rest: dict[str, Any]) -> bool:
+    """Whether a decoding step in half precision on a CPU may be taken by `_one_token`."""
+    half_on_cpu = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    plain = not dropout and rest.get("s_aux") is None and rest.get("position_bias") is None
+    return query.shape[2] == 1 and half_on_cpu and plain
+
+
+def _one_token(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None
+) -> Tensor:
+    """Attention [B, 1, H, D] of one new token [B, H, 1, D] by batched products: SDPA is slow there.
+
+    Query heads that share a key head are one matrix; softmax in fp32.
+    """
+    batch, heads, _, size = q.shape
+    shared = k.shape[1]
+    rows = q.view(batch, shared, heads // shared, size)
+    scores = (rows @ k.transpose(2, 3)).float() * _scale(q, scaling)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        scores = scores + mask
+    weights = torch.softmax(scores, dim=-1).to(v.dtype)
+    return (weights @ v).view(batch, 1, heads, size)
 
 
 def _matrix_attention(

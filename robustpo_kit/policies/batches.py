@@ -13,6 +13,7 @@ from robustpo_kit.policies.tokens import TokenRow
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+KERNELS = ("sdpa", "plain_sdpa", "flex")
 FLEX_MULTIPLE = 128  # FlexAttention's block size: rows are padded to it, on GPUs only
 
 
@@ -129,14 +130,17 @@ def collate(
     Args:
         rows: B prompts with up to K responses each.
         layout: "shared" packs blocks into one row, "separate" pads B * K rows to the longest.
-        kernel: "sdpa" or "flex", of a shared layout.
+        kernel: attention of a shared layout. "sdpa" computes short half-precision blocks on a CPU
+            by matrix products, "plain_sdpa" does not, "flex" is for GPUs.
         pad: the token that fills up, which nothing looks at.
 
     Raises:
-        ValueError: for no rows, or an unknown layout.
+        ValueError: for no rows, or an unknown layout or kernel.
     """
     if not rows:
         raise ValueError("collate: no rows")
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel: {kernel!r} should be one of {', '.join(KERNELS)}")
     if layout not in ("shared", "separate"):
         raise ValueError(f"layout: {layout!r} should be 'shared' or 'separate'")
     columns = max(len(row.responses) for row in rows)

@@ -6,7 +6,8 @@ processors: repetition penalty, temperature, top-k, top-p, in this order.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,17 @@ TIE_ROOM = (
 )
 
 
-class Decoding(Protocol):
-    """What decides the distribution of a reply."""
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Decoding of the papers (DoRA App. C.1, C.3)."""
 
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-    max_new_tokens: int
-    samples: int
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.9
+    repetition_penalty: float = 1.1
+    max_new_tokens: int = 48
+    batch_size: int = 64  # prompts a batch
+    samples: int = 1  # replies a prompt
 
 
 class ReservedLayer(DynamicLayer):
@@ -67,11 +70,11 @@ class ReservedLayer(DynamicLayer):
 
 def decodes(model: nn.Module) -> bool:
     """Whether every layer of `model` keeps all its keys and values: a reserved cache serves it."""
-    layers = DynamicCache(config=model.config).layers
+    layers = DynamicCache(config=cast(Any, model).config).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-def next_tokens(logits: Tensor, seen: Tensor, config: Decoding) -> tuple[Tensor, Tensor]:
+def next_tokens(logits: Tensor, seen: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
     """Candidates [B, C] for the next token, most likely first, and their probabilities [B, C].
 
     `logits` [B, V] in nats, `seen` [B, V] bool: tokens of the prompt and of the reply so far. The
@@ -98,7 +101,7 @@ def next_tokens(logits: Tensor, seen: Tensor, config: Decoding) -> tuple[Tensor,
 def decode(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    config: Decoding,
+    config: SamplingConfig,
     *,
     ends: frozenset[int],
     pad: int,
@@ -132,14 +135,15 @@ class _Rows:
     """The rows that are still going: their cache, mask, positions and the tokens each has seen."""
 
     def __init__(
-        self, model: nn.Module, prompts: Sequence[Sequence[int]], config: Decoding, pad: int
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], config: SamplingConfig, pad: int
     ) -> None:
-        self.model, self.samples, self.device = model, config.samples, model.device
+        self.model, self.samples = cast(Any, model), config.samples
+        self.device = next(model.parameters()).device
         longest = max(map(len, prompts))
         ids = torch.full((len(prompts), longest), pad)
         mask = torch.zeros(len(prompts), longest, dtype=torch.long)
         self.seen = torch.zeros(
-            len(prompts), model.get_output_embeddings().weight.shape[0], dtype=torch.bool
+            len(prompts), self.model.get_output_embeddings().weight.shape[0], dtype=torch.bool
         )
         for row, prompt in enumerate(prompts):  # padded on the left
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
@@ -148,9 +152,10 @@ class _Rows:
         self.ids, self.mask, self.seen = (t.to(self.device) for t in (ids, mask, self.seen))
         self.shared = _shared_prefix(prompts)
         self.first = prompts[0][: self.shared]
-        self.cache = DynamicCache(config=model.config)
+        self.cache = DynamicCache(config=self.model.config)
         room = longest + config.max_new_tokens
-        self.cache.layers = [ReservedLayer(room) for _ in self.cache.layers]
+        self.layers = [ReservedLayer(room) for _ in self.cache.layers]
+        self.cache.layers = list(self.layers)
         self.places = list(range(len(prompts) * config.samples))
 
     def prefill(self) -> Tensor:
@@ -161,7 +166,7 @@ class _Rows:
             start = DynamicCache(config=self.model.config)
             prefix = torch.tensor([list(self.first)], device=self.device)
             self.model(input_ids=prefix, past_key_values=start, use_cache=True, logits_to_keep=1)
-            for layer, source in zip(self.cache.layers, start.layers, strict=True):
+            for layer, source in zip(self.layers, cast(list[Any], start.layers), strict=True):
                 layer.update(*(s.expand(count, -1, -1, -1) for s in (source.keys, source.values)))
             # the prefix moves in front of the padding
             padding = width - mask.sum(1, keepdim=True)
@@ -191,7 +196,7 @@ class _Rows:
         index = torch.tensor(rows, device=self.device)
         self.mask, self.seen = self.mask[index], self.seen[index]
         self.places = [self.places[row] for row in rows]
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.batch_select_indices(index)
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:

@@ -6,9 +6,12 @@ computed in the model's precision, as under autocast, and B accumulates onto W x
 adapter's weights and their gradients keep their own precision.
 """
 
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,3 +92,35 @@ def fuse(model: nn.Module) -> nn.Module:
         if type(module) is Linear:
             module.__class__ = FusedLinear
     return model
+
+
+@contextlib.contextmanager
+def merged_adapter(model: nn.Module) -> Iterator[nn.Module]:
+    """A peft model that computes with plain, merged matrices for a while; any other as it is.
+
+    The merged matrices are copies, in the precision of the base and rounded once; the base's own
+    come back untouched, bit for bit.
+    """
+    if not isinstance(model, PeftModel):
+        yield model
+        return
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
+    own = [layer.base_layer.weight for layer in layers]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.base_layer.weight = _merged_weight(layer)
+        with model.disable_adapter():
+            yield model
+    finally:
+        for layer, weight in zip(layers, own, strict=True):
+            layer.base_layer.weight = weight
+
+
+def _merged_weight(layer: Linear) -> nn.Parameter:
+    weight = cast(Tensor, layer.base_layer.weight)
+    merged = weight.float()
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            merged = merged + layer.get_delta_weight(name).float()
+    return nn.Parameter(merged.to(weight.dtype), requires_grad=False)

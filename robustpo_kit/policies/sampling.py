@@ -1,6 +1,6 @@
 """Sampling replies: batched, seeded per batch so that any batch can be drawn again alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,20 +8,10 @@ import torch
 from torch import nn
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from robustpo_kit.records import progress
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """Decoding of the papers (DoRA App. C.1, C.3)."""
-
-    temperature: float = 0.8
-    top_k: int = 50
-    top_p: float = 0.9
-    repetition_penalty: float = 1.1
-    max_new_tokens: int = 48
-    batch_size: int = 64  # prompts a batch
-    samples: int = 1  # replies a prompt
+from robustpo_kit.errors import KitError
+from robustpo_kit.policies.decoding import SamplingConfig, decode, decodes
+from robustpo_kit.policies.lora import merged_adapter
+from robustpo_kit.records import progress, stream_seed
 
 
 @dataclass(frozen=True)
@@ -41,6 +31,7 @@ def sample(
     *,
     seed: int,
     desc: str = "sampling",
+    backend: str = "auto",
 ) -> list[list[Reply]]:
     """Replies [N][samples] to N prompts.
 
@@ -49,17 +40,21 @@ def sample(
         tokenizer: the model's, with a padding token.
         texts: N rendered prompts.
         config: decoding.
-        seed: batch b draws from its own stream (seed, b), so that it can be drawn again alone.
+        seed: batch b draws from its own stream, so that it can be drawn again alone.
         desc: what the progress bar says.
+        backend: as in `sample_batch`.
 
     Raises:
         ValueError: when a prompt is empty.
+        KitError: for a backend that is unknown or cannot serve the model.
     """
     batches = range(0, len(texts), config.batch_size)
     replies: list[list[Reply]] = []
     for number, start in enumerate(progress(batches, desc)):
         part = texts[start : start + config.batch_size]
-        replies += sample_batch(model, tokenizer, part, config, seed=seed, number=number)
+        replies += sample_batch(
+            model, tokenizer, part, config, seed=seed, number=number, backend=backend
+        )
     return replies
 
 
@@ -71,6 +66,7 @@ def sample_batch(
     *,
     seed: int,
     number: int,
+    backend: str = "auto",
 ) -> list[list[Reply]]:
     """Replies [len(texts)][samples] to one batch; equal arguments give equal replies.
 
@@ -81,19 +77,83 @@ def sample_batch(
         config: decoding.
         seed: of the whole run.
         number: of the batch in the run.
+        backend: kit (a reserved cache that shrinks) | transformers (`generate`) | auto: the kit's
+            where it serves the model. Every backend draws from the same distribution, and each
+            from draws of its own.
 
     Raises:
         ValueError: when a prompt is empty.
+        KitError: for a backend that is unknown or cannot serve the model.
     """
     if any(not text for text in texts):
         raise ValueError("texts: an empty prompt; remove it before sampling")
+    draw = _backend(backend, model)
+    ends = end_tokens(model, tokenizer)
+    was_training = model.training
+    model.eval()
+    try:
+        with merged_adapter(model):
+            flat = draw(model, tokenizer, texts, config, ends, stream_seed(seed, "reply", number))
+    finally:
+        model.train(was_training)
+    replies = [_reply(ids, ends, tokenizer) for ids in flat]
+    return [replies[i : i + config.samples] for i in range(0, len(replies), config.samples)]
+
+
+def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a reply: the tokenizer's, and those of the generation settings."""
+    settings = getattr(model, "generation_config", None)
+    named = getattr(settings, "eos_token_id", None)
+    listed = named if isinstance(named, list) else [named]
+    return frozenset(int(token) for token in (tokenizer.eos_token_id, *listed) if token is not None)
+
+
+def _backend(name: str, model: nn.Module) -> Callable[..., list[list[int]]]:
+    """The function that draws; `auto` takes the kit's where every layer keeps a plain cache."""
+    served = decodes(model)
+    if name == "auto":
+        name = "kit" if served else "transformers"
+    if name == "transformers":
+        return _by_transformers
+    if name != "kit":
+        raise KitError(f"backend: '{name}' is unknown; choose kit, transformers or auto")
+    if not served:
+        raise KitError(
+            f"backend: {type(model).__name__} has layers without a plain key-value cache, which "
+            "the kit's decoding does not serve; choose transformers or auto"
+        )
+    return _by_kit
+
+
+def _by_kit(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    config: SamplingConfig,
+    ends: frozenset[int],
+    seed: int,
+) -> list[list[int]]:
+    """Tokens of every reply by the kit's own loop."""
+    prompts = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    pad = cast(int, tokenizer.pad_token_id)
+    return decode(model, cast(Any, prompts), config, ends=ends, pad=pad, generator=generator)
+
+
+def _by_transformers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    config: SamplingConfig,
+    ends: frozenset[int],
+    seed: int,
+) -> list[list[int]]:
+    """Tokens of every reply by `generate`, which pads a reply that has ended."""
     device = next(model.parameters()).device
     prompt = left_padded(tokenizer, texts).to(device)
     devices = [device] if device.type == "cuda" else []
-    was_training = model.training
-    model.eval()
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
-        torch.manual_seed(seed * 100_003 + number)
+        torch.manual_seed(seed)
         output = cast(Any, model).generate(
             **prompt,
             do_sample=True,
@@ -103,13 +163,10 @@ def sample_batch(
             repetition_penalty=config.repetition_penalty,
             max_new_tokens=config.max_new_tokens,
             num_return_sequences=config.samples,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=sorted(ends),
             pad_token_id=tokenizer.pad_token_id,
         )
-    model.train(was_training)
-    sampled = output[:, prompt["input_ids"].shape[1] :]
-    flat = [_reply(ids, tokenizer) for ids in sampled.tolist()]
-    return [flat[i : i + config.samples] for i in range(0, len(flat), config.samples)]
+    return output[:, prompt["input_ids"].shape[1] :].tolist()
 
 
 def left_padded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> BatchEncoding:
@@ -127,15 +184,14 @@ def left_padded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Bat
         tokenizer.padding_side = side
 
 
-def _reply(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Reply:
-    """The reply up to its end of sequence, in one line."""
-    finished = tokenizer.eos_token_id in ids
-    if finished:
-        ids = ids[: ids.index(tokenizer.eos_token_id)]
-    text = " ".join(str(tokenizer.decode(ids, skip_special_tokens=True)).split())
+def _reply(ids: list[int], ends: frozenset[int], tokenizer: PreTrainedTokenizerBase) -> Reply:
+    """The reply up to its first end token, in one line."""
+    length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    finished = length < len(ids)
+    text = " ".join(str(tokenizer.decode(ids[:length], skip_special_tokens=True)).split())
     if not finished:
         text = cut_to_sentence(text)
-    return Reply(text, len(ids), finished)
+    return Reply(text, length, finished)
 
 
 def cut_to_sentence(text: str) -> str:
