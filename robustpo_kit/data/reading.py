@@ -62,10 +62,10 @@ def row_from_json(value: dict[str, Any], where: str, number: int) -> Preference:
     if "responses" not in value:
         given["responses"] = [READERS["prompt"](value[name], name, where) for name in PAIR]
     row = {"row_id": number, "group": value["prompt"]} | given
-    read = {name: READERS[name](entry, name, where) for name, entry in row.items()}
-    if not read.get("sources"):
-        read["sources"] = tuple(f"source_{k}" for k in range(len(read["responses"])))
-    return Preference(**read)
+    values = {name: read(row[name], name, where) for name, read in READERS.items() if name in row}
+    if not values.get("sources"):
+        values["sources"] = tuple(f"source_{k}" for k in range(len(values["responses"])))
+    return Preference(**values)
 
 
 def _check_names(value: dict[str, Any], where: str) -> None:
