@@ -4,9 +4,15 @@ import importlib.util
 import json
 
 import pytest
+import torch
 
-from robustpo_kit import bench
+from robustpo_kit import bench, policies
+from robustpo_kit.bench import inside
+from robustpo_kit.bench.epochs import StepClock
+from robustpo_kit.bench.models import bench_policy
+from robustpo_kit.data import PreferenceSet
 from robustpo_kit.errors import KitError
+from robustpo_kit.policies import attention
 
 pytest.importorskip("trl", reason="TRL is an optional peer")
 
@@ -95,3 +101,97 @@ def test_what_it_cannot_do_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(KitError, match="TRL is not installed.*pip install"):
         bench.run(model="tiny")
+
+
+# ---------------------------------------------------------------- what is timed
+
+
+CONFIG = bench.BenchConfig(model="tiny", batch_size=2)
+
+
+@pytest.fixture
+def policy():
+    """Tiny, in the precision in which attention is computed by matrix products."""
+    policy = bench_policy(CONFIG)
+    policy.model.to(torch.bfloat16)
+    return policy
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    rows = [{"prompt": f"why {i}", "chosen": "because", "rejected": "no " * i} for i in (1, 2)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return PreferenceSet.from_jsonl(tmp_path / "pairs.jsonl")
+
+
+@pytest.fixture
+def products(monkeypatch) -> list[int]:
+    """The lengths of the blocks whose attention is computed by matrix products."""
+    lengths = []
+    real = attention._matrix_attention
+
+    def counted(q, *others):
+        lengths.append(q.shape[2])
+        return real(q, *others)
+
+    monkeypatch.setattr(attention, "_matrix_attention", counted)
+    return lengths
+
+
+def test_a_step_leaves_weights_and_gradients_as_they_were(policy, pairs):
+    before = [parameter.clone() for parameter in policy.model.parameters()]
+    step = inside.Step(CONFIG, policy, pairs, "dpo(beta=0.1)")
+    step()
+    for parameter, value in zip(policy.model.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+        assert parameter.grad is None or not parameter.grad.any()
+    assert 0 < step.objective_ms(repeats=3) < 1e3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="matrix products are for CPUs")
+def test_ideas_are_left_out_and_come_back(policy, pairs, products, monkeypatch):
+    used = {}
+
+    def take_each(steps, turns):
+        for name, step in steps.items():
+            products.clear()
+            step()
+            used[name] = len(products)
+        return {}
+
+    monkeypatch.setattr(inside, "alternate", take_each)
+    inside.leave_ideas_out(CONFIG, policy, pairs, 1)
+    assert used["nothing"] == used["fused_lora"] > 0
+    assert used["matrix_attention"] == used["shared_prefix"] == 0
+    assert any(isinstance(module, policies.FusedLinear) for module in policy.model.modules())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="matrix products are for CPUs")
+def test_plain_attention_scores_alike(policy, products):
+    rows = [policies.TokenRow("0", (5, 6, 7), ((8, 9), (10,)), (0, 0))]
+    scores = {
+        kernel: policies.sequence_logps(policy.model, policies.collate(rows, kernel=kernel))
+        for kernel in ("sdpa", "plain_sdpa")
+    }
+    assert products
+    torch.testing.assert_close(scores["sdpa"], scores["plain_sdpa"], rtol=0.02, atol=0.02)
+    with pytest.raises(ValueError, match="kernel: 'plain' should be one of"):
+        policies.collate(rows, kernel="plain")
+
+
+def test_the_clock_of_steps_runs_from_their_start_to_their_optimizer():
+    times = iter([10.0, 11.5, 20.0, 20.25])
+    steps = StepClock(lambda: next(times))
+    for _ in range(2):
+        steps.on_step_begin(None, None, None, model=None)
+        steps.on_pre_optimizer_step(None, None, None, model=None)
+    assert steps.seconds == 1.75
+
+
+def test_steps_alternate_and_the_first_turn_is_not_counted(monkeypatch):
+    taken, times = [], iter(range(100))
+    monkeypatch.setattr(inside, "clock", lambda: next(times))
+    steps = {name: (lambda name=name: taken.append(name)) for name in "ab"}
+    seconds = inside.alternate(steps, 2)
+    assert "".join(taken) == "baabba"
+    assert seconds == {"a": [1, 1], "b": [1, 1]}

@@ -1,9 +1,10 @@
-"""Bench: this engine beside TRL's DPOTrainer on the same pairs, model, LoRA, precision and batch; memory, scaling.
+"""Bench: this engine beside TRL's DPOTrainer: the same pairs, model, LoRA, precision and batch.
 
-Contenders alternate, each in a process of its own, so that memory is told apart and a slow minute hits all. TRL runs
-twice: with gradient checkpointing, its default, and without. Speed is compared with the faster of the two, memory with
-the leaner. On a CPU every process has one thread and the clock is its CPU time, which a busy machine does not stretch;
-on a GPU it is the wall clock. `python -m robustpo_kit.bench TASK.json RESULT.json` is such a process.
+Contenders alternate, each in a process of its own (`contenders`), so that memory is told apart and
+a slow minute hits all. TRL runs twice: with gradient checkpointing, its default, and without. Speed
+is compared with the faster of the two, memory with the leaner. On a CPU every process has one
+thread and the clock is its CPU time, which a busy machine does not stretch; on a GPU it is the wall
+clock.
 """
 
 from robustpo_kit.bench.config import CONTENDERS, SCALING, BenchConfig
@@ -11,9 +12,9 @@ from robustpo_kit.bench.report import summary
 from robustpo_kit.bench.runner import run
 
 __all__ = [
-    "BenchConfig",
     "CONTENDERS",
     "SCALING",
+    "BenchConfig",
     "run",
     "summary",
 ]

@@ -1,24 +1,21 @@
 """What a benchmark measures."""
 
 import dataclasses
+from typing import Any
 
-LLAMA_8B = {
+LLAMA_8B: dict[str, Any] = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
 }
 
-
-PEAK_FLOPS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-}  # dense bf16, from the cards' data sheets
-
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from data sheets
 
 CONTENDERS = ("engine", "trl", "trl_checkpointing")
-
 
 OVERHEADS = {  # published name of the ratio: (objective, its base, prompts a micro-batch)
     "dora_over_erm": ("dora(dpo(beta=0.1), lam=1.0)", "dpo(beta=0.1)", 4),
@@ -29,7 +26,6 @@ OVERHEADS = {  # published name of the ratio: (objective, its base, prompts a mi
     ),
     "dora_over_erm_two_micro_batches": ("dora(dpo(beta=0.1), lam=1.0)", "dpo(beta=0.1)", 2),
 }
-
 
 SCALING = (  # prompt tokens, K, prompts a batch; responses have 32 tokens
     (32, 2, 2),
@@ -46,14 +42,12 @@ SCALING = (  # prompt tokens, K, prompts a batch; responses have 32 tokens
 class BenchConfig:
     """What all contenders share."""
 
-    model: str = "smollm2-135m-instruct"  # an asset, a folder, "tiny", or "llama-8b": random weights, for GPUs
+    model: str = "smollm2-135m-instruct"  # an asset, a folder, "tiny"; "llama-8b": random weights
     dtype: str = "bfloat16"
     pairs: int = 8
     batch_size: int = 4  # prompts a step, in one micro-batch
     max_length: int = 512
-    max_overhead_length: int = (
-        128  # tokens of the short rows on which an objective's own time shows most
-    )
+    max_overhead_length: int = 128  # tokens of short rows, where an objective's own time shows
     lora_rank: int = 16
     learning_rate: float = 1e-4
     threads: int = 1

@@ -24,6 +24,7 @@ def memory_in_use() -> int:
 
 
 def reset_peak() -> None:
+    """Forget the peak so far; nothing outside Linux without a GPU."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif Path("/proc/self/clear_refs").exists():
@@ -31,7 +32,7 @@ def reset_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Most bytes in use since `_reset_peak` (outside Linux: since the process began)."""
+    """Most bytes in use since `reset_peak` (outside Linux: since the process began)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return _status("VmHWM") or _maxrss()
@@ -41,11 +42,13 @@ def _status(field: str) -> int:
     path = Path("/proc/self/status")
     if not path.exists():
         return 0
-    line = next(line for line in path.read_text().splitlines() if line.startswith(field + ":"))
-    return int(line.split()[1]) * 1024
+    lines = path.read_text().splitlines()
+    line = next(line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024  # in kB
 
 
 def _maxrss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "darwin":  # in bytes; elsewhere in KiB
+        return peak
+    return peak * 1024

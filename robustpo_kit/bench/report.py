@@ -7,70 +7,73 @@ from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from robustpo_kit import plots, records
-from robustpo_kit.bench.config import CONTENDERS, BenchConfig
+from robustpo_kit.bench.config import CONTENDERS
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(results: dict[str, Any]) -> str:
     """The ratios in lines a person reads, each with its target and range."""
     lines = []
-    for name, target in found["targets"].items():
-        values = found[name]["values"]
-        lines.append(
-            f"{name:<32} {found[name]['median']:.3f}   target {target}   ({min(values):.3f} to {max(values):.3f}, "
-            f"{len(values)} values)"
-        )
+    for name, target in results["targets"].items():
+        values, median = results[name]["values"], results[name]["median"]
+        spread = f"{min(values):.3f} to {max(values):.3f}, {len(values)} values"
+        lines.append(f"{name:<32} {median:.3f}   target {target}   ({spread})")
     return "\n".join(lines)
 
 
 def speed_ratios(epochs: dict[str, list[dict]], inside: dict[str, Any]) -> dict[str, dict]:
-    """Every ratio of one alternation, and their median."""
+    """Every ratio, one value an alternation, and its median.
 
-    def paired(left: Sequence[float], right: Sequence[float]) -> dict[str, Any]:
-        values = [a / b for a, b in zip(left, right, strict=True)]
-        return {"median": statistics.median(values), "values": values}
-
-    def of(name: str, field: str) -> list[float]:
-        return [epoch[field] for epoch in epochs[name]]
-
-    def best(field: str) -> list[float]:
-        return [
-            min(values)
-            for values in zip(of("trl", field), of("trl_checkpointing", field), strict=True)
-        ]
-
+    Args:
+        epochs: What each of CONTENDERS measured, one dict an alternation.
+        inside: What the steps inside the engine took.
+    """
+    engine, trl = _columns(epochs["engine"]), _columns(epochs["trl"])
+    trl_checkpointing = _columns(epochs["trl_checkpointing"])
+    best = {
+        field: [min(pair) for pair in zip(trl[field], trl_checkpointing[field], strict=True)]
+        for field in ("seconds", "wall_s", "peak_mb", "above_model_mb")
+    }
     layouts, without = inside["layouts_k4"]["seconds"], dict(inside["without"])
     whole = without.pop("nothing")
-    found = {
-        "ratio_vs_trl_pairs": paired(best("seconds"), of("engine", "seconds")),
-        "ratio_vs_trl_pairs_wall": paired(best("wall_s"), of("engine", "wall_s")),
-        "ratio_vs_trl_default_pairs": paired(
-            of("trl_checkpointing", "seconds"), of("engine", "seconds")
-        ),
-        "ratio_vs_trl_cached_reference": paired(best("seconds"), of("engine", "steps_s")),
-        "ratio_vs_separate_k4": paired(layouts["separate"], layouts["shared"]),
-        "peak_memory_ratio_vs_trl": paired(of("engine", "peak_mb"), best("peak_mb")),
-        "peak_memory_ratio_above_model": paired(
-            of("engine", "above_model_mb"), best("above_model_mb")
-        ),
-        "peak_memory_ratio_vs_trl_no_checkpointing": paired(
-            of("engine", "peak_mb"), of("trl", "peak_mb")
-        ),
+    ratios = {
+        "ratio_vs_trl_pairs": _paired(best["seconds"], engine["seconds"]),
+        "ratio_vs_trl_pairs_wall": _paired(best["wall_s"], engine["wall_s"]),
+        "ratio_vs_trl_default_pairs": _paired(trl_checkpointing["seconds"], engine["seconds"]),
+        "ratio_vs_trl_cached_reference": _paired(best["seconds"], engine["steps_s"]),
+        "ratio_vs_separate_k4": _paired(layouts["separate"], layouts["shared"]),
+        "peak_memory_ratio_vs_trl": _paired(engine["peak_mb"], best["peak_mb"]),
+        "peak_memory_ratio_above_model": _paired(engine["above_model_mb"], best["above_model_mb"]),
+        "peak_memory_ratio_vs_trl_no_checkpointing": _paired(engine["peak_mb"], trl["peak_mb"]),
     }
     for name, times in inside["objectives"].items():
-        found[name] = paired(times["objective"], times["base"])
-        found[f"{name}_own_ms"] = {
-            "median": times["objective_ms"],
-            "values": [times["objective_ms"]],
-        }
-    return found | {f"gain_of_{name}": paired(times, whole) for name, times in without.items()}
+        own_ms = times["objective_ms"]
+        ratios[name] = _paired(times["objective"], times["base"])
+        ratios[f"{name}_own_ms"] = {"median": own_ms, "values": [own_ms]}
+    return ratios | {f"gain_of_{name}": _paired(times, whole) for name, times in without.items()}
 
 
-def speed_targets(config: BenchConfig) -> dict[str, str]:
-    gpu = torch.cuda.is_available()
+def _columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Field -> its value in every row."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for field, value in row.items():
+            columns.setdefault(field, []).append(value)
+    return columns
+
+
+def _paired(left: Sequence[float], right: Sequence[float]) -> dict[str, Any]:
+    """left / right, value by value, and the median."""
+    values = [first / second for first, second in zip(left, right, strict=True)]
+    return {"median": statistics.median(values), "values": values}
+
+
+def speed_targets() -> dict[str, str]:
+    """The bounds that are aimed at, on this machine."""
     return {
-        "ratio_vs_trl_pairs": ">= 1.5" if gpu else ">= 3",
+        "ratio_vs_trl_pairs": ">= 1.5" if torch.cuda.is_available() else ">= 3",
         "ratio_vs_separate_k4": ">= 2",
         "dora_over_erm": "<= 1.02",
         "gamma_over_base": "<= 1.01",
@@ -78,61 +81,56 @@ def speed_targets(config: BenchConfig) -> dict[str, str]:
     }
 
 
-def table(found: dict[str, Any]) -> pd.DataFrame:
+def table(results: dict[str, Any]) -> pd.DataFrame:
     """Tidy: quantity, alternation, value."""
-    rows = [
-        {"quantity": name, "alternation": i, "value": value}
-        for name, entry in found.items()
+    columns = {
+        name: entry["values"]
+        for name, entry in results.items()
         if isinstance(entry, dict) and "values" in entry
-        for i, value in enumerate(entry["values"])
-    ]
+    }
+    rows = []
+    for name, values in columns.items():
+        for turn, value in enumerate(values):
+            rows.append({"quantity": name, "alternation": turn, "value": value})
     for name in CONTENDERS:
-        for i, result in enumerate(found[name]):
-            rows += [
-                {"quantity": f"{name}_{key}", "alternation": i, "value": value}
-                for key, value in result.items()
-            ]
+        for turn, measured in enumerate(results[name]):
+            for field, value in measured.items():
+                rows.append({"quantity": f"{name}_{field}", "alternation": turn, "value": value})
     return pd.DataFrame(rows)
 
 
-def figure(found: dict[str, Any]) -> Any:
+def figure(results: dict[str, Any]) -> Figure:
     """Pairs a second and memory of both, and the time of a step by prompt length, K and batch."""
-    from matplotlib.figure import Figure
-
     canvas = Figure(figsize=(10, 3.2), layout="constrained")
-    axes = canvas.subplots(1, 3)
-    for ax, key, title in (
-        (axes[0], "pairs_per_second", "pairs a second"),
-        (axes[1], "peak_mb", "peak memory, MB"),
-    ):
+    speed, memory, sizes = canvas.subplots(1, 3)
+    version = results["versions"]["trl"]
+    labels = ["this engine", f"TRL {version}", "TRL, check-\npointing"]
+    panels = ((speed, "pairs_per_second", "pairs a second"), (memory, "peak_mb", "peak memory, MB"))
+    for ax, field, title in panels:
         for place, name in enumerate(CONTENDERS):
-            values = [result[key] for result in found[name]]
+            values = [measured[field] for measured in results[name]]
             ax.bar(place, statistics.median(values), color=plots.PALETTE[place], width=0.6)
             ax.plot([place] * len(values), values, "o", color="#333333", ms=3)
-        version = found["versions"]["trl"]
-        ax.set_xticks([0, 1, 2], ["this engine", f"TRL {version}", "TRL, check-\npointing"])
+        ax.set_xticks([0, 1, 2], labels)
         ax.set_title(title)
+    scaling = results["scaling"]
+    names = [f"{row['prompt_tokens']}/{row['k']}/{row['batch']}" for row in scaling]
     for place, layout in enumerate(("shared", "separate")):
-        names = [f"{r['prompt_tokens']}/{r['k']}/{r['batch']}" for r in found["scaling"]]
-        axes[2].plot(
-            names,
-            [r[layout] for r in found["scaling"]],
-            "o-",
-            color=plots.PALETTE[place],
-            label=layout,
-        )
-    axes[2].set(title="seconds a step", xlabel="prompt tokens / K / prompts", ylim=(0, None))
-    axes[2].tick_params(axis="x", rotation=60)
-    if found["scaling"]:
-        axes[2].legend()
+        seconds = [row[layout] for row in scaling]
+        sizes.plot(names, seconds, "o-", color=plots.PALETTE[place], label=layout)
+    sizes.set(title="seconds a step", xlabel="prompt tokens / K / prompts", ylim=(0, None))
+    sizes.tick_params(axis="x", rotation=60)
+    if scaling:
+        sizes.legend()
     return canvas
 
 
-def write_results(folder: Path, found: dict[str, Any]) -> None:
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write bench.json, bench.csv and bench.png into `folder`; partial.json goes."""
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_json(folder / "bench.json", found)
+    records.write_json(folder / "bench.json", results)
     with records.atomic_write(folder / "bench.csv") as temporary:
-        table(found).to_csv(temporary, index=False, float_format="%.6g")
+        table(results).to_csv(temporary, index=False, float_format="%.6g")
     with records.atomic_write(folder / "bench.png") as temporary:
-        figure(found).savefig(temporary, dpi=120, format="png")
+        figure(results).savefig(temporary, dpi=120, format="png")
     (folder / "partial.json").unlink(missing_ok=True)

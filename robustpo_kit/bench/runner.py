@@ -1,10 +1,4 @@
-"""Bench: this engine beside TRL's DPOTrainer on the same pairs, model, LoRA, precision and batch; memory, scaling.
-
-Contenders alternate, each in a process of its own, so that memory is told apart and a slow minute hits all. TRL runs
-twice: with gradient checkpointing, its default, and without. Speed is compared with the faster of the two, memory with
-the leaner. On a CPU every process has one thread and the clock is its CPU time, which a busy machine does not stretch;
-on a GPU it is the wall clock. `python -m robustpo_kit.bench.contenders TASK.json RESULT.json` is such a process.
-"""
+"""The run of a benchmark: the rows, a process for each contender in turn, the results."""
 
 import dataclasses
 import importlib.metadata
@@ -16,17 +10,26 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from robustpo_kit import records
 from robustpo_kit.bench.config import CONTENDERS, BenchConfig
-from robustpo_kit.bench.contenders import bench_tokenizer
+from robustpo_kit.bench.models import bench_tokenizer
 from robustpo_kit.bench.report import speed_ratios, speed_targets, write_results
 from robustpo_kit.data import Preference, PreferenceSet, load
 from robustpo_kit.errors import KitError
+
+
+class BenchRows(NamedTuple):
+    """The texts that contenders share."""
+
+    pairs: list[Preference]
+    lists: list[Preference]  # of four responses
+    short: list[Preference]  # pairs with calibration factors
+    prompt_tokens: list[int]  # of each pair
 
 
 def run(
@@ -40,10 +43,23 @@ def run(
     seed: int = 0,
     scaling: bool = True,
 ) -> dict[str, Any]:
-    """Run every contender `alternations` times in turn; returns what bench.json says and writes it into `out`.
+    """Run every contender in turn.
 
-    `data`: HH-RLHF dialogues as .jsonl(.gz); without it, the kit's how-to pairs. `dtype` "auto" is bfloat16, and
-    float32 for "tiny". Raises KitError where TRL is missing or the file has too few pairs that fit.
+    Args:
+        data: HH-RLHF dialogues as .jsonl or .jsonl.gz; without it, the kit's how-to pairs.
+        out: Folder of bench.json, bench.csv and bench.png; without it, nothing is written.
+        model: An asset, a folder, "tiny", or "llama-8b" (random weights, on a GPU).
+        pairs: Of an epoch, 4 or more.
+        alternations: Turns of every contender, 1 or more.
+        dtype: Of the weights; "auto" is bfloat16, and float32 for "tiny".
+        seed: Of the choice of rows and of every contender.
+        scaling: Whether to time steps by prompt length, K and batch too.
+
+    Returns:
+        What bench.json says.
+
+    Raises:
+        KitError: Where TRL is missing, or too few pairs fit.
     """
     started = time.time()
     if importlib.util.find_spec("trl") is None:
@@ -52,92 +68,110 @@ def run(
         )
     if alternations < 1 or pairs < 4:
         raise KitError(
-            f"bench: alternations ({alternations}) should be at least 1 and pairs ({pairs}) at least 4"
+            f"bench: alternations ({alternations}) should be at least 1 "
+            f"and pairs ({pairs}) at least 4"
         )
     if dtype == "auto":
         dtype = "float32" if model == "tiny" else "bfloat16"
     config = BenchConfig(model=model, dtype=dtype, pairs=pairs, seed=seed)
-    tokenizer = bench_tokenizer(model)
-    rows = _rows(data, tokenizer, config)
+    rows = _rows(data, bench_tokenizer(model), config)
     task = {"config": dataclasses.asdict(config), "alternations": alternations}
-    epochs: dict[str, list[dict]] = {name: [] for name in CONTENDERS}
-    for turn in range(alternations):
-        for name in CONTENDERS[:: 1 if turn % 2 == 0 else -1]:
-            epochs[name].append(_child(task | {"contender": name}, rows))
-            if out is not None:  # a bench that is stopped leaves what it has measured
-                records.write_json(Path(out) / "partial.json", epochs)
+    epochs = _epochs(task, rows, out)
     inside = _child(task | {"contender": "inside", "scaling": scaling}, rows)
-    found = {
+    results = {
         **speed_ratios(epochs, inside),
-        "targets": speed_targets(config),
+        "targets": speed_targets(),
         **epochs,
         **inside,
         "clock": "wall" if torch.cuda.is_available() else "CPU time of a process with one thread",
         "data": {
             "source": Path(data).name if data else "how_to",
-            "prompt_tokens": rows["prompt_tokens"],
+            "prompt_tokens": {
+                "median": statistics.median(rows.prompt_tokens),
+                "longest": max(rows.prompt_tokens),
+            },
         },
         "alternations": alternations,
         **records.provenance(config, seed, started),
     }
-    found["versions"] |= {"trl": importlib.metadata.version("trl")}
+    results["versions"] |= {"trl": importlib.metadata.version("trl")}
     if out is not None:
-        write_results(Path(out), found)
-    return found
+        write_results(Path(out), results)
+    return results
 
 
-def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> dict[str, Any]:
-    """The same texts for every contender: pairs; rows of four responses (two are the next prompt's); short pairs."""
+def _epochs(task: dict[str, Any], rows: BenchRows, out: str | None) -> dict[str, list[dict]]:
+    """What each contender measures in each turn; a bench that is stopped leaves it in `out`."""
+    epochs: dict[str, list[dict]] = {name: [] for name in CONTENDERS}
+    for turn in range(task["alternations"]):
+        names = list(CONTENDERS)
+        if turn % 2:
+            names.reverse()
+        for name in names:
+            epochs[name].append(_child(task | {"contender": name}, rows))
+            if out is not None:
+                records.write_json(Path(out) / "partial.json", epochs)
+    return epochs
+
+
+def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> BenchRows:
+    """The same texts for every contender, in an order that the seed decides.
+
+    Raises KitError where too few pairs fit.
+    """
     pool = load("hh", source) if source else load("how_to")
     order = np.random.default_rng(config.seed).permutation(len(pool)).tolist()
-    chosen, short, sizes = [], [], []
-    for i in order:
-        row = pool[i]
-        prompt = (
-            pool.template.render(row.prompt, tokenizer)
-            if pool.template.kind == "plain"
-            else row.prompt
-        )
-        lengths = [len(ids) for ids in tokenizer([prompt, *row.responses])["input_ids"]]
-        longest = lengths[0] + max(lengths[1:]) + 1
-        if (
-            max(lengths[1:]) >= config.max_length // 2
-            or longest > config.max_length
-            or min(lengths) == 0
-        ):
+    pairs: list[Preference] = []
+    short: list[Preference] = []
+    prompt_tokens = []
+    for place in order:
+        row = _plain(pool, pool[place], tokenizer)
+        prompt, *responses = _token_counts(row, tokenizer)
+        longest = prompt + max(responses) + 1
+        empty = min(prompt, *responses) == 0
+        if empty or max(responses) >= config.max_length // 2 or longest > config.max_length:
             continue
-        plain = Preference(
-            row.row_id, row.group, prompt, row.responses, row.sources, (1.0, 0.0), 0, False, 1.0
-        )
-        if len(chosen) < config.pairs:
-            chosen.append(plain)
-            sizes.append(lengths[0])
+        if len(pairs) < config.pairs:
+            pairs.append(row)
+            prompt_tokens.append(prompt)
         if longest <= config.max_overhead_length and len(short) < config.batch_size:
-            short.append(dataclasses.replace(plain, h=0.5 + len(short) / 4))
-        if len(chosen) == config.pairs and len(short) == config.batch_size:
-            break
-    else:
-        raise KitError(
-            f"{source or 'how_to'}: fewer than {config.pairs} pairs fit {config.max_length} tokens"
-        )
+            short.append(dataclasses.replace(row, h=0.5 + len(short) / 4))
+        if len(pairs) == config.pairs and len(short) == config.batch_size:
+            return BenchRows(pairs, _lists(pairs)[: config.batch_size // 2], short, prompt_tokens)
+    raise KitError(
+        f"{source or 'how_to'}: fewer than {config.pairs} pairs fit {config.max_length} tokens"
+    )
+
+
+def _plain(pool: PreferenceSet, row: Preference, tokenizer: Any) -> Preference:
+    """`row` with its prompt as the model sees it, whose first response is preferred."""
+    prompt = row.prompt
+    if pool.template.kind == "plain":
+        prompt = pool.template.render(row.prompt, tokenizer)
+    return Preference(
+        row.row_id, row.group, prompt, row.responses, row.sources, (1.0, 0.0), 0, False, 1.0
+    )
+
+
+def _token_counts(row: Preference, tokenizer: Any) -> list[int]:
+    """Tokens of the prompt and of each response."""
+    return [len(ids) for ids in tokenizer([row.prompt, *row.responses])["input_ids"]]
+
+
+def _lists(pairs: list[Preference]) -> list[Preference]:
+    """Rows of four responses: two are the next prompt's."""
     lists = []
-    for row, other in zip(chosen, chosen[1:] + chosen[:1], strict=True):
-        four = (*row.responses, *other.responses)
+    for row, following in zip(pairs, pairs[1:] + pairs[:1], strict=True):
+        responses = (*row.responses, *following.responses)
+        sources, rewards = ("a", "b", "c", "d"), (3.0, 2.0, 1.0, 0.0)
         lists.append(
-            dataclasses.replace(
-                row, responses=four, sources=("a", "b", "c", "d"), rewards=(3.0, 2.0, 1.0, 0.0)
-            )
+            dataclasses.replace(row, responses=responses, sources=sources, rewards=rewards)
         )
-    return {
-        "pairs": chosen,
-        "lists": lists[: config.batch_size // 2],
-        "short": short,
-        "prompt_tokens": {"median": statistics.median(sizes), "longest": max(sizes)},
-    }
+    return lists
 
 
-def _child(task: dict[str, Any], rows: dict[str, Any]) -> Any:
-    """Run one contender in a process of its own; raises KitError with the end of what it said when it fails."""
+def _child(task: dict[str, Any], rows: BenchRows) -> Any:
+    """What one contender measures in a process of its own; raises KitError with its last words."""
     threads = str(task["config"]["threads"])
     environment = os.environ | {
         "OMP_NUM_THREADS": threads,
@@ -148,7 +182,7 @@ def _child(task: dict[str, Any], rows: dict[str, Any]) -> Any:
         before, after = Path(folder) / "task.json", Path(folder) / "result.json"
         records.write_json(before, task)
         for name in ("pairs", "lists", "short"):
-            PreferenceSet(rows[name]).to_jsonl(Path(folder) / f"{name}.jsonl")
+            PreferenceSet(getattr(rows, name)).to_jsonl(Path(folder) / f"{name}.jsonl")
         command = [sys.executable, "-m", "robustpo_kit.bench.contenders", str(before), str(after)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
