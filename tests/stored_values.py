@@ -27,7 +27,7 @@ RUNS = {  # one a way of taking the step: separable, one pass, two passes, super
     "beta_dpo": "beta_dpo(beta=0.1, alpha=0.5, keep=0.75)",
     "sft": "sft()",
 }
-SMALL = toy.runs.Setting(
+SMALL = toy.setting.Setting(
     world=toy.world.WorldConfig(topics=3, tones=2, symbols=4, length=3),
     data=toy.data.DataConfig(rows=48, contamination=0.25),
     sft_epochs=4,

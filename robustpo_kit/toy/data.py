@@ -1,4 +1,4 @@
-"""Preference sets drawn from the toy world, with everything that can be wrong with one as a knob and the truth kept."""
+"""Preference sets drawn from the toy world: what can be wrong with one is a knob, truth is kept."""
 
 import dataclasses
 from typing import NamedTuple
@@ -16,12 +16,8 @@ class DataConfig:
 
     rows: int = 256
     responses: int = 4  # K; without `mixture`, slot k holds a draw from source k mod n
-    mixture: tuple[float, ...] | None = (
-        None  # alpha, beta_1..: every response drawn from this mixture (Def. 2.1)
-    )
-    contamination: float = (
-        0.0  # share of rows whose golden slot holds a synthetic reply that a biased reward prefers
-    )
+    mixture: tuple[float, ...] | None = None  # alpha, beta_1..: of every response (Def. 2.1)
+    contamination: float = 0.0  # share of rows whose golden slot holds a biased reward's favourite
     contamination_bias: float = 2.0  # of the reward model that ranks contaminated rows
     reward_bias: float = 0.0  # of the reward model that ranks the other rows; 0 = the true reward
     reward_noise: float = 0.0  # sd of Gaussian noise on every reward
@@ -38,7 +34,10 @@ class DataConfig:
 
 
 class ToyData(NamedTuple):
-    """A drawn preference set and the truth behind it; column 0 is the golden slot (column 1 of a turned pair)."""
+    """A drawn preference set and the truth behind it.
+
+    Column 0 is the golden slot, column 1 that of a turned pair.
+    """
 
     prefs: PreferenceSet
     prompt_ids: Tensor  # [N]
@@ -47,6 +46,34 @@ class ToyData(NamedTuple):
     claimed_sources: Tensor  # [N, K] what the data set says: the golden slot is golden
     contaminated: Tensor  # [N] bool, the golden slot holds a synthetic reply
     turned: Tensor  # [N] bool, the ranking is upside down
+
+
+def draw(world: World, config: DataConfig, generator: torch.Generator) -> ToyData:
+    """Draw a preference set of `config.rows` rows on the training prompts.
+
+    Contaminated rows (by `contamination`, or because the mixture drew no golden response) hold only
+    synthetic replies, and the one that a reward model of bias `contamination_bias` likes best
+    stands in the golden slot.
+    """
+    sources, contaminated = _draw_sources(world, config, generator)
+    rows = torch.randint(len(world.train_prompts), (config.rows,), generator=generator)
+    prompt_ids = world.train_prompts[rows]
+    response_ids = draw_responses(world, prompt_ids, sources, generator)
+    rewards = _draw_rewards(world, config, prompt_ids, response_ids, contaminated, generator)
+    favourite_first = _favourite_first(rewards, contaminated)
+    sources = sources.gather(1, favourite_first)
+    response_ids = response_ids.gather(1, favourite_first)
+    rewards = rewards.gather(1, favourite_first)
+    claimed = sources.clone()
+    claimed[:, 0] = GOLDEN
+    prefs = _preference_set(world, prompt_ids, response_ids, claimed, rewards)
+    prefs = prefs.flip(config.label_noise, seed=int(torch.randint(2**31, (), generator=generator)))
+    turned = torch.tensor([row.flipped for row in prefs])
+    if config.responses == 2:  # a turned pair changes its columns
+        columns = torch.where(turned[:, None], torch.tensor([1, 0]), torch.tensor([0, 1]))
+        response_ids = response_ids.gather(1, columns)
+        sources, claimed = sources.gather(1, columns), claimed.gather(1, columns)
+    return ToyData(prefs, prompt_ids, response_ids, sources, claimed, contaminated, turned)
 
 
 def draw_responses(
@@ -60,74 +87,68 @@ def draw_responses(
 def _draw_sources(
     world: World, config: DataConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """True sources [N, K] with golden first where there is one, and which rows have none in the golden slot [N]."""
+    """True sources [N, K], golden first where there is one; rows with another one there [N]."""
     shape = (config.rows, config.responses)
     if config.mixture is None:
         sources = torch.arange(config.responses).remainder(world.n).expand(shape).clone()
     else:
-        shares = world.shares(config.mixture)
-        sources = torch.multinomial(
-            shares.expand(config.rows, -1), config.responses, True, generator=generator
-        )
-        sources = sources.gather(
-            1, (sources != GOLDEN).long().argsort(dim=1, stable=True)
-        )  # golden to the front
+        shares = world.shares(config.mixture).expand(config.rows, -1)
+        sources = torch.multinomial(shares, config.responses, True, generator=generator)
+        golden_first = (sources != GOLDEN).long().argsort(dim=1, stable=True)
+        sources = sources.gather(1, golden_first)
     spoiled = torch.rand(config.rows, generator=generator) < config.contamination
     synthetic = torch.randint(1, world.n, shape, generator=generator)
     sources = torch.where(spoiled[:, None] & (sources == GOLDEN), synthetic, sources)
     return sources, sources[:, 0] != GOLDEN
 
 
-def draw(world: World, config: DataConfig, generator: torch.Generator) -> ToyData:
-    """Draw a preference set of `config.rows` rows on the training prompts.
-
-    Contaminated rows (by `contamination`, or because the mixture drew no golden response) hold only synthetic replies,
-    and the one that a reward model of bias `contamination_bias` likes best stands in the golden slot.
-    """
-    sources, contaminated = _draw_sources(world, config, generator)
-    picks = torch.randint(len(world.train_prompts), (config.rows,), generator=generator)
-    prompt_ids = world.train_prompts[picks]
-    response_ids = draw_responses(world, prompt_ids, sources, generator)
+def _draw_rewards(
+    world: World,
+    config: DataConfig,
+    prompt_ids: Tensor,
+    response_ids: Tensor,
+    contaminated: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """[N, K] what the reward models of clean and of contaminated rows give, with noise."""
     rows = prompt_ids[:, None].expand_as(response_ids)
     clean = world.biased_reward(config.reward_bias)[rows, response_ids]
     biased = world.biased_reward(config.contamination_bias)[rows, response_ids]
     rewards = torch.where(contaminated[:, None], biased, clean)
     noise = torch.randn(rewards.shape, generator=generator, dtype=torch.float64)
-    rewards = rewards + config.reward_noise * noise
-    # a contaminated row: the best by its (biased) reward changes places with the golden slot
-    swap = torch.arange(config.responses).repeat(config.rows, 1)
-    best = rewards.argmax(1)
-    where = contaminated.nonzero().squeeze(1)
-    swap[where, best[where]] = 0
-    swap[where, 0] = best[where]
-    sources, response_ids, rewards = (x.gather(1, swap) for x in (sources, response_ids, rewards))
-    claimed = sources.clone()
-    claimed[:, 0] = GOLDEN
-    prefs = _preference_set(world, prompt_ids, response_ids, claimed, rewards)
-    prefs = prefs.flip(config.label_noise, seed=int(torch.randint(2**31, (), generator=generator)))
-    turned = torch.tensor([row.flipped for row in prefs])
-    if config.responses == 2:  # a turned pair changes its columns
-        columns = torch.where(turned[:, None], torch.tensor([1, 0]), torch.tensor([0, 1]))
-        response_ids, sources, claimed = (
-            x.gather(1, columns) for x in (response_ids, sources, claimed)
-        )
-    return ToyData(prefs, prompt_ids, response_ids, sources, claimed, contaminated, turned)
+    return rewards + config.reward_noise * noise
+
+
+def _favourite_first(rewards: Tensor, contaminated: Tensor) -> Tensor:
+    """[N, K] columns in which a contaminated row's best and its golden slot change places."""
+    order = torch.arange(rewards.shape[1]).repeat(len(rewards), 1)
+    rows = contaminated.nonzero().squeeze(1)
+    best = rewards.argmax(1)[rows]
+    order[rows, best] = 0
+    order[rows, 0] = best
+    return order
 
 
 def _preference_set(
     world: World, prompt_ids: Tensor, response_ids: Tensor, sources: Tensor, rewards: Tensor
 ) -> PreferenceSet:
     """The rows as everything else in the kit reads them."""
-    columns = (x.tolist() for x in (prompt_ids, response_ids, sources, rewards))
-    rows = [
-        Preference(
+    columns = zip(
+        prompt_ids.tolist(),
+        response_ids.tolist(),
+        sources.tolist(),
+        rewards.tolist(),
+        strict=True,
+    )
+    rows = []
+    for number, (prompt, responses, names, scores) in enumerate(columns):
+        row = Preference(
             row_id=f"toy-{number}",
             group=world.prompts[prompt],
             prompt=world.prompts[prompt],
-            responses=tuple(world.responses[r] for r in responses),
-            sources=tuple(world.source_names[s] for s in names),
+            responses=tuple(world.responses[response] for response in responses),
+            sources=tuple(world.source_names[source] for source in names),
             rewards=tuple(scores),
         )
-        for number, (prompt, responses, names, scores) in enumerate(zip(*columns, strict=True))
-    ]
+        rows.append(row)
     return PreferenceSet(rows, name="toy")

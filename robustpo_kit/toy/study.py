@@ -1,29 +1,31 @@
-"""Studies in the toy world: the whole idea on one seed, the methods under what can go wrong, and h~ as data grows."""
+"""Studies in the toy world: a first look, methods under what goes wrong, h~ as data grows."""
 
 import dataclasses
+import itertools
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 
-from robustpo_kit import records
+from robustpo_kit import objectives, records, robust
 from robustpo_kit.toy.data import DataConfig
-from robustpo_kit.toy.runs import Run, Setting, data_row, estimate, h_quality, run, start
+from robustpo_kit.toy.runs import Run, data_row, h_quality, run
+from robustpo_kit.toy.setting import Setting, estimate, start
 from robustpo_kit.toy.sweep import sweep
 from robustpo_kit.toy.truth import evaluate
 from robustpo_kit.toy.world import World
 
-METHODS = {  # DoRA Table 4 on listwise DPO, lambda and beta as the papers have them for HH
-    "erm": "dpo_pl(beta=0.1)",
-    "reweight": "reweight(dpo_pl, beta=0.1)",
-    "dro": "dro(dpo_pl, beta=0.1, lam=1.0)",
-    "dora": "dora(dpo_pl, beta=0.1, lam=1.0)",
+LOSS = objectives.PRESETS["hh/dpo_pl"].spec  # listwise DPO at the papers' beta
+METHODS = {  # DoRA Table 4 on that loss
+    "erm": LOSS,
+    "reweight": f"reweight({LOSS})",
+    "dro": f"dro({LOSS}, lam={robust.DEFAULT_LAM})",
+    "dora": objectives.PRESETS["hh/dora_dpo_pl"].spec,
 }
-
 
 CONDITIONS = {  # one thing wrong at a time
     "clean": DataConfig(),
@@ -33,7 +35,6 @@ CONDITIONS = {  # one thing wrong at a time
     "reward bias 1.5": DataConfig(reward_bias=1.5),
 }
 
-
 STANDARD = Setting()
 
 
@@ -41,9 +42,7 @@ class Quickstart(NamedTuple):
     """What a first look shows: three tables of one seed."""
 
     world: World
-    sources: (
-        pd.DataFrame
-    )  # a row a source: exact win rate against golden, reward, style, Bayes' c, KL to golden
+    sources: pd.DataFrame  # a row a source: `truth.evaluate` over all prompts
     samples: pd.DataFrame  # a row a sample: contaminated or not, true and estimated h~
     results: pd.DataFrame  # a row a method
 
@@ -51,37 +50,39 @@ class Quickstart(NamedTuple):
 def quickstart(
     seed: int = 0, *, contamination: float = 0.4, setting: Setting = STANDARD
 ) -> Quickstart:
-    """The whole idea on one seed, in seconds: a mixture, h~ true and estimated, four objectives, exact win rates."""
-    data = dataclasses.replace(setting.data, contamination=contamination)
-    setting = dataclasses.replace(setting, seed=seed, data=data)
-    first, found = start(setting), estimate(setting)
-    world, data = first.world, first.data
+    """The whole idea on one seed, in seconds: a mixture, h~ true and estimated, four objectives."""
+    config = dataclasses.replace(setting.data, contamination=contamination)
+    setting = dataclasses.replace(setting, seed=seed, data=config)
+    first, estimated = start(setting), estimate(setting)
+    world = first.world
     every = torch.arange(len(world.prompts))
     sources = [
-        {"source": name} | evaluate(world, world.log_density[i], every)
-        for i, name in enumerate(world.source_names)
+        {"source": name} | evaluate(world, log_density, every)
+        for name, log_density in zip(world.source_names, world.log_density, strict=True)
     ]
     samples = {
-        "contaminated": data.contaminated.numpy(),
-        "true_h": found.true_h.numpy(),
-        "h": found.h.numpy(),
+        "contaminated": first.data.contaminated.numpy(),
+        "true_h": estimated.true_h.numpy(),
+        "h": estimated.h.numpy(),
     }
     results = [run(config) for config in comparison(setting)]
     return Quickstart(world, pd.DataFrame(sources), pd.DataFrame(samples), pd.DataFrame(results))
 
 
 def comparison(setting: Setting, *, oracle: bool = True) -> Iterator[Run]:
-    """The runs that compare METHODS on one setting; with `oracle`, those that use h~ again with the true one."""
-    for method, spec in METHODS.items():
+    """The runs of METHODS on one setting; with `oracle`, those that use h~ again with the true."""
+    for spec in METHODS.values():
         yield Run(spec, setting=setting)
-        if oracle and method in ("reweight", "dora"):
+        if oracle and objectives.build(spec).needs_h:
             yield Run(spec, h="oracle", setting=setting)
 
 
 def methods_study(seeds: Sequence[int]) -> list[Run]:
-    """Six runs a condition and seed: what contamination, label noise and reward bias do to each method."""
-    settings = [Setting(seed=seed, data=data) for data in CONDITIONS.values() for seed in seeds]
-    return [config for setting in settings for config in comparison(setting)]
+    """Six runs a condition and seed: what contamination, label noise and reward bias do."""
+    runs: list[Run] = []
+    for data, seed in itertools.product(CONDITIONS.values(), seeds):
+        runs += comparison(Setting(seed=seed, data=data))
+    return runs
 
 
 def h_study(
@@ -89,49 +90,51 @@ def h_study(
     rows: Sequence[int] = (32, 64, 128, 256, 512, 1024, 2048),
     contamination: float = 0.4,
 ) -> list[Setting]:
-    """Settings whose classifiers see more and more rows, trusted and contaminated ones; for `toyruns.h_quality`."""
+    """Settings whose classifiers see ever more rows, trusted and not; for `runs.h_quality`."""
     data = DataConfig(contamination=contamination)
+    cells = itertools.product((True, False), rows, seeds)
     return [
         Setting(seed=seed, data=data, classifier_rows=count, trusted=trusted)
-        for trusted in (True, False)
-        for count in rows
-        for seed in seeds
+        for trusted, count, seed in cells
     ]
 
 
 def name_conditions(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with a first column `condition`, found by the data knobs; a row that fits none is an error (KeyError)."""
-    names = {tuple(sorted(data_row(data).items())): name for name, data in CONDITIONS.items()}
+    """`table` behind a column `condition`, found by the data knobs; KeyError where none fits."""
+    names = {tuple(data_row(data).values()): name for name, data in CONDITIONS.items()}
     knobs = list(data_row(DataConfig()))
-    found = [names[tuple(sorted(row.items()))] for row in table[knobs].to_dict("records")]
-    return table.assign(condition=found)[["condition", *table.columns]]
+    rows = table[knobs].itertuples(index=False, name=None)
+    return table.assign(condition=[names[row] for row in rows])[["condition", *table.columns]]
 
 
 def write_reference(
     folder: Path, *, seeds: Sequence[int] = range(10), workers: int | None = None
 ) -> None:
-    """Both studies as tables with provenance: toy_sweep and toy_h_rank (.csv, .json) in `folder`; resumable.
+    """Both studies as tables with provenance: toy_sweep and toy_h_rank (.csv, .json) in `folder`.
 
-    Finished runs wait in `folder`/NAME.runs.jsonl until their table is written.
+    Resumable: finished runs wait in `folder`/NAME.runs.jsonl until their table is written.
     """
-    studies = (("toy_sweep", run, methods_study(seeds)), ("toy_h_rank", h_quality, h_study(seeds)))
+    folder = Path(folder)
+    studies: tuple[tuple[str, Callable[[Any], dict[str, object]], Sequence[Any]], ...] = (
+        ("toy_sweep", run, methods_study(seeds)),
+        ("toy_h_rank", h_quality, h_study(seeds)),
+    )
     for name, function, configs in studies:
-        started, revision, runs = (
-            time.time(),
-            records.git_revision(),
-            Path(folder) / f"{name}.runs.jsonl",
-        )
-        table = sweep(function, configs, runs, workers=workers, desc=name)
-        table = name_conditions(table) if name == "toy_sweep" else table
-        about = {
-            "made_by": f"robustpo_kit.toy.study.write_reference: {len(configs)} runs of {function.__name__}",
+        started, revision = time.time(), records.git_revision()
+        finished_runs = folder / f"{name}.runs.jsonl"
+        table = sweep(function, configs, finished_runs, workers=workers, desc=name)
+        if name == "toy_sweep":
+            table = name_conditions(table)
+        made_by = f"{__name__}.write_reference: {len(configs)} runs of {function.__name__}"
+        config = {
+            "made_by": made_by,
             "first": dataclasses.asdict(configs[0]),
             "seeds": list(seeds),
         }
-        record = records.provenance(about, seeds[0], started)
-        record |= {"device": f"cpu ({platform.machine()}), one thread a run", "revision": revision}
-        record["seconds_of_runs"] = round(
-            float(table["seconds"].sum()), 1
-        )  # wall clock, summed over runs
-        records.write_table(Path(folder) / f"{name}.csv", table, record)
-        runs.unlink()
+        record = records.provenance(config, seeds[0], started)
+        record["device"] = f"cpu ({platform.machine()}), one thread a run"
+        record["revision"] = revision  # of the code that ran, not of a commit meanwhile
+        seconds = float(table["seconds"].sum())
+        record["seconds_of_runs"] = round(seconds, 1)  # wall clock, summed over runs
+        records.write_table(folder / f"{name}.csv", table, record)
+        finished_runs.unlink()

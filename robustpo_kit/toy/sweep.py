@@ -1,12 +1,14 @@
-"""Sweeps of independent runs over the cores: one JSON line a finished run, resumable, and a summary with intervals."""
+"""Sweeps of independent runs over the cores: a JSON line a finished run, resumable; a summary."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,65 +21,83 @@ from robustpo_kit.records import cores, digest, key_of_function, progress, write
 
 POLL_S = 0.2  # how often the parent looks for finished runs
 
+Function = Callable[[Any], dict[str, object]]
 
-def key(function: Callable, config: Any) -> str:
-    """Key of a run, by its frozen dataclass and the code that it runs: what a finished run is found by."""
+
+def key(function: Function, config: Any) -> str:
+    """Key of a run: its frozen dataclass and the code that it runs."""
     return digest(key_of_function(function), type(config).__name__, config, length=20)
 
 
 def sweep(
-    function: Callable[[Any], dict],
+    function: Function,
     configs: Sequence[Any],
     path: Path,
     *,
     workers: int | None = None,
     desc: str = "runs",
 ) -> pd.DataFrame:
-    """Run `function(config)` for every config not yet in `path` (.jsonl); the tidy table of all, in the given order.
+    """Run `function(config)` for every config that is not yet in the file `path`.
 
-    `function` is importable and returns one flat row; `configs` are frozen dataclasses. Runs of one `setting` (an
-    attribute of the config, where it has one) follow one another in one worker, so that what they share can be cached.
-    Workers (default: one a core) use one thread each. Every finished run is a line at once: a killed sweep continues
-    where it was. Raises KitError at the end when runs have failed; the next call tries those again.
+    Runs of one `setting` (an attribute of the config, where it has one) follow one another in one
+    worker, so that what they share can be cached. Every finished run is a line at once: a killed
+    sweep continues where it was.
+
+    Args:
+        function: importable; returns one flat row.
+        configs: frozen dataclasses.
+        path: .jsonl, made where it is missing.
+        workers: processes of one thread each; None: one a core.
+        desc: names the runs in the progress shown and in errors.
+
+    Returns:
+        The rows of all configs in their order, with the seconds of each run.
+
+    Raises:
+        KitError: at the end, when runs have failed; the next call tries those again.
+        ValueError: when `workers` is below one.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers = {workers}: at least one is expected")
     path = Path(path)
     done = _finished(path)
     keys = [key(function, config) for config in configs]
-    missing = {k: config for k, config in zip(keys, configs, strict=True) if k not in done}
-    groups: dict[Any, list[Any]] = {}
-    for config in missing.values():
-        groups.setdefault(getattr(config, "setting", config), []).append(config)
-    workers = min(cores() if workers is None else workers, len(groups))
+    config_of = dict(zip(keys, configs, strict=True))
+    missing = {run: config for run, config in config_of.items() if run not in done}
     if missing:
         # a line torn by a kill and the lines of failed runs go first
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in done.values()))
+        groups = _by_setting(missing.values())
+        workers = min(workers or cores(), len(groups))
         work = _in_process if workers == 1 else _in_workers
-        for _ in progress(
-            work(function, list(groups.values()), path, workers), desc, total=len(missing)
-        ):
+        for _ in progress(work(function, groups, path, workers), desc, total=len(missing)):
             pass
         done = _finished(path)
-        if not all(k in done for k in keys):
-            raise _failure(path, desc, sum(k not in done for k in missing), len(keys))
-    return pd.DataFrame([done[k]["result"] | {"seconds": done[k]["seconds"]} for k in keys])
+        if failed := [run for run in missing if run not in done]:
+            raise _failure(path, desc, len(failed), len(keys))
+    return pd.DataFrame([done[run]["result"] | {"seconds": done[run]["seconds"]} for run in keys])
 
 
-def _lines(path: Path) -> list[dict]:
+def _by_setting(configs: Iterable[Any]) -> list[list[Any]]:
+    """The configs of each setting, in the order of the first ones."""
+    groups: dict[Any, list[Any]] = {}
+    for config in configs:
+        groups.setdefault(getattr(config, "setting", config), []).append(config)
+    return list(groups.values())
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
     """The entries of a sweep's file; a torn line is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, dict) and "key" in entry:
-            found.append(entry)
-    return found
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict) and "key" in entry]
 
 
-def _finished(path: Path) -> dict[str, dict]:
+def _finished(path: Path) -> dict[str, dict[str, Any]]:
     """Successful runs by key."""
     return {entry["key"]: entry for entry in _lines(path) if "result" in entry}
 
@@ -85,12 +105,13 @@ def _finished(path: Path) -> dict[str, dict]:
 def _failure(path: Path, desc: str, failed: int, total: int) -> KitError:
     errors = [entry["error"] for entry in _lines(path) if "error" in entry] or ["a worker died"]
     return KitError(
-        f"{desc}: {failed} of {total} runs failed ({errors[0]}); {paths.show(path)} keeps the others, run again"
+        f"{desc}: {failed} of {total} runs failed ({errors[0]}); "
+        f"{paths.show(path)} keeps the others, run again"
     )
 
 
-def _one(function: Callable[[Any], dict], config: Any, path: Path) -> None:
-    """One run and its line: a single write in append mode, so that lines of several workers do not mix."""
+def _run_one(function: Function, config: Any, path: Path) -> None:
+    """One run and its line: a single write in append mode, so that workers' lines do not mix."""
     started = time.perf_counter()
     entry: dict[str, Any] = {"key": key(function, config), "config": dataclasses.asdict(config)}
     try:
@@ -107,25 +128,28 @@ def _one(function: Callable[[Any], dict], config: Any, path: Path) -> None:
 
 
 def _in_process(
-    function: Callable[[Any], dict], groups: list[list[Any]], path: Path, _workers: int
+    function: Function, groups: list[list[Any]], path: Path, _workers: int
 ) -> Iterator[None]:
-    for group in groups:
-        for config in group:
-            _one(function, config, path)
-            yield
+    """Yield once for every finished run."""
+    for config in itertools.chain.from_iterable(groups):
+        _run_one(function, config, path)
+        yield
 
 
 def _in_workers(
-    function: Callable[[Any], dict], groups: list[list[Any]], path: Path, workers: int
+    function: Function, groups: list[list[Any]], path: Path, workers: int
 ) -> Iterator[None]:
-    """Yield once for every line that the workers append."""
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a fork of a process that has used torch's threads can hang
+    """Yield once for every line that the workers append.
+
+    Processes of our own: those of joblib and of concurrent.futures outlive a parent that is killed,
+    go on through their queues, and all give up when one of them dies.
+    """
+    # a fork of a process that has used torch's threads can hang
+    context = multiprocessing.get_context("spawn")
     position = context.Value("i", 0)
+    arguments = (function, groups, path, position)
     processes = [
-        context.Process(target=_worker, args=(function, groups, path, position), daemon=True)
-        for _ in range(workers)
+        context.Process(target=_worker, args=arguments, daemon=True) for _ in range(workers)
     ]
     offset = path.stat().st_size
     try:
@@ -136,10 +160,9 @@ def _in_workers(
             running = any(process.is_alive() for process in processes)
             with open(path, "rb") as stream:
                 stream.seek(offset)
-                new = stream.read()
-            offset += len(new)
-            for _ in range(new.count(b"\n")):
-                yield
+                appended = stream.read()
+            offset += len(appended)
+            yield from [None] * appended.count(b"\n")
             if running:
                 time.sleep(POLL_S)
     finally:
@@ -148,12 +171,12 @@ def _in_workers(
                 process.terminate()
 
 
-def _worker(
-    function: Callable[[Any], dict], groups: list[list[Any]], path: Path, position: Any
-) -> None:
+def _worker(function: Function, groups: list[list[Any]], path: Path, position: Any) -> None:
+    """Take one group after another, until there are none left or the parent is gone."""
     os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that `function` imports later
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    parent = multiprocessing.parent_process()
     while True:
         with position.get_lock():
             number = position.value
@@ -161,9 +184,9 @@ def _worker(
         if number >= len(groups):
             return
         for config in groups[number]:
-            if not multiprocessing.parent_process().is_alive():  # nobody is left to read the result
+            if parent is None or not parent.is_alive():  # nobody is left to read the result
                 return
-            _one(function, config, path)
+            _run_one(function, config, path)
 
 
 def summarise(
@@ -174,20 +197,42 @@ def summarise(
     baseline: str = "erm",
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Mean of `metric` a method and cell of `by`, and its difference from `baseline`, paired by seed; t intervals.
+    """Means over seeds with Student's t intervals, and differences from a baseline paired by seed.
 
-    `table` has the columns method, seed, `by` and `metric`. The intervals are over seeds, and every seed is another
-    world: they cover worlds, data, models and order. One seed gives no interval (NaN).
+    Every seed is another world: the intervals cover worlds, data, models and order. One seed gives
+    no interval (NaN).
+
+    Args:
+        table: with the columns method, seed, `by` and `metric`.
+        by: the columns that make a cell; may be empty.
+        metric: the column to take means of.
+        baseline: the method that differences are taken from.
+        level: of the intervals.
+
+    Returns:
+        A row a method and cell: `by`, method, n (seeds), mean, low, high, and, where the cell has
+        the baseline, difference, difference_low, difference_high (NaN for the baseline itself).
     """
     rows = []
-    for cell, part in table.groupby(list(by), sort=False, dropna=False) if by else [((), table)]:
+    for cell, part in _cells(table, by):
         wide = part.pivot(index="seed", columns="method", values=metric)
         for method in part["method"].unique():
-            mean = t_interval(wide[method].dropna().to_numpy(), level)
-            row = dict(zip(by, cell, strict=True)) | {"method": method, "n": mean.clusters}
+            mean = t_interval(wide[method].dropna(), level)
+            row = cell | {"method": method, "n": mean.clusters}
             row |= {"mean": mean.value, "low": mean.low, "high": mean.high}
             if baseline in wide and method != baseline:
-                paired = (wide[method] - wide[baseline]).dropna().to_numpy()
+                paired = (wide[method] - wide[baseline]).dropna()
                 row |= t_interval(paired, level).columns("difference")
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _cells(
+    table: pd.DataFrame, by: Sequence[str]
+) -> Iterator[tuple[dict[str, object], pd.DataFrame]]:
+    """The values of `by` and the rows that have them; without `by`, all rows."""
+    if not by:
+        yield {}, table
+        return
+    for values, part in table.groupby(list(by), sort=False, dropna=False):
+        yield dict(zip(by, values, strict=True)), part

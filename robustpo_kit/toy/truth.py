@@ -1,4 +1,4 @@
-"""Exact quantities of the toy world: densities, h~, outcomes, divergences."""
+"""Exact quantities of the toy world: densities, h~, outcomes, KLs."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,8 @@ from robustpo_kit.toy.world import GOLDEN, World
 
 
 def mixture_log_density(world: World, shares: Tensor) -> Tensor:
-    """[P, R] log of P = sum_i shares_i Q_i (Def. 2.1, Eq. 1); shares [n] as `World.shares` gives them."""
+    """[P, R] log of P = sum_i shares_i Q_i (DoRA Def. 2.1, Eq. 1); shares [n] of `World.shares`."""
     return torch.logsumexp(world.log_density + shares.log()[:, None, None], 0)
-
-
-def log_density_ratio(world: World, source: int) -> Tensor:
-    """[P, R] log Q0 / Q_source, nats: the log of the importance weight of Eq. 5."""
-    return world.log_density[GOLDEN] - world.log_density[source]
 
 
 def bayes_probs(
@@ -26,24 +21,32 @@ def bayes_probs(
     *,
     mixture: tuple[float, ...] | None = None,
 ) -> Tensor:
-    """[N, K] probability that a response is golden, by the best classifier there can be of a pool drawn from `mixture`.
+    """The probability that a response is golden, by the best classifier of a pool from `mixture`.
 
-    prompt_ids [N], response_ids [N, K]; `mixture` alpha, beta_1.. (None: 1/n each). `source_ids` None: one shared
-    classifier, golden against everything else; `source_ids` [N, K]: the one of golden against Q_i alone, and for golden
-    columns (0), where there is nothing to tell apart, the shared one.
+    Args:
+        world: gives the densities.
+        prompt_ids: [N].
+        response_ids: [N, K].
+        source_ids: None for one shared classifier, golden against everything else; [N, K] for that
+            of golden against Q_i alone. Golden columns (0), where there is nothing to tell apart,
+            get the shared one.
+        mixture: alpha, beta_1.. of the pool; None: 1/n each.
+
+    Returns:
+        [N, K].
     """
-    tables = _other_over_golden(world, mixture)
-    source_ids = torch.zeros_like(response_ids) if source_ids is None else source_ids
-    return 1 / (1 + tables[source_ids, prompt_ids[:, None], response_ids])
+    odds = _other_over_golden(world, mixture)
+    if source_ids is None:
+        source_ids = torch.zeros_like(response_ids)
+    return 1 / (1 + odds[source_ids, prompt_ids[:, None], response_ids])
 
 
 def _other_over_golden(world: World, mixture: tuple[float, ...] | None) -> Tensor:
     """[n, P, R] odds against golden: entry 0 of everything else, entry i of source i alone."""
     shares = world.shares(mixture)
-    weighed = (shares[:, None, None] * world.log_density.exp())[1:]
-    return torch.cat([weighed.sum(0, keepdim=True), weighed]) / (
-        shares[GOLDEN] * world.log_density[GOLDEN].exp()
-    )
+    golden = shares[GOLDEN] * world.log_density[GOLDEN].exp()
+    others = (shares[:, None, None] * world.log_density.exp())[1:]
+    return torch.cat([others.sum(0, keepdim=True), others]) / golden
 
 
 def true_h(
@@ -54,23 +57,30 @@ def true_h(
     *,
     mixture: tuple[float, ...] | None = None,
 ) -> Tensor:
-    """[N] h~(z) from the true densities: the closed form that the factor `relative` estimates (Eq. 6, bounded).
+    """h~(z) from the true densities: the closed form that the factor `relative` estimates (Eq. 6).
 
-    `source_ids` None: mean_k Q0 / P, with P the whole mixture (Def. 2.1). `source_ids` [N, K]: mean_k Q0 / (alpha Q0 +
-    beta_i Q_i) with the source i that column k is labelled with, golden columns as above; `mixture` as there.
+    Args:
+        world: gives the densities.
+        prompt_ids: [N].
+        response_ids: [N, K].
+        source_ids: None for mean_k Q0 / P, with P the whole mixture (Def. 2.1); [N, K] for
+            mean_k Q0 / (alpha Q0 + beta_i Q_i) with the source i that column k is labelled with.
+            Golden columns (0) are held against P.
+        mixture: alpha, beta_1..; None: 1/n each.
+
+    Returns:
+        [N].
     """
     shares = world.shares(mixture)
     densities = world.log_density.exp()
-    parts = (
-        shares[GOLDEN] * densities[GOLDEN] + shares[1:, None, None] * densities[1:]
-    )  # [n - 1, P, R]
+    golden = densities[GOLDEN]
+    pairs = shares[GOLDEN] * golden + shares[1:, None, None] * densities[1:]  # [n - 1, P, R]
     whole = mixture_log_density(world, shares).exp()[None]
-    source_ids = torch.zeros_like(response_ids) if source_ids is None else source_ids
+    if source_ids is None:
+        source_ids = torch.zeros_like(response_ids)
     rows = prompt_ids[:, None]
-    return (
-        densities[GOLDEN][rows, response_ids]
-        / torch.cat([whole, parts])[source_ids, rows, response_ids]
-    ).mean(-1)
+    against = torch.cat([whole, pairs])[source_ids, rows, response_ids]
+    return (golden[rows, response_ids] / against).mean(-1)
 
 
 class Outcome(NamedTuple):
@@ -86,11 +96,11 @@ class Outcome(NamedTuple):
         return self.win + self.tie / 2
 
 
-def outcome(world: World, logps: Tensor, opponent: Tensor | None = None) -> Outcome:
-    """Exact win, tie and lose probabilities by true reward; logps [P, R]; opponent [P, R], golden by default."""
-    opponent = world.log_density[GOLDEN] if opponent is None else opponent
+def outcome(world: World, logps: Tensor) -> Outcome:
+    """Exact probabilities to win, tie and lose against golden by true reward; logps [P, R]."""
+    golden = world.log_density[GOLDEN].exp()
     ranked, order = world.reward.sort(-1)
-    below = torch.nn.functional.pad(opponent.exp().gather(-1, order).cumsum(-1), (1, 0))
+    below = torch.nn.functional.pad(golden.gather(-1, order).cumsum(-1), (1, 0))
     first = torch.searchsorted(ranked, world.reward)
     last = torch.searchsorted(ranked, world.reward, right=True)
     lower, upper = below.gather(-1, first), below.gather(-1, last)
@@ -109,17 +119,17 @@ def kl(logps: Tensor, other: Tensor) -> Tensor:
     return torch.where(logps.exp() > 0, logps.exp() * (logps - other), 0.0).sum(-1)
 
 
-def tilted(logps: Tensor, reward: Tensor, beta: float) -> Tensor:
-    """[P, R] the policy that maximises E[reward] - beta KL(. || logps): what DPO reaches with endless true data."""
-    if beta <= 0:
-        raise ValueError(f"beta must be > 0, got {beta}")
-    return torch.log_softmax(logps + reward / beta, -1)
-
-
 def evaluate(
     world: World, logps: Tensor, prompts: Tensor, reference: Tensor | None = None
 ) -> dict[str, float]:
-    """Exact measures of a policy, means over `prompts`: win rate against golden, reward, style, Bayes' c, KLs."""
+    """Exact measures of a policy: against golden, reward, style, Bayes' c, KLs in nats.
+
+    Args:
+        world: gives the truth.
+        logps: [P, R] of the policy, normalised.
+        prompts: indices of the prompts that means are taken over.
+        reference: [P, R]; with it comes kl_reference.
+    """
     result = outcome(world, logps)
     measures = {
         "win_rate": result.rate,

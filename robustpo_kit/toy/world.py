@@ -1,8 +1,9 @@
-"""Toy world: every response can be enumerated, so densities, h~, win rates and divergences are exact.
+"""Toy world: every response can be enumerated, so densities, h~, win rates and KLs are exact.
 
-A prompt is a topic and a tone, a response four symbols. The golden distribution Q0 and the synthetic sources
-Q1..Q_{n-1} (DoRA, Def. 2.1) are Gibbs distributions over all responses of a prompt; the synthetic ones are less
-keen on the true reward and like a *style* that the biased reward model likes too. All tensors here are float64.
+A prompt is a topic and a tone, a response four symbols. The golden distribution Q0 and the
+synthetic sources Q1..Q_{n-1} (DoRA, Def. 2.1) are Gibbs distributions over all responses of a
+prompt; the synthetic ones are less keen on the true reward and like a *style* that the biased
+reward model likes too. All tensors here are float64.
 """
 
 import dataclasses
@@ -12,38 +13,34 @@ import torch
 from torch import Tensor
 
 GOLDEN = 0  # index of Q0 among the sources
-
-
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """The world's size and how far its sources lie from golden; strengths are per standard deviation of a response."""
+    """The world's size, and how far its sources lie from golden.
+
+    Strengths are per standard deviation over the responses of a prompt.
+    """
 
     topics: int = 8  # topics x tones = prompts
     tones: int = 6
     symbols: int = 6  # vocabulary of a response
     length: int = 4  # symbols a response
     golden_sharpness: float = 1.5  # Q0 ~ exp(golden_sharpness * reward)
-    quality: tuple[float, ...] = (
-        0.9,
-        0.5,
-        0.1,
-    )  # how much each synthetic source follows the true reward
-    style: tuple[float, ...] = (0.8, 1.0, 1.2)  # how much each synthetic source likes the style
-    golden_style: float = -0.6  # how much golden likes it
+    quality: tuple[float, ...] = (0.9, 0.5, 0.1)  # each synthetic source's liking of the reward
+    style: tuple[float, ...] = (0.8, 1.0, 1.2)  # each synthetic source's liking of the style
+    golden_style: float = -0.6  # golden's liking of it
     accent: float = 0.5  # share of each source's own taste beside the common style
-    shift: float = (
-        1.0  # multiplies every liking of style: 0 = the sources differ from golden in quality alone
-    )
+    shift: float = 1.0  # multiplies every liking of style; 0: sources differ in quality alone
     held_out: float = 0.25  # share of the prompts that no data set contains
     seed: int = 0
 
     def __post_init__(self) -> None:
         if len(self.quality) != len(self.style) or not self.quality:
             raise ValueError(
-                f"quality, style: one value a synthetic source each, got {self.quality} and {self.style}"
+                "quality, style: one value a synthetic source each, "
+                f"got {self.quality} and {self.style}"
             )
         if min(self.topics, self.tones, self.length) < 1 or not 2 <= self.symbols <= 26:
             raise ValueError("topics, tones, length must be at least 1 and symbols 2 to 26")
@@ -73,10 +70,10 @@ class World:
     @property
     def source_names(self) -> tuple[str, ...]:
         """Names of the sources, golden first."""
-        return ("golden", *(f"synthetic{i}" for i in range(1, self.n)))
+        return ("golden", *(f"synthetic{number}" for number in range(1, self.n)))
 
     def biased_reward(self, bias: float) -> Tensor:
-        """[P, R]: what a reward model sees that pays `bias` standard deviations of reward for one of style."""
+        """[P, R] what a reward model sees that pays `bias` sds of reward for one of style."""
         return self.reward + bias * self.style
 
     def shares(self, mixture: tuple[float, ...] | None = None) -> Tensor:
@@ -84,12 +81,8 @@ class World:
         if mixture is None:
             return torch.full((self.n,), 1 / self.n, dtype=torch.float64)
         shares = torch.tensor(mixture, dtype=torch.float64)
-        if (
-            shares.shape != (self.n,)
-            or (shares < 0).any()
-            or abs(float(shares.sum()) - 1) > 1e-9
-            or shares[GOLDEN] == 0
-        ):
+        fits = shares.shape == (self.n,) and bool((shares >= 0).all()) and bool(shares[GOLDEN] > 0)
+        if not fits or abs(float(shares.sum()) - 1) > 1e-9:
             raise ValueError(
                 f"mixture: {self.n} shares that sum to 1, the golden one above 0; got {mixture}"
             )
@@ -102,50 +95,65 @@ def _standardise(values: Tensor) -> Tensor:
 
 
 def _taste(tokens: Tensor, symbols: int, generator: torch.Generator) -> Tensor:
-    """[R] a random taste in responses: a liking for symbols and for symbols that follow one another."""
+    """[R] a random taste in responses: for symbols, and for symbols that follow one another."""
     single = torch.randn(symbols, generator=generator, dtype=torch.float64)
     follow = torch.randn(symbols, symbols, generator=generator, dtype=torch.float64)
-    return _standardise(
-        single[tokens].sum(-1) + 0.5 * follow[tokens[:, :-1], tokens[:, 1:]].sum(-1)
-    )
+    follows = follow[tokens[:, :-1], tokens[:, 1:]].sum(-1)
+    return _standardise(single[tokens].sum(-1) + 0.5 * follows)
 
 
 def build(config: WorldConfig = WorldConfig()) -> World:
     """The world of a config; the same config gives the same world, bit for bit."""
     generator = torch.Generator().manual_seed(config.seed)
     tokens = torch.tensor(list(itertools.product(range(config.symbols), repeat=config.length)))
-    topic_taste = torch.randn(
-        config.topics, config.symbols, generator=generator, dtype=torch.float64
-    )
-    tone_taste = torch.randn(
-        config.tones, config.length, config.symbols, generator=generator, dtype=torch.float64
-    )
-    grammar = _taste(tokens, config.symbols, generator)
-    prompts, rewards = [], []
-    for topic, tone in itertools.product(range(config.topics), range(config.tones)):
-        prompts.append(f"t{topic} m{tone} >")
-        by_place = tone_taste[tone][torch.arange(config.length), tokens].sum(-1)
-        rewards.append(_standardise(topic_taste[topic][tokens].sum(-1) + 0.7 * by_place + grammar))
-    reward = torch.stack(rewards)
+    reward = _rewards(config, tokens, generator)
     style = _taste(tokens, config.symbols, generator)
     shared = _standardise(reward.mean(0))
-    style = _standardise(
-        style - (style * shared).mean() * shared
-    )  # to like style is not to like what is good
-    energies = [config.golden_sharpness * reward + config.shift * config.golden_style * style]
-    for quality, strength in zip(config.quality, config.style, strict=True):
-        liking = style + config.accent * _taste(tokens, config.symbols, generator)
-        energies.append(quality * reward + config.shift * strength * liking)
+    style = _standardise(style - (style * shared).mean() * shared)  # style is not quality
+    energies = _energies(config, tokens, reward, style, generator)
+    prompts = [
+        f"t{topic} m{tone} >"
+        for topic, tone in itertools.product(range(config.topics), range(config.tones))
+    ]
     order = torch.randperm(len(prompts), generator=generator)
     held_out = round(config.held_out * len(prompts))
     return World(
         config=config,
         prompts=tuple(prompts),
-        responses=tuple(" ".join(LETTERS[t] for t in row) for row in tokens.tolist()),
+        responses=tuple(_text(symbols) for symbols in tokens.tolist()),
         tokens=tokens,
         reward=reward,
         style=style,
-        log_density=torch.log_softmax(torch.stack(energies), -1),
+        log_density=torch.log_softmax(energies, -1),
         train_prompts=order[held_out:].sort().values,
         held_out_prompts=order[:held_out].sort().values,
     )
+
+
+def _rewards(config: WorldConfig, tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """[P, R] the taste of a prompt's topic, of its tone (by place), and a grammar common to all."""
+    topic_size = (config.topics, config.symbols)
+    topic_taste = torch.randn(topic_size, generator=generator, dtype=torch.float64)
+    tone_size = (config.tones, config.length, config.symbols)
+    tone_taste = torch.randn(tone_size, generator=generator, dtype=torch.float64)
+    grammar = _taste(tokens, config.symbols, generator)
+    rewards = []
+    for topic, tone in itertools.product(topic_taste, tone_taste):
+        by_place = tone[torch.arange(config.length), tokens].sum(-1)
+        rewards.append(_standardise(topic[tokens].sum(-1) + 0.7 * by_place + grammar))
+    return torch.stack(rewards)
+
+
+def _energies(
+    config: WorldConfig, tokens: Tensor, reward: Tensor, style: Tensor, generator: torch.Generator
+) -> Tensor:
+    """[n, P, R] log-densities of the sources up to a constant a prompt, golden first."""
+    energies = [config.golden_sharpness * reward + config.shift * config.golden_style * style]
+    for quality, strength in zip(config.quality, config.style, strict=True):
+        liking = style + config.accent * _taste(tokens, config.symbols, generator)
+        energies.append(quality * reward + config.shift * strength * liking)
+    return torch.stack(energies)
+
+
+def _text(symbols: list[int]) -> str:
+    return " ".join(LETTERS[symbol] for symbol in symbols)

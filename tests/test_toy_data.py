@@ -1,4 +1,4 @@
-"""Preference sets of the toy world: each knob does what it says, and the kept truth fits the rows."""
+"""Preference sets of the toy world: each knob does what it says, the kept truth fits the rows."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sweeps: nothing is done twice, a kill loses at most what was under way, and the summary pairs by seed."""
+"""Sweeps: nothing is done twice, a kill loses what was under way, the summary pairs by seed."""
 
 import dataclasses
 import json
@@ -92,7 +92,7 @@ def test_two_workers_share_the_settings(tmp_path):
 
 
 def test_a_killed_sweep_resumes_without_redoing(tmp_path):
-    """SIGKILL of the parent in the middle: its workers end by themselves, the next call runs only what is missing."""
+    """SIGKILL of the parent: its workers end by themselves, the next call runs what is missing."""
     module = tmp_path / "slowjob.py"
     module.write_text(
         textwrap.dedent("""
@@ -107,7 +107,8 @@ def test_a_killed_sweep_resumes_without_redoing(tmp_path):
                 stream.write(f"{job.number}\\n")
             return {"number": job.number}
         if __name__ == "__main__":
-            table = toy.sweep.sweep(work, [Slow(i) for i in range(12)], pathlib.Path("runs.jsonl"), workers=2)
+            jobs = [Slow(i) for i in range(12)]
+            table = toy.sweep.sweep(work, jobs, pathlib.Path("runs.jsonl"), workers=2)
             print(table["number"].tolist())
         """)
     )
@@ -138,7 +139,7 @@ def test_keys_tell_configs_apart():
     assert len(keys) == 4 and toy.sweep.key(work, Job(1)) == toy.sweep.key(work, Job(1))
 
 
-# --- summary -----------------------------------------------------------------------------------------------------
+# --- summary -------------------------------------------------------------------------------------
 
 
 def table(effect, noise=0.01, seeds=10):

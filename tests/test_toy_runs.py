@@ -1,4 +1,4 @@
-"""Runs in the toy world: reproducible, exact, within their budget, and the classifier learns what h~ is."""
+"""Runs in the toy world: reproducible, exact, within their budget; the classifier learns h~."""
 
 import dataclasses
 import time
@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from robustpo_kit import toy
+from robustpo_kit import objectives, robust, toy
 from robustpo_kit.records import read_json
 from robustpo_kit.toy.data import DataConfig
-from robustpo_kit.toy.runs import Run, Setting
+from robustpo_kit.toy.runs import Run
+from robustpo_kit.toy.setting import Setting
 
 SMALL = Setting(
     world=toy.world.WorldConfig(topics=3, tones=2, symbols=4, length=3),
@@ -36,9 +37,9 @@ def one_thread():
 def test_seeds_reproduce_a_run_and_tell_runs_apart():
     config = Run(DORA, setting=SMALL, epochs=2)
     first = toy.runs.run(config)
-    toy.runs.drawn.cache_clear()
-    toy.runs.start.cache_clear()
-    toy.runs.estimate.cache_clear()
+    toy.setting.draw_data.cache_clear()
+    toy.setting.start.cache_clear()
+    toy.setting.estimate.cache_clear()
     torch.manual_seed(99)  # the global generator has no say
     assert toy.runs.run(config) == first
     other = toy.runs.run(dataclasses.replace(config, setting=dataclasses.replace(SMALL, seed=1)))
@@ -46,7 +47,7 @@ def test_seeds_reproduce_a_run_and_tell_runs_apart():
 
 
 def test_a_run_leaves_its_start_as_it_was():
-    first = toy.runs.start(SMALL)
+    first = toy.setting.start(SMALL)
     toy.runs.run(Run("dpo_pl(beta=0.1)", setting=SMALL))
     assert torch.equal(toy.language.policy_logps(first.policy, first.world).logps, first.logps)
 
@@ -76,15 +77,15 @@ def test_h_of_a_run_is_refused_unless_known():
 
 
 def test_training_does_what_it_should():
-    """SFT moves a policy towards golden, preference training on true rewards above it; and a run costs seconds."""
+    """SFT moves a policy towards golden, training on true rewards above it; a run costs seconds."""
     setting = Setting(seed=1)
     world = toy.world.build(dataclasses.replace(setting.world, seed=1))
-    untrained = toy.language.policy_logps(toy.runs.fresh_policy(world, setting), world)
+    untrained = toy.language.policy_logps(toy.setting.fresh_policy(world, setting), world)
     prompts = world.held_out_prompts
     started = time.process_time()
     row = toy.runs.run(Run(DORA, setting=setting))
     spent = time.process_time() - started
-    first = toy.runs.start(setting)
+    first = toy.setting.start(setting)
     before = toy.truth.evaluate(world, untrained.logps, prompts)
     after = toy.truth.evaluate(world, first.logps, prompts)
     assert (
@@ -116,13 +117,22 @@ def test_untrusted_golden_labels_hurt_the_classifier():
 
 
 def test_classifier_rows_are_another_draw():
-    _, data, other = toy.runs.drawn(SMALL)
+    _, data, other = toy.setting.draw_data(SMALL)
     assert not {row.row_id for row in data.prefs} & {row.row_id for row in other.prefs}
     assert [row.responses for row in data.prefs] != [row.responses for row in other.prefs]
     assert data.contaminated.any() and not other.contaminated.any()
 
 
-# --- studies -----------------------------------------------------------------------------------------------------
+# --- studies -------------------------------------------------------------------------------------
+
+
+def test_methods_are_the_presets_at_one_lambda():
+    presets = {"erm": "hh/dpo_pl", "dora": "hh/dora_dpo_pl"}
+    built = {name: objectives.build(spec) for name, spec in toy.study.METHODS.items()}
+    for name, preset in presets.items():
+        assert built[name].spec == objectives.build(preset).spec
+    assert all(built[name].aggregator == name for name in built)
+    assert built["dro"].aggregation == built["dora"].aggregation == {"lam": robust.DEFAULT_LAM}
 
 
 def test_quickstart_shows_the_whole_idea():
@@ -159,7 +169,7 @@ def test_h_study_grows_the_classifiers_data():
 
 
 def test_reference_tables_carry_their_record(tmp_path, monkeypatch):
-    """The two tables, their JSON beside them, nothing else left behind; a second writing gives the same numbers."""
+    """Two tables, their JSON beside them, nothing else; a second writing gives the same numbers."""
     monkeypatch.setattr(
         toy.study, "methods_study", lambda seeds: list(toy.study.comparison(CLEAN, oracle=False))
     )

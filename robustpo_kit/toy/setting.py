@@ -1,0 +1,215 @@
+"""What runs of one setting share: world, data, the policy after SFT, the classifier's h~."""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import math
+import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from tokenizers import processors
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+from robustpo_kit import calibration, encoders, objectives, policies, training
+from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.encoders import FineTune
+from robustpo_kit.policies import Policy
+from robustpo_kit.records import RunRecord
+from robustpo_kit.toy.data import DataConfig, ToyData, draw
+from robustpo_kit.toy.language import policy_logps, tokenizer
+from robustpo_kit.toy.truth import bayes_probs, true_h
+from robustpo_kit.toy.world import World, WorldConfig, build
+
+CLASSIFIER_BATCH = 64  # responses a step
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What runs of several objectives share: a seed is one world, one data set, one start."""
+
+    seed: int = 0  # takes the place of the world's own
+    world: WorldConfig = WorldConfig()
+    data: DataConfig = DataConfig()
+    hidden: int = 32  # of the policy (Llama) and of the classifier (BERT), two layers each
+    init_gain: float = 7.0  # a Llama this narrow starts too close to zero to learn within 100 steps
+    sft_epochs: int = 8  # on the golden slot
+    sft_learning_rate: float = 1e-2
+    classifier_rows: int = 384  # another draw: it never scores what it was trained on
+    trusted: bool = True  # the classifier's golden rows are golden; False: contaminated, too
+    classifier_epochs: int = 5
+    classifier_steps: int = 60  # at least, by more epochs: or little data meant little training
+    classifier_folds: int = 2
+
+
+class SettingData(NamedTuple):
+    """What a setting draws."""
+
+    world: World
+    policy_data: ToyData
+    classifier_data: ToyData  # of the same kind, except for what `trusted` says
+
+
+class Start(NamedTuple):
+    """Where the runs of a setting start."""
+
+    world: World
+    data: ToyData
+    policy: Policy  # after SFT; copy before training
+    logps: Tensor  # [P, R] its exact distribution
+    mass: float  # mean probability of a response of the world under it
+
+
+class Estimate(NamedTuple):
+    """What a trained classifier makes of a data set, beside the truth."""
+
+    probs: Tensor  # [N, K] c
+    h: Tensor  # [N] estimated h~
+    true_probs: Tensor  # [N, K] Bayes' c
+    true_h: Tensor  # [N]
+
+
+def fresh_policy(world: World, setting: Setting) -> Policy:
+    """An untrained Llama over the world's symbols."""
+    policy = policies.tiny(tokenizer(world), hidden=setting.hidden, seed=setting.seed)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(setting.init_gain)
+    return policy
+
+
+def fresh_encoder(world: World, setting: Setting) -> encoders.Encoder:
+    """An untrained BERT over the world's symbols, which reads [CLS] prompt [SEP] response [SEP]."""
+    words = tokenizer(world)
+    words.backend_tokenizer.post_processor = processors.BertProcessing(
+        (words.sep_token, words.sep_token_id), (words.cls_token, words.cls_token_id)
+    )
+    words.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=setting.hidden,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=2 * setting.hidden,
+        initializer_range=0.2,  # as for the policy: at 0.02 it would hardly leave its start
+        max_position_embeddings=world.config.length + 8,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setting.seed)
+        model = BertModel(config, add_pooling_layer=False)
+    limit = config.max_position_embeddings
+    return encoders.Encoder(
+        "toy", model, words, torch.float32, torch.device("cpu"), limit, setting.seed
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def draw_data(setting: Setting) -> SettingData:
+    """The world, the policy's data and the classifier's."""
+    world = build(dataclasses.replace(setting.world, seed=setting.seed))
+    generator = torch.Generator().manual_seed(setting.seed)
+    policy_data = draw(world, setting.data, generator)
+    config = dataclasses.replace(setting.data, rows=setting.classifier_rows)
+    if setting.trusted:
+        config = dataclasses.replace(config, contamination=0.0)
+    classifier_data = draw(world, config, generator)
+    prefs = classifier_data.prefs.map(_as_classifier_row)
+    return SettingData(world, policy_data, classifier_data._replace(prefs=prefs))
+
+
+def _as_classifier_row(row: Preference) -> Preference:
+    """Both draws count from toy-0, and a classifier refuses rows that it was trained on."""
+    return dataclasses.replace(row, row_id=f"classifier-{row.row_id}")
+
+
+@functools.lru_cache(maxsize=2)
+def start(setting: Setting) -> Start:
+    """The policy after SFT on the golden slot, contaminated as it may be."""
+    world, data, _ = draw_data(setting)
+    policy = fresh_policy(world, setting)
+    train(
+        policy,
+        data.prefs,
+        "sft()",
+        epochs=setting.sft_epochs,
+        learning_rate=setting.sft_learning_rate,
+        batch_size=32,
+        seed=setting.seed,
+    )
+    after = policy_logps(policy, world)
+    return Start(world, data, policy, after.logps, float(after.mass.mean()))
+
+
+@functools.lru_cache(maxsize=2)
+def estimate(setting: Setting) -> Estimate:
+    """c and h~ of the policy's data by a classifier trained on the other draw, and the truth."""
+    world, data, classifier_data = draw_data(setting)
+    config = FineTune(
+        learning_rate=3e-3,
+        head_learning_rate=1e-2,
+        epochs=_classifier_epochs(setting),
+        batch_size=CLASSIFIER_BATCH,
+        frozen_layers=0,
+        max_length=world.config.length + 8,
+    )
+    classifier = calibration.fit_classifier(
+        classifier_data.prefs,
+        features="fine_tuned",
+        encoder=fresh_encoder(world, setting),
+        folds=setting.classifier_folds,
+        fine_tune=config,
+        seed=setting.seed,
+    )
+    probs = torch.from_numpy(classifier.score_set(data.prefs))
+    return Estimate(
+        probs,
+        calibration.uniform_factor(probs),
+        bayes_probs(world, data.prompt_ids, data.response_ids),
+        true_h(world, data.prompt_ids, data.response_ids),
+    )
+
+
+def _classifier_epochs(setting: Setting) -> int:
+    share = 1 - 1 / setting.classifier_folds
+    batches = math.ceil(setting.classifier_rows * setting.data.responses * share / CLASSIFIER_BATCH)
+    return max(setting.classifier_epochs, math.ceil(setting.classifier_steps / batches))
+
+
+def train(
+    policy: Policy,
+    prefs: PreferenceSet,
+    spec: str,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+) -> RunRecord:
+    """training.train for a toy: separate rows, as four tokens gain nothing from a shared prefix."""
+    with tempfile.TemporaryDirectory() as cache, _cheap_collection():
+        config = training.TrainConfig(
+            batch_size=batch_size,
+            micro_batch_size=batch_size,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            seed=seed,
+            layout="separate",
+            reference_cache=cache,
+        )
+        return training.train(policy, prefs, objectives.build(spec), config)
+
+
+@contextlib.contextmanager
+def _cheap_collection() -> Iterator[None]:
+    """Trainer collects garbage at its end, 0.3 s over imported modules: leave out what is there."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
