@@ -1,10 +1,15 @@
+"""The lab: disjoint splits, methods trained and scored, what is kept made again when needed."""
+
 import dataclasses
 
 import numpy as np
 import pytest
 
-from robustpo_kit import experiments, objectives, paths, profiles
+from robustpo_kit import experiments, objectives, paths, profiles, robust
+from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.errors import KitError
 from robustpo_kit.experiments import Lab, keeping, kept
+from robustpo_kit.records import closure, freshness, read_json
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +100,210 @@ def test_every_method_of_every_profile_is_an_objective():
             assert objective.responses == "list" and objective.aggregator == name.split()[1]
     for name, spec in experiments.GAMMA_METHODS.items():
         assert (objectives.build(spec).margin is not None) == name.startswith("gamma")
+
+
+# --- what decides a step -------------------------------------------------------------------------
+
+SETTINGS = profiles.get("smoke")
+DORA, ERM = "dora(dpo_pl(beta=0.1), lam=1.0)", "dpo_pl(beta=0.1)"
+
+
+def keys(cfg=SETTINGS, rows=None, seed=0) -> dict[str, str]:
+    """The key of every step, nothing made."""
+    steps = Lab(cfg, seed).steps
+    rows = steps.splits["policy"] if rows is None else rows
+    dora = steps.method("dora", DORA, rows, keep_scores=False)
+    every = {
+        "sft": steps.sft,
+        "sft replies": steps.sft_replies(),
+        "classifier": steps.classifier(),
+        "reward": steps.reward_model("reward"),
+        "judge": steps.reward_model("judge"),
+        "dora": dora,
+        "erm": steps.method("erm", ERM, rows, keep_scores=False),
+        "scored": steps.scored(dora),
+    }
+    return {name: step.key for name, step in every.items()}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}
+
+
+@pytest.fixture(scope="module")
+def as_it_is():
+    return keys()
+
+
+@pytest.fixture
+def edited(monkeypatch):
+    """A function that makes a module of the kit look edited."""
+    real = freshness._tree_digest
+
+    def edit(module: str) -> None:
+        file = freshness.module_file(module)
+        monkeypatch.setattr(
+            freshness, "_tree_digest", lambda path: "new" if path == file else real(path)
+        )
+        freshness._key_of_file.cache_clear()
+
+    yield edit
+    freshness._key_of_file.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("module", "remade"),
+    [
+        ("plots", set()),
+        ("notebook", set()),
+        ("profiles", set()),
+        ("experiments.lab", set()),
+        ("experiments.steps", set()),
+        ("experiments.results", set()),
+        ("judging", {"scored"}),
+        ("training.trainer", {"sft", "sft replies", "dora", "erm", "scored"}),
+        ("policies.sampling", {"sft replies", "dora", "erm", "scored"}),
+        ("calibration.fitting", {"classifier", "scored"}),
+        ("rewards.pairs", {"reward", "judge", "scored"}),
+    ],
+)
+def test_editing_a_module_remakes_what_depends_on_it_and_nothing_else(
+    as_it_is, edited, module, remade
+):
+    edited(f"robustpo_kit.{module}")
+    assert changed(as_it_is, keys()) == remade
+
+
+@pytest.mark.parametrize(
+    ("setting", "remade"),
+    [
+        ({"bootstrap": 100, "workers": 2, "distance_rows": 30, "lam": 2.0}, set()),
+        ({"classifier_epochs": 2}, {"classifier", "scored"}),
+        ({"judge_features": "frozen"}, {"judge", "scored"}),
+        ({"sft_epochs": 2}, {"sft", "sft replies", "dora", "erm", "scored"}),
+        ({"epochs": 2}, {"dora", "erm", "scored"}),
+        ({"eval_samples": 2}, {"sft replies", "dora", "erm", "scored"}),
+    ],
+)
+def test_a_setting_remakes_what_depends_on_it_and_nothing_else(as_it_is, setting, remade):
+    assert changed(as_it_is, keys(dataclasses.replace(SETTINGS, **setting))) == remade
+
+
+def test_another_seed_remakes_everything(as_it_is):
+    assert changed(as_it_is, keys(seed=1)) == set(as_it_is)
+
+
+def test_another_classifier_remakes_the_methods_that_need_h(lab):
+    other = Lab(dataclasses.replace(lab.cfg, classifier_kind="shared"), seed=0)
+    rows, other_rows = lab.training_set()[0], other.training_set()[0]
+    assert [row.h for row in rows] != [row.h for row in other_rows]
+    differ = changed(keys(lab.cfg, rows), keys(other.cfg, other_rows))
+    assert differ == {"classifier", "dora", "scored"}  # erm sees no h~
+
+
+def test_the_stamp_names_what_a_step_was_made_from(lab):
+    lab.sft_replies()
+    steps = lab.steps
+    stamp = read_json(steps.sft_replies().folder / keeping.STAMP)
+    assert stamp["config"]["made_from"] == {"sft": steps.sft.key}
+    stamp = read_json(steps.scored(steps.sft_replies()).folder / keeping.STAMP)
+    assert set(stamp["config"]["made_from"]) == {"replies", "proxy", "judge", "classifier"}
+
+
+def test_every_field_of_a_step_is_in_its_key(tmp_path):
+    @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+    class Step(experiments.Step):
+        rows: PreferenceSet
+        number: int
+        settings: profiles.Profile | None = None
+        first: experiments.Step | None = None
+
+        def make(self, folder):
+            pass
+
+    row = Preference("r", "g", "prompt", ("a", "b"), ("x", "y"))
+    base = Step(folder=tmp_path, rows=PreferenceSet([row]), number=1)
+    other_rows = PreferenceSet([dataclasses.replace(row, h=0.5)])
+    changes = (
+        {"rows": other_rows},
+        {"number": 2},
+        {"settings": SETTINGS},
+        {"first": base},
+        {"first": dataclasses.replace(base, number=2)},
+    )
+    every = [base, *(dataclasses.replace(base, **change) for change in changes)]
+    assert len({step.key for step in every}) == len(every)
+    assert dataclasses.replace(base, folder=tmp_path / "elsewhere").key == base.key
+    assert dataclasses.replace(base, rows=PreferenceSet([row])).key == base.key
+
+
+@pytest.mark.parametrize(
+    ("step", "beyond"),
+    [
+        ("supervised", {"calibration", "rewards", "encoders", "judging", "mixture"}),
+        ("method", {"calibration", "rewards", "encoders", "judging", "mixture"}),
+        ("classifier", {"rewards", "training", "policies", "objectives", "judging", "mixture"}),
+        ("reward", {"training", "policies", "objectives", "judging", "mixture"}),
+    ],
+)
+def test_a_step_imports_no_more_than_it_needs(step, beyond):
+    reached = closure([f"robustpo_kit.experiments.{step}"]) - {"robustpo_kit"}
+    beyond = beyond | {"profiles", "plots", "analysis", "notebook", "series", "toy"}
+    assert not {name.split(".")[1] for name in reached} & beyond
+
+
+def test_scores_asked_for_later_are_made(lab):
+    pairs = lab.reward_pairs()
+    spec = experiments.GAMMA_METHODS["dpo"]
+    with pytest.raises(ValueError, match="dpo: scores of the training pairs are missing"):
+        experiments.simpo_gaps(lab.trained("dpo", spec, pairs))
+    assert len(experiments.simpo_gaps(lab.trained("dpo", spec, pairs, keep_scores=True)))
+
+
+def test_methods_trained_in_processes_are_those_trained_here(lab):
+    specs = {name: experiments.listwise_spec(name, lab.cfg) for name in ("rrhf erm", "rrhf dora")}
+    two = Lab(dataclasses.replace(lab.cfg, workers=2), seed=3)
+    here = Lab(lab.cfg, seed=3)
+    rows, _ = two.training_set()
+    parallel = two.train_all(specs, rows)
+    for name, spec in specs.items():
+        (here.steps.folder / "methods" / f"{name.replace(' ', '-')}-3" / keeping.STAMP).unlink()
+        again = here.trained(name, spec, rows)
+        found = next(trained for trained in parallel if trained.name == name)
+        assert again.replies.equals(found.replies)
+
+
+# --- specs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregator", robust.AGGREGATORS)
+@pytest.mark.parametrize(
+    ("loss", "spec"),
+    [
+        ("lire", "lire(temperature=2.0)"),  # DoRA Table 8, HH
+        ("exo", "exo(beta=0.5)"),
+        ("ipo(tau=0.1)", "ipo(tau=0.1)"),  # no published setting: a spec as it is
+        ("cpo(beta=0.1, lam=0.5)", "cpo(beta=0.1, lam=0.5)"),  # a lambda of its own
+    ],
+)
+def test_any_loss_goes_under_any_aggregator(loss, spec, aggregator):
+    cfg = dataclasses.replace(SETTINGS, lam=0.7)
+    built = objectives.build(experiments.listwise_spec(f"{loss} {aggregator}", cfg))
+    assert (built.aggregator, built.options) == (aggregator, objectives.build(spec).options)
+    if "lam" in robust.AGGREGATORS[aggregator].options:
+        assert built.aggregation["lam"] == 0.7
+
+
+@pytest.mark.parametrize("name", ["dpo_pl", "dpo_pl dorra", ""])
+def test_a_method_that_is_not_loss_and_aggregator_is_refused(name):
+    with pytest.raises(KitError, match="LOSS AGGREGATOR is expected"):
+        experiments.listwise_spec(name, SETTINGS)
+
+
+def test_gamma_methods_hold_the_papers_settings():
+    assert experiments.GAMMA_METHODS == {
+        "dpo": "dpo(beta=0.1)",
+        "gamma-dpo": "gamma(dpo(beta=0.1), gamma0=4.0, tau=10.0)",
+        "simpo": "simpo(beta=10.0, gamma_beta_ratio=0.4)",
+        "gamma-simpo": "gamma(simpo(beta=10.0), gamma_beta_ratio=0.4, tau=10.0)",
+    }

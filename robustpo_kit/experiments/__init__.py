@@ -1,24 +1,21 @@
-"""Experiments: from one task to disjoint splits, a mixture-shifted training set, trained policies and scored replies.
+"""Experiments: from a task to disjoint splits, a shifted training set, policies, scored replies.
 
-The notebooks share these steps. What takes long is kept under runs/PROFILE and made again only when its settings or
-the kit's code change, so a killed run continues where it stood.
+The notebooks share these steps. What takes long is kept under runs/PROFILE and made again only when
+its settings, its own code or what it was made from changes, so a killed run continues where it
+stood.
 """
 
-from robustpo_kit.experiments.keeping import kept
-from robustpo_kit.experiments.lab import SPLITS, Lab
-from robustpo_kit.experiments.methods import (
-    GAMMA_METHODS,
-    Trained,
-    all_replies,
-    listwise_spec,
-    reply_quality,
-    simpo_gaps,
-)
+from robustpo_kit.experiments.keeping import Step, kept
+from robustpo_kit.experiments.lab import Lab
+from robustpo_kit.experiments.results import Trained, all_replies, reply_quality, simpo_gaps
+from robustpo_kit.experiments.specs import GAMMA_METHODS, listwise_spec
+from robustpo_kit.experiments.steps import SPLITS
 
 __all__ = [
     "GAMMA_METHODS",
     "Lab",
     "SPLITS",
+    "Step",
     "Trained",
     "all_replies",
     "kept",

@@ -1,0 +1,46 @@
+"""One preference method, trained from the SFT policy, and the replies that it samples."""
+
+import dataclasses
+from pathlib import Path
+
+from robustpo_kit import objectives, training
+from robustpo_kit.data import PreferenceSet
+from robustpo_kit.experiments.keeping import Step
+from robustpo_kit.experiments.sampled import RECORD, SAMPLED, sampled_replies
+from robustpo_kit.experiments.supervised import SftStep
+from robustpo_kit.policies import SamplingConfig
+from robustpo_kit.records import write_json
+from robustpo_kit.training import TrainConfig
+
+SCORES = "scores.json"  # log-probabilities and lengths of the training responses after training
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class MethodStep(Step):
+    """A method's training record and replies; the policy itself is not kept.
+
+    The preference data stand here with their rewards and h~, so that another reward model or
+    classifier is another key, as far as it changes what the method sees.
+    """
+
+    sft: SftStep
+    spec: str  # of objectives.build
+    rows: PreferenceSet
+    lora_targets: str
+    lora_rank: int
+    run: TrainConfig
+    keep_scores: bool
+    prompts: PreferenceSet
+    sampling: SamplingConfig
+    sampling_seed: int
+
+    def make(self, folder: Path) -> None:
+        policy = self.sft.load()
+        policy.add_lora(self.lora_targets, self.lora_rank, seed=self.run.seed)
+        record = training.train(policy, self.rows, objectives.build(self.spec), self.run)
+        record.to_json(folder / RECORD)
+        replies = sampled_replies(policy, self.prompts, self.sampling, seed=self.sampling_seed)
+        write_json(folder / SAMPLED, replies)
+        if self.keep_scores:
+            logps, lengths = training.score(policy, self.rows)
+            write_json(folder / SCORES, {"logps": logps.double(), "lengths": lengths})

@@ -1,0 +1,63 @@
+"""Methods after training: what notebooks make their tables of."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from robustpo_kit import judging
+from robustpo_kit.experiments.method import SCORES
+from robustpo_kit.experiments.sampled import RECORD
+from robustpo_kit.experiments.scoring import REPLIES
+from robustpo_kit.experiments.specs import SIMPO_BETA
+from robustpo_kit.records import RunRecord, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A method after training: its run record and its scored replies."""
+
+    name: str
+    record: RunRecord
+    replies: pd.DataFrame  # see ScoredRepliesStep
+    scores: dict[str, np.ndarray] | None = None  # logps, lengths [N, K] of the training responses
+
+    @classmethod
+    def read(cls, name: str, method: Path, scored: Path) -> "Trained":
+        """Read the folders that a method's step and the scoring of its replies have kept."""
+        scores = None
+        if (method / SCORES).exists():
+            stored = read_json(method / SCORES)
+            scores = {key: np.array(values) for key, values in stored.items()}
+        replies = pd.DataFrame(read_json(scored / REPLIES))
+        return cls(name, RunRecord.from_json(method / RECORD), replies, scores)
+
+
+def all_replies(methods: Sequence[Trained]) -> pd.DataFrame:
+    """The replies of several methods as one table with a column `policy`, without their texts."""
+    parts = [method.replies.drop(columns="reply").assign(policy=method.name) for method in methods]
+    return pd.concat(parts, ignore_index=True)
+
+
+def reply_quality(methods: Sequence[Trained], *, draws: int, seed: int) -> pd.DataFrame:
+    """By method: words, reward, confidence and KL to the reference with CIs, distinct-n."""
+    measures = ["words", "reward", "confidence", "log_ratio"]
+    means = judging.mean_table(all_replies(methods), measures, draws=draws, seed=seed)
+    texts = judging.text_table({method.name: list(method.replies["reply"]) for method in methods})
+    return means.merge(texts[["policy", "distinct_1", "distinct_2", "duplicates"]], on="policy")
+
+
+def simpo_gaps(method: Trained) -> pd.DataFrame:
+    """SimPO's reward gaps beta (a_w - a_l) of the training pairs: columns policy, gap.
+
+    a is the mean log-probability a token; beta is that of `GAMMA_METHODS`, whatever the method was
+    trained by. Raises ValueError for a method whose scores were not kept.
+    """
+    if method.scores is None:
+        raise ValueError(
+            f"{method.name}: scores of the training pairs are missing; give keep_scores"
+        )
+    means = method.scores["logps"] / method.scores["lengths"]
+    return pd.DataFrame({"policy": method.name, "gap": SIMPO_BETA * (means[:, 0] - means[:, 1])})

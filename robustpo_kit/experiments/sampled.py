@@ -1,0 +1,96 @@
+"""Replies that a policy samples, with what only the policy itself can tell of them."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft.tuners.tuners_utils import BaseTuner
+
+from robustpo_kit import training
+from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.experiments.keeping import Step
+from robustpo_kit.experiments.supervised import SftStep
+from robustpo_kit.policies import Policy, Reply, SamplingConfig, sample
+from robustpo_kit.records import write_json
+
+RECORD = "record.json"  # of the training run
+SAMPLED = "sampled.json"  # what `sampled_replies` gives
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SftRepliesStep(Step):
+    """Replies of the SFT policy itself, the row that every method is read against."""
+
+    sft: SftStep
+    prompts: PreferenceSet
+    sampling: SamplingConfig
+    sampling_seed: int
+
+    def make(self, folder: Path) -> None:
+        shutil.copy(self.sft.kept() / "record.json", folder / RECORD)
+        replies = sampled_replies(
+            self.sft.load(), self.prompts, self.sampling, seed=self.sampling_seed
+        )
+        write_json(folder / SAMPLED, replies)
+
+
+def sampled_replies(
+    policy: Policy, prompts: PreferenceSet, config: SamplingConfig, *, seed: int
+) -> list[dict[str, Any]]:
+    """Replies to the prompts, one entry a reply, empty ones left out.
+
+    An entry has row_id, reply, finished and log_ratio = log pi(y|x) - log pi_ref(y|x) in nats; its
+    mean over own replies estimates KL(pi || pi_ref).
+    """
+    texts = [prompts.template.render(row.prompt, policy.tokenizer) for row in prompts]
+    answered: list[tuple[Preference, Reply]] = []
+    for row, replies in zip(prompts, _sample(policy, texts, config, seed), strict=True):
+        answered += [(row, reply) for reply in replies if reply.text]
+    log_ratios = _log_ratios(policy, answered)
+    return [
+        {
+            "row_id": row.row_id,
+            "reply": reply.text,
+            "finished": reply.finished,
+            "log_ratio": float(log_ratio),
+        }
+        for (row, reply), log_ratio in zip(answered, log_ratios, strict=True)
+    ]
+
+
+def _sample(
+    policy: Policy, texts: Sequence[str], config: SamplingConfig, seed: int
+) -> list[list[Reply]]:
+    """Replies with the adapter folded into the weights meanwhile: plain matrices are faster."""
+    adapter = getattr(policy.model, "base_model", None)
+    if not isinstance(adapter, BaseTuner):
+        return sample(policy.model, policy.tokenizer, texts, config, seed=seed, desc="replies")
+    adapter.merge_adapter()
+    try:
+        return sample(policy.model, policy.tokenizer, texts, config, seed=seed, desc="replies")
+    finally:
+        adapter.unmerge_adapter()
+
+
+def _log_ratios(policy: Policy, answered: Sequence[tuple[Preference, Reply]]) -> np.ndarray:
+    """[N] log pi - log pi_ref of each reply, nats; 0 where the policy is its own reference."""
+    if not policy.has_adapter:
+        return np.zeros(len(answered))
+    replies = PreferenceSet(
+        dataclasses.replace(
+            row,
+            row_id=str(number),
+            responses=(reply.text,),
+            sources=("policy",),
+            rewards=None,
+            golden=0,
+        )
+        for number, (row, reply) in enumerate(answered)
+    )
+    own, _ = training.score(policy, replies)
+    with policy.reference():
+        reference, _ = training.score(policy, replies)
+    return (own - reference)[:, 0].double().cpu().numpy()

@@ -1,0 +1,155 @@
+"""The steps of one profile and seed: the settings, rows and steps that each is made from."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from robustpo_kit import data, mixture, objectives, paths
+from robustpo_kit.data import Preference, PreferenceSet, Template
+from robustpo_kit.experiments.classifier import ClassifierStep
+from robustpo_kit.experiments.method import MethodStep
+from robustpo_kit.experiments.reward import RewardStep
+from robustpo_kit.experiments.sampled import SftRepliesStep
+from robustpo_kit.experiments.scoring import ScoredRepliesStep
+from robustpo_kit.experiments.supervised import SftStep
+from robustpo_kit.policies import SamplingConfig
+from robustpo_kit.profiles import Profile
+from robustpo_kit.training import TrainConfig
+
+SPLITS = ("classifier", "reward", "judge", "sft", "policy", "eval")
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """What a profile and a seed decide: the splits of the task's rows, and the steps."""
+
+    cfg: Profile
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """runs/PROFILE/seedN."""
+        return paths.work(self.cfg.name) / f"seed{self.seed}"
+
+    @functools.cached_property
+    def rows(self) -> PreferenceSet:
+        """The task's rows with their synthetic replies (K = 4)."""
+        return mixture.with_synthetic(data.load(self.cfg.task), mixture.load_store(self.cfg.task))
+
+    @functools.cached_property
+    def splits(self) -> dict[str, PreferenceSet]:
+        """Disjoint parts by prompt, by the names of SPLITS."""
+        sizes = {name: getattr(self.cfg, f"{name}_rows") for name in SPLITS}
+        return self.rows.split(sizes, self.seed)
+
+    @property
+    def template(self) -> Template | None:
+        """The task's template where it has a system prompt; None stands for the model's own."""
+        task = data.TASKS.get(self.cfg.task)
+        if task is None or not task.template.system:
+            return None
+        return task.template
+
+    def classifier(self, kind: str | None = None, features: str | None = None) -> ClassifierStep:
+        """The profile's source classifier, or one of another kind or features."""
+        kind = kind or self.cfg.classifier_kind
+        features = features or self.cfg.classifier_features
+        return ClassifierStep(
+            folder=self.folder / f"classifier-{features}-{kind}",
+            rows=self.splits["classifier"],
+            encoder=self.cfg.encoder,
+            kind=kind,
+            features=features,
+            epochs=self.cfg.classifier_epochs,
+            folds=self.cfg.folds,
+            seed=self.seed,
+        )
+
+    def reward_model(self, split: str) -> RewardStep:
+        """The proxy reward model of the split "reward" or "judge"."""
+        return RewardStep(
+            folder=self.folder / f"{split}_model",
+            rows=self.splits[split],
+            encoder=self.cfg.encoder,
+            encoder_seed=self.seed,
+            features=getattr(self.cfg, f"{split}_features"),
+            epochs=self.cfg.reward_epochs,
+            seed=self.seed + SPLITS.index(split),
+        )
+
+    @functools.cached_property
+    def sft(self) -> SftStep:
+        """Supervised fine-tuning."""
+        return SftStep(
+            folder=self.folder / "sft",
+            rows=self.splits["sft"],
+            model=self.cfg.model,
+            dtype=self.cfg.dtype,
+            template=self.template,
+            lora_targets=self.cfg.lora_targets,
+            lora_rank=self.cfg.lora_rank,
+            run=self.train_config(self.cfg.sft_learning_rate, self.cfg.sft_epochs),
+        )
+
+    def sft_replies(self) -> SftRepliesStep:
+        """The replies of the SFT policy."""
+        return SftRepliesStep(
+            folder=self.folder / "methods" / "sft",
+            sft=self.sft,
+            prompts=self.splits["eval"],
+            sampling=self._sampling(),
+            sampling_seed=self.seed,
+        )
+
+    def method(
+        self, name: str, spec: str, dataset: PreferenceSet, *, keep_scores: bool
+    ) -> MethodStep:
+        """Training by `spec` on `dataset`, whose h~ is left out where the objective needs none."""
+        if not objectives.build(spec).needs_h:
+            dataset = dataset.map(_without_h)  # another classifier leaves this method as it is
+        return MethodStep(
+            folder=self.folder / "methods" / f"{name.replace(' ', '-')}-{self.seed}",
+            sft=self.sft,
+            spec=spec,
+            rows=dataset,
+            lora_targets=self.cfg.lora_targets,
+            lora_rank=self.cfg.lora_rank,
+            run=self.train_config(self.cfg.learning_rate, self.cfg.epochs),
+            keep_scores=keep_scores,
+            prompts=self.splits["eval"],
+            sampling=self._sampling(),
+            sampling_seed=self.seed,
+        )
+
+    def scored(self, replies: MethodStep | SftRepliesStep) -> ScoredRepliesStep:
+        """The replies of a method, scored by the reward models and the classifier."""
+        return ScoredRepliesStep(
+            folder=self.folder / "replies" / replies.folder.name,
+            replies=replies,
+            prompts=self.splits["eval"],
+            proxy=self.reward_model("reward"),
+            judge=self.reward_model("judge"),
+            classifier=self.classifier(),
+            seed=self.seed,
+        )
+
+    def train_config(self, learning_rate: float, epochs: int) -> TrainConfig:
+        """A training run of the profile's batch sizes."""
+        return TrainConfig(
+            batch_size=self.cfg.batch_size,
+            micro_batch_size=self.cfg.micro_batch_size,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            seed=self.seed,
+        )
+
+    def _sampling(self) -> SamplingConfig:
+        return SamplingConfig(
+            max_new_tokens=self.cfg.max_new_tokens,
+            batch_size=self.cfg.eval_batch,
+            samples=self.cfg.eval_samples,
+        )
+
+
+def _without_h(row: Preference) -> Preference:
+    return dataclasses.replace(row, h=None)
