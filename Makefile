@@ -36,7 +36,7 @@ series: env  ## run the notebooks headless: PROFILE=cpu SEED=0 ONLY=04,05; what 
 	$(BIN)/robustpo series --resume --profile $(PROFILE) --seed $(SEED) $(if $(ONLY),--only $(ONLY)) $(if $(filter cpu,$(PROFILE)),--workers $(WORKERS))
 
 test: env  ## unit tests, nbval over every notebook under profile smoke, and the coverage of both
-	$(BIN)/python -m pytest -q -n $(WORKERS) --nbval --nbval-current-env --nbval-cell-timeout 300 --cov notebooks tests
+	$(BIN)/python -m pytest -q -n $(WORKERS) --nbval --nbval-current-env --nbval-cell-timeout 300 --cov=robustpo_kit notebooks tests
 
 lab: env  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.
