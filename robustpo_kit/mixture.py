@@ -1,111 +1,147 @@
-"""Mixture response shift (DoRA Def. 2.1): synthetic replies, their store, and the composition of the training set."""
+"""Mixture response shift (DoRA Def. 2.1): synthetic replies, their store, contaminated samples."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from robustpo_kit import paths
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies import SamplingConfig, sample_batch
-from robustpo_kit.records import progress, read_json, write_json, write_text
+from robustpo_kit.policies import Policy, SamplingConfig, sample_batch
+from robustpo_kit.records import file_digest, progress, read_json, write_json, write_text
 
 SYNTHETIC_SOURCE = "smollm2"
+EXTRA = "_extra"  # ends the name of the store of further replies
+
+
+class StoredReplies(TypedDict):
+    """One line of a store: the replies to the prompt of one row."""
+
+    row_id: str
+    prompt_sha256: str  # `digest` of the rendered prompt
+    batch: int  # that they were sampled in
+    replies: list[str]
+    tokens: list[int]  # of each reply
+    finished: list[bool]  # whether it ended before the token budget did
+
+
+Store = Mapping[str, StoredReplies]  # by row id
 
 
 def store_path(task: str) -> Path:
     """The committed replies of a task: one JSON object a line, and a JSON record beside it.
 
-    TASK holds two replies a prompt (y2, y3), TASK_extra one more, for the golden slot of contaminated samples.
+    TASK holds two replies a prompt (y2, y3), TASK_extra one more, for the golden slot of
+    contaminated samples.
     """
     return paths.SYNTHETIC / f"{task}.jsonl"
 
 
 def digest(text: str) -> str:
-    """Short sha256 of a text, so that a stored reply can be held against its prompt without storing the prompt."""
+    """First 16 hexadecimal digits of a text's sha256, as any tool computes it.
+
+    It lets stored replies be held against their prompt, and rows be told apart, without the text.
+    """
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def synthesise(
     preferences: PreferenceSet,
-    model: Any,
-    tokenizer: Any,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
     config: SamplingConfig,
     out: Path,
     *,
     seed: int,
-    about: dict,
+    about: Mapping[str, Any],
 ) -> None:
-    """Sample `config.samples` replies a row into `out`; resumable batch by batch, renamed into place at the end.
+    """Sample `config.samples` replies a row into a store.
 
-    A file `out`.part holds finished batches; a killed run continues after the last one.
+    A file `out`.part holds finished batches: a killed run continues after the last one. It becomes
+    the store at the end.
+
+    Args:
+        preferences: the rows whose prompts are answered.
+        model: the language model.
+        tokenizer: of the model.
+        config: decoding, and prompts a batch.
+        out: the store, a .jsonl file; its record is written beside it as .json.
+        seed: of the sampling.
+        about: where the replies come from; goes into the record.
     """
     part = out.with_suffix(".jsonl.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    done = _finished_batches(part, config.batch_size)
-    batches = list(range(0, len(preferences), config.batch_size))
+    finished = _finished_batches(part, config.batch_size)
+    starts = list(range(0, len(preferences), config.batch_size))
     with open(part, "a", encoding="utf-8") as stream:
-        for number, start in enumerate(progress(batches, f"replies {preferences.name}")):
-            if number < done:
+        for number, start in enumerate(progress(starts, f"replies {preferences.name}")):
+            if number < finished:
                 continue
             rows = preferences[start : start + config.batch_size]
-            for line in _batch_lines(rows, model, tokenizer, config, seed=seed, number=number):
-                stream.write(line + "\n")
+            for entry in _batch_entries(rows, model, tokenizer, config, seed=seed, number=number):
+                stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
             stream.flush()
-    text = part.read_text(encoding="utf-8")
-    write_text(out, text)
-    write_json(
-        out.with_suffix(".json"),
-        about
-        | {
-            "task": preferences.name,
-            "rows": len(preferences),
-            "system": preferences.template.system,
-            "sampling": dataclasses.asdict(config),
-            "seed": seed,
-            "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        },
-    )
+    write_text(out, part.read_text(encoding="utf-8"))
+    record = {
+        "task": preferences.name,
+        "rows": len(preferences),
+        "system": preferences.template.system,
+        "sampling": dataclasses.asdict(config),
+        "seed": seed,
+        "sha256": file_digest(out),
+    }
+    write_json(out.with_suffix(".json"), dict(about) | record)
     part.unlink()
 
 
-def _batch_lines(
-    rows: Sequence[Preference],
-    model: Any,
-    tokenizer: Any,
+def _batch_entries(
+    rows: PreferenceSet,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
     config: SamplingConfig,
     *,
     seed: int,
     number: int,
-) -> Iterator[str]:
+) -> Iterator[StoredReplies]:
+    """One batch of the store."""
     texts = [rows.template.render(row.prompt, tokenizer) for row in rows]
-    replies = sample_batch(model, tokenizer, texts, config, seed=seed, number=number)
-    for row, text, drawn in zip(rows, texts, replies, strict=True):
-        yield json.dumps(
-            {
-                "row_id": row.row_id,
-                "prompt_sha256": digest(text),
-                "batch": number,
-                "replies": [reply.text for reply in drawn],
-                "tokens": [reply.tokens for reply in drawn],
-                "finished": [reply.finished for reply in drawn],
-            },
-            ensure_ascii=False,
+    batch = sample_batch(model, tokenizer, texts, config, seed=seed, number=number)
+    for row, text, replies in zip(rows, texts, batch, strict=True):
+        yield StoredReplies(
+            row_id=row.row_id,
+            prompt_sha256=digest(text),
+            batch=number,
+            replies=[reply.text for reply in replies],
+            tokens=[reply.tokens for reply in replies],
+            finished=[reply.finished for reply in replies],
         )
 
 
 def draw(
-    rows: PreferenceSet, policy: Any, config: SamplingConfig, *, seed: int, number: int
+    rows: PreferenceSet, policy: Policy, config: SamplingConfig, *, seed: int, number: int
 ) -> list[list[str]]:
-    """Texts of the replies that batch `number` of a synthesis holds for `rows`; `policy` has model and tokenizer."""
-    texts = [rows.template.render(row.prompt, policy.tokenizer) for row in rows]
-    replies = sample_batch(policy.model, policy.tokenizer, texts, config, seed=seed, number=number)
-    return [[reply.text for reply in drawn] for drawn in replies]
+    """Texts [N][samples] of the replies that one batch of a synthesis holds.
+
+    Args:
+        rows: the N rows of the batch.
+        policy: model and tokenizer.
+        config: of the synthesis.
+        seed: of the synthesis.
+        number: of the batch.
+    """
+    model, tokenizer = policy.model, policy.tokenizer
+    entries = _batch_entries(rows, model, tokenizer, config, seed=seed, number=number)
+    return [entry["replies"] for entry in entries]
 
 
 def _finished_batches(part: Path, batch_size: int) -> int:
@@ -113,57 +149,63 @@ def _finished_batches(part: Path, batch_size: int) -> int:
     if not part.exists():
         return 0
     lines = part.read_text(encoding="utf-8").splitlines()
-    whole = len(lines) // batch_size
-    kept = lines[: whole * batch_size]
-    write_text(part, "".join(line + "\n" for line in kept))
-    return whole
+    whole_batches = len(lines) // batch_size
+    whole_lines = lines[: whole_batches * batch_size]
+    write_text(part, "".join(line + "\n" for line in whole_lines))
+    return whole_batches
 
 
-def load_store(task: str) -> dict[str, dict]:
-    """Stored replies by row id; raises KitError when the file is missing or does not match its recorded sha256."""
+def load_store(task: str) -> dict[str, StoredReplies]:
+    """Stored replies by row id.
+
+    Raises:
+        KitError: the file is missing or does not match its recorded sha256.
+    """
     path = store_path(task)
     if not path.exists():
-        command = (
-            f"robustpo synthesise --task {task.removesuffix('_extra')}"
-            + " --extra" * task.endswith("_extra")
-        )
+        command = f"robustpo synthesise --task {task.removesuffix(EXTRA)}"
+        if task.endswith(EXTRA):
+            command += " --extra"
         raise KitError(
             f"{paths.show(path)}: no stored replies for task '{task}'; make them with `{command}`"
         )
-    text = path.read_text(encoding="utf-8")
-    if hashlib.sha256(text.encode()).hexdigest() != read_json(path.with_suffix(".json"))["sha256"]:
+    if file_digest(path) != read_json(path.with_suffix(".json"))["sha256"]:
         raise KitError(
             f"{paths.show(path)}: differs from its recorded sha256; restore it from the repository"
         )
-    return {entry["row_id"]: entry for entry in map(json.loads, text.splitlines())}
+    entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {entry["row_id"]: entry for entry in entries}
 
 
-def with_synthetic(
-    preferences: PreferenceSet, store: dict[str, dict], replies: int = 2
-) -> PreferenceSet:
-    """K = 2 + `replies` rows: human pair and stored replies; rows without usable replies are counted and dropped."""
-    kept, dropped = [], dict(preferences.dropped)
+def with_synthetic(preferences: PreferenceSet, store: Store, replies: int = 2) -> PreferenceSet:
+    """Rows of the human pair and stored replies, K = 2 + `replies`.
+
+    Rows without usable replies are counted by reason and dropped.
+
+    Args:
+        preferences: rows of human responses.
+        store: of `load_store`.
+        replies: so many of the stored ones a row.
+    """
+    rows, dropped = [], Counter(preferences.dropped)
     for row in preferences:
-        entry = store.get(row.row_id)
-        reason = (
-            "no synthetic reply" if entry is None else _unusable(row, entry["replies"][:replies])
-        )
+        stored = store[row.row_id]["replies"] if row.row_id in store else []
+        added = stored[:replies]
+        reason = _why_unusable(row, added, replies)
         if reason:
-            dropped[reason] = dropped.get(reason, 0) + 1
+            dropped[reason] += 1
             continue
-        kept.append(
-            dataclasses.replace(
-                row,
-                responses=(*row.responses, *entry["replies"][:replies]),
-                sources=(*row.sources, *[SYNTHETIC_SOURCE] * replies),
-            )
-        )
+        responses = (*row.responses, *added)
+        sources = (*row.sources, *[SYNTHETIC_SOURCE] * replies)
+        rows.append(dataclasses.replace(row, responses=responses, sources=sources))
     return PreferenceSet(
-        kept, name=preferences.name, template=preferences.template, dropped=dropped
+        rows, name=preferences.name, template=preferences.template, dropped=dropped
     )
 
 
-def _unusable(row: Preference, replies: Sequence[str]) -> str | None:
+def _why_unusable(row: Preference, replies: Sequence[str], count: int) -> str | None:
+    if len(replies) < count:
+        return "no synthetic reply"
     if not all(reply.strip() for reply in replies):
         return "empty synthetic reply"
     if len({*row.responses, *replies}) < len(row.responses) + len(replies):
@@ -172,55 +214,72 @@ def _unusable(row: Preference, replies: Sequence[str]) -> str | None:
 
 
 def contaminate(
-    preferences: PreferenceSet, share: float, extra: dict[str, dict], *, seed: int
+    preferences: PreferenceSet, share: float, extra: Store, *, seed: int
 ) -> tuple[PreferenceSet, np.ndarray]:
-    """Mixture shift in the golden slot: in a `share` of samples a further synthetic reply replaces the golden one.
+    """Mixture shift in the golden slot: a further synthetic reply replaces the golden one.
 
-    `extra` is the store of further replies. The sample still claims that column 0 is golden. Returns the new set and
-    the mask [N] of contaminated samples. Raises ValueError for a share outside [0, 1], KitError for a missing reply.
+    The sample still claims that column 0 is golden.
+
+    Args:
+        preferences: N rows.
+        share: of the samples that are contaminated, in [0, 1].
+        extra: the store of further replies.
+        seed: decides which samples.
+
+    Returns:
+        The new set, and the mask [N] of contaminated samples.
+
+    Raises:
+        ValueError: `share` lies outside [0, 1].
+        KitError: no further reply is stored for a row.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share}: a value between 0 and 1 is expected")
-    mask = np.zeros(len(preferences), dtype=bool)
-    mask[
-        np.random.default_rng(seed).permutation(len(preferences))[: round(share * len(preferences))]
-    ] = True
-    rows = [
-        _contaminated(row, extra) if dirty else row
-        for row, dirty in zip(preferences, mask, strict=True)
-    ]
-    return PreferenceSet(
+    count = len(preferences)
+    mask = np.zeros(count, dtype=bool)
+    mask[np.random.default_rng(seed).permutation(count)[: round(share * count)]] = True
+    rows = list(preferences)
+    for place in np.flatnonzero(mask):
+        rows[place] = _contaminated(rows[place], extra)
+    mixed = PreferenceSet(
         rows, name=preferences.name, template=preferences.template, dropped=preferences.dropped
-    ), mask
-
-
-def _contaminated(row: Preference, extra: dict[str, dict]) -> Preference:
-    reply = extra.get(row.row_id, {}).get("replies", [""])[0]
-    if not reply.strip():
-        raise KitError(
-            f"row '{row.row_id}', field responses[0]: no further synthetic reply is stored to put there"
-        )
-    return dataclasses.replace(
-        row, responses=(reply, *row.responses[1:]), sources=(SYNTHETIC_SOURCE, *row.sources[1:])
     )
+    return mixed, mask
 
 
-def rank_first(rewards: Any, mask: np.ndarray) -> np.ndarray:
-    """The biased reward of contaminated samples: `rewards` [N, K] with column 0 raised to the best of its row."""
-    rewards = np.array(rewards, dtype=float)
-    rewards[mask, 0] = rewards[mask].max(axis=1)
-    return rewards
+def _contaminated(row: Preference, extra: Store) -> Preference:
+    stored = extra[row.row_id]["replies"] if row.row_id in extra else []
+    if not stored or not stored[0].strip():
+        raise KitError(
+            f"row '{row.row_id}', field responses[0]: no further synthetic reply is stored to put "
+            "there"
+        )
+    responses, sources = (stored[0], *row.responses[1:]), (SYNTHETIC_SOURCE, *row.sources[1:])
+    return dataclasses.replace(row, responses=responses, sources=sources)
 
 
-def composition(preferences: PreferenceSet) -> "Any":
-    """Share of each source by column, as a tidy table (column, source, share): Def. 2.1's alpha and beta_i."""
-    import pandas as pd
+def rank_first(rewards: ArrayLike, mask: np.ndarray) -> np.ndarray:
+    """The biased reward of contaminated samples: column 0 raised to the best of its row.
 
-    rows = [
-        {"column": column, "source": source}
-        for row in preferences
-        for column, source in enumerate(row.sources)
-    ]
-    counts = pd.DataFrame(rows).value_counts(["column", "source"]).rename("count").reset_index()
+    Args:
+        rewards: [N, K].
+        mask: [N] which samples are contaminated.
+    """
+    raised = np.array(rewards, dtype=float)
+    raised[mask, 0] = raised[mask].max(axis=1)
+    return raised
+
+
+def composition(preferences: PreferenceSet) -> pd.DataFrame:
+    """Share of each source by column: alpha and beta_i of DoRA Def. 2.1.
+
+    Returns:
+        A row a column and source: column, source, count, share.
+    """
+    places: list[tuple[int, str]] = []
+    for row in preferences:
+        places += enumerate(row.sources)
+    table = pd.DataFrame(places, columns=["column", "source"])
+    counts = table.value_counts(["column", "source"]).rename("count").reset_index()
     counts["share"] = counts["count"] / counts.groupby("column")["count"].transform("sum")
     return counts.sort_values(["column", "source"]).reset_index(drop=True)

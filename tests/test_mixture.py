@@ -132,6 +132,21 @@ def test_rows_get_their_replies_and_unusable_ones_are_counted():
     }
 
 
+def test_a_row_with_fewer_replies_than_asked_for_is_dropped():
+    store = {"r0": {"replies": ["a", "b", "c"]}, "r1": {"replies": ["a", "b"]}}
+    mixed = mixture.with_synthetic(rows(2), store, replies=3)
+    assert [(row.row_id, len(row.responses), len(row.sources)) for row in mixed] == [("r0", 5, 5)]
+    assert mixed.dropped == {"no synthetic reply": 1}
+
+
+def test_a_batch_of_a_store_is_drawn_again_alone(policy, tmp_path):
+    out = tmp_path / "toy.jsonl"
+    mixture.synthesise(rows(), policy.model, policy.tokenizer, CONFIG, out, seed=3, about={})
+    stored = [json.loads(line)["replies"] for line in out.read_text().splitlines()]
+    batch = rows()[2:4]
+    assert mixture.draw(batch, policy, CONFIG, seed=3, number=1) == stored[2:4]
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "replies"),
     [("how_to", 1500, 2), ("how_to_extra", 1500, 1), ("dialogue", 2000, 2), ("summaries", 500, 2)],
