@@ -32,10 +32,9 @@ def speed_ratios(epochs: dict[str, list[dict]], inside: dict[str, Any]) -> dict[
     """
     engine, trl = _columns(epochs["engine"]), _columns(epochs["trl"])
     trl_checkpointing = _columns(epochs["trl_checkpointing"])
-    best = {
-        field: [min(pair) for pair in zip(trl[field], trl_checkpointing[field], strict=True)]
-        for field in ("seconds", "wall_s", "peak_mb", "above_model_mb")
-    }
+    best = {}
+    for field in ("seconds", "wall_s", "peak_mb", "above_model_mb"):
+        best[field] = list(map(min, trl[field], trl_checkpointing[field]))
     layouts, without = inside["layouts_k4"]["seconds"], dict(inside["without"])
     whole = without.pop("nothing")
     ratios = {
