@@ -51,7 +51,7 @@ def execute(task_file: Path) -> int:
                 config=Config(kernel_transport(private)),
             )
         except papermill.PapermillExecutionError as error:
-            said = str(error)
+            message = str(error)
             failure = f"In [{error.exec_count}]: {error.ename}: {_first_line(error.evalue)}"
         except (
             PapermillException,
@@ -60,11 +60,11 @@ def execute(task_file: Path) -> int:
             RuntimeError,
             ValueError,
         ) as error:
-            said = str(error)
-            failure = f"{type(error).__name__}: {_first_line(said)}"
+            message = str(error)
+            failure = f"{type(error).__name__}: {_first_line(message)}"
         else:
             return 0
-        log.write(f"\n{said}\n")
+        log.write(f"\n{message}\n")
     records.write_text(Path(task["failure"]), failure + "\n")
     return 1
 
