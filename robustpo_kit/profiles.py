@@ -1,17 +1,25 @@
-"""Profiles: one frozen dataclass, one place for defaults; every notebook runs the same code under each of them."""
+"""Profiles: one frozen dataclass, one place for defaults; every notebook runs under each of them.
+
+A profile names losses and aggregators without importing their tables, since it is read where torch
+is not: by the command line, and by the process that runs the series.
+"""
 
 import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from robustpo_kit.errors import KitError
 
-LISTWISE = ("dpo_pl", "rrhf", "lire")
-AGGREGATORS = ("erm", "dro", "reweight", "dora")
+
+def _methods(losses: Iterable[str], aggregators: Iterable[str]) -> tuple[str, ...]:
+    """Every loss under every aggregator, as `experiments.listwise_spec` reads them."""
+    return tuple(" ".join(names) for names in itertools.product(losses, aggregators))
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """The scale of a run. Counts are rows (prompts), lengths are tokens, times are left to be measured."""
+    """The scale of a run. Counts are rows (prompts), lengths are tokens."""
 
     name: str
     # what is trained, on what
@@ -33,12 +41,8 @@ class Profile:
     classifier_kind: str = "per_source"  # of h~: per_source (Eq. 5) | shared (Sec. 4)
     classifier_features: str = "frozen"  # of h~: frozen | fine_tuned
     classifier_epochs: int = 2
-    reward_features: str = (
-        "frozen"  # of the proxy that ranks the training set: cosine | frozen | fine_tuned
-    )
-    judge_features: str = (
-        "fine_tuned"  # of the judge: another kind, so that it does not share the proxy's errors
-    )
+    reward_features: str = "frozen"  # of the proxy that ranks: cosine | frozen | fine_tuned
+    judge_features: str = "fine_tuned"  # of another kind, so as not to share the proxy's errors
     reward_epochs: int = 2
     folds: int = 3
     # policies
@@ -51,9 +55,9 @@ class Profile:
     batch_size: int = 16  # prompts an optimizer step: the robust objectives couple all of them
     micro_batch_size: int = 16
     lam: float = 1.0  # lambda of KL-DRO
-    listwise: tuple[str, ...] = tuple(
-        f"{loss} {a}" for loss in LISTWISE for a in AGGREGATORS
-    )  # methods of notebook 04
+    listwise: tuple[str, ...] = _methods(  # of notebook 04: the losses of DoRA Table 8 in Table 4
+        ("dpo_pl", "rrhf", "lire"), ("erm", "dro", "reweight", "dora")
+    )
     workers: int = 1  # training processes at once; 0 = one a core, each with one thread
     # generation and judging
     max_new_tokens: int = 48
@@ -84,11 +88,11 @@ PROFILES = {
         eval_batch=8,
         bootstrap=200,
     ),
-    # 2 cores, at most 20 minutes for the series: every loss with and without DoRA, all four aggregators for one loss
+    # 2 cores, 20 minutes for the series: every loss with and without DoRA, all four for one loss
     "cpu": Profile(
         "cpu",
         dtype="bfloat16",
-        workers=0,  # processes of one thread each: threads that wait for one another lose on a busy machine
+        workers=0,  # threads that wait for one another lose on a busy machine
         classifier_rows=240,
         sft_rows=96,
         policy_rows=72,
@@ -97,14 +101,8 @@ PROFILES = {
         batch_size=8,
         micro_batch_size=8,
         listwise=(
-            "dpo_pl erm",
-            "dpo_pl dro",
-            "dpo_pl reweight",
-            "dpo_pl dora",
-            "rrhf erm",
-            "rrhf dora",
-            "lire erm",
-            "lire dora",
+            *_methods(["dpo_pl"], ["erm", "dro", "reweight", "dora"]),
+            *_methods(["rrhf", "lire"], ["erm", "dora"]),
         ),
         max_new_tokens=40,
         eval_batch=100,
@@ -127,7 +125,7 @@ PROFILES = {
         eval_batch=256,
         eval_samples=4,
     ),
-    # Papers: DoRA Table 8 and App. C.3 (batch 32, LoRA 2e-5 listwise for Mistral, 128 new tokens, 400 queries).
+    # DoRA Table 8 and App. C.3: batch 32, LoRA 2e-5 listwise for Mistral, 128 tokens, 400 queries.
     "paper": Profile(
         "paper",
         classifier_kind="shared",
@@ -155,25 +153,32 @@ PROFILES = {
 }
 
 
-def get(name: str, overrides: dict[str, Any] | None = None) -> Profile:
-    """The profile `name` with `overrides`; raises KitError for an unknown profile, field or a value of another type."""
+def get(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
+    """The profile `name` with `overrides` in place of its settings.
+
+    Raises KitError for an unknown profile or setting, or a value of another type.
+    """
     if name not in PROFILES:
         raise KitError(f"profile: '{name}' is unknown; choose one of {', '.join(PROFILES)}")
     profile = PROFILES[name]
-    fields = {field.name: field for field in dataclasses.fields(Profile)}
-    for key, value in (overrides or {}).items():
-        if key not in fields or key == "name":
-            raise KitError(
-                f"overrides: '{key}' is not a setting; choose among {', '.join(k for k in fields if k != 'name')}"
-            )
-        current = getattr(profile, key)
-        if isinstance(current, float) and type(value) is int:
-            value = float(value)
-        if isinstance(current, tuple) and isinstance(value, list):
-            value = tuple(value)
-        if type(value) is not type(current):
-            raise KitError(
-                f"overrides: {key} = {value!r} should be of type {type(current).__name__}, like {current!r}"
-            )
-        profile = dataclasses.replace(profile, **{key: value})
-    return profile
+    changes = {key: _fitting(profile, key, value) for key, value in (overrides or {}).items()}
+    return dataclasses.replace(profile, **changes)
+
+
+def _fitting(profile: Profile, setting: str, value: Any) -> Any:
+    """`value` in the type of the setting: whole numbers stand for floats, lists for tuples."""
+    settings = [field.name for field in dataclasses.fields(Profile) if field.name != "name"]
+    if setting not in settings:
+        choices = ", ".join(settings)
+        raise KitError(f"overrides: '{setting}' is not a setting; choose among {choices}")
+    current = getattr(profile, setting)
+    if isinstance(current, float) and type(value) is int:
+        return float(value)
+    if isinstance(current, tuple) and isinstance(value, list):
+        return tuple(value)
+    if type(value) is not type(current):
+        raise KitError(
+            f"overrides: {setting} = {value!r} should be of type {type(current).__name__}, "
+            f"like {current!r}"
+        )
+    return value

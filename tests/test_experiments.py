@@ -1,6 +1,11 @@
 """The lab: disjoint splits, methods trained and scored, what is kept made again when needed."""
 
 import dataclasses
+import multiprocessing
+import os
+import select
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +13,7 @@ import pytest
 from robustpo_kit import experiments, objectives, paths, profiles, robust
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
-from robustpo_kit.experiments import Lab, keeping, kept
+from robustpo_kit.experiments import Lab, keeping, kept, workers
 from robustpo_kit.records import closure, freshness, read_json
 
 
@@ -271,6 +276,30 @@ def test_methods_trained_in_processes_are_those_trained_here(lab):
         again = here.trained(name, spec, rows)
         found = next(trained for trained in parallel if trained.name == name)
         assert again.replies.equals(found.replies)
+
+
+def wait_for_a_minute(pipe):
+    """Holds a pipe open, which closes when the process ends."""
+    workers.end_with_parent()
+    os.write(pipe, b"x")
+    time.sleep(60)
+
+
+def start_one(pipe):
+    multiprocessing.get_context("fork").Process(target=wait_for_a_minute, args=(pipe,)).start()
+    time.sleep(60)
+
+
+def test_a_worker_ends_with_a_parent_that_is_killed():
+    reading, writing = os.pipe()
+    parent = multiprocessing.get_context("fork").Process(target=start_one, args=(writing,))
+    parent.start()
+    os.close(writing)
+    assert os.read(reading, 1) == b"x"  # the worker is at it
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
+    assert select.select([reading], [], [], 30)[0] and os.read(reading, 1) == b""
+    os.close(reading)
 
 
 # --- specs ---------------------------------------------------------------------------------------

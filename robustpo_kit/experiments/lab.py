@@ -21,6 +21,7 @@ from robustpo_kit.experiments.resampling import resample
 from robustpo_kit.experiments.results import Trained
 from robustpo_kit.experiments.sampled import SftRepliesStep
 from robustpo_kit.experiments.steps import Steps
+from robustpo_kit.experiments.workers import start_worker
 from robustpo_kit.policies import Policy
 from robustpo_kit.profiles import Profile
 from robustpo_kit.records import cores, progress
@@ -138,7 +139,7 @@ class Lab:
         self._make_what_methods_share()
         if workers > 1:
             # spawned: a fork of a process that has used torch's threads can hang
-            with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+            with ProcessPoolExecutor(workers, get_context("spawn"), start_worker) as pool:
                 futures = [pool.submit(job, *named) for named in specs.items()]
                 for future in progress(as_completed(futures), "methods", total=len(specs)):
                     future.result()
@@ -172,7 +173,3 @@ class Lab:
 
 def _train(lab: Lab, dataset: PreferenceSet, keep_scores: bool, name: str, spec: str) -> Trained:
     return lab.trained(name, spec, dataset, keep_scores=keep_scores)
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
