@@ -4,7 +4,9 @@ import zipfile
 
 import pytest
 
-from robustpo_kit import assets, paths
+from robustpo_kit import assets, paths, records
+from robustpo_kit.assets import cache as asset_cache
+from robustpo_kit.assets import table, wheels
 from robustpo_kit.errors import KitError
 
 
@@ -23,12 +25,12 @@ def cache(tmp_path, monkeypatch):
         "words",
         "some-text",
         "1.0",
-        assets.sha256(wheel),
+        records.file_digest(wheel),
         {"some_text/data.jsonl": digest},
         "text",
         "MIT",
     )
-    monkeypatch.setattr(assets, "ASSETS", {"words": asset})
+    monkeypatch.setattr(table, "ASSETS", {"words": asset})
     return wheels
 
 
@@ -79,6 +81,21 @@ def test_a_damaged_manifest_is_named(cache):
         assets.resolve("words")
 
 
+def test_a_slower_process_leaves_the_files_of_the_faster_one(cache, tmp_path, monkeypatch):
+    folder, built = assets.resolve("words").parent, tmp_path / "built by another"
+    folder.rename(built)
+    extract = asset_cache.extract
+
+    def overtaken(asset, into):
+        extract(asset, into)
+        built.rename(folder)
+
+    monkeypatch.setattr(asset_cache, "extract", overtaken)
+    faster = (built / "data.jsonl").stat().st_ino
+    assert assets.resolve("words").stat().st_ino == faster
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 def test_local_folders_pass_and_unknown_names_are_refused(tmp_path):
     assert assets.resolve(str(tmp_path)) == tmp_path
     with pytest.raises(KitError, match=r"asset 'gpt-9': neither a known asset .*smollm2"):
@@ -110,7 +127,7 @@ def test_pip_that_finds_nothing_is_reported(cache, monkeypatch):
     class Done:
         returncode, stderr = 1, "ERROR: No matching distribution found\n"
 
-    monkeypatch.setattr(assets.subprocess, "run", lambda *a, **k: Done)
+    monkeypatch.setattr(wheels.subprocess, "run", lambda *a, **k: Done)
     with pytest.raises(KitError, match=r"pip could not fetch some-text==1.0 \(ERROR: No matching"):
         assets.resolve("words")
 
