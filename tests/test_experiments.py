@@ -9,11 +9,14 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from robustpo_kit import experiments, objectives, paths, profiles, robust
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
 from robustpo_kit.experiments import Lab, keeping, kept, workers
+from robustpo_kit.experiments.sampled import sampled_replies
+from robustpo_kit.policies import SamplingConfig
 from robustpo_kit.records import closure, freshness, read_json
 
 
@@ -96,6 +99,21 @@ def test_margins_of_a_trained_policy_are_kept_with_it(lab):
     trained = lab.trained("simpo", experiments.GAMMA_METHODS["simpo"], pairs, keep_scores=True)
     gaps = experiments.simpo_gaps(trained)
     assert len(gaps) == len(pairs) and np.isfinite(gaps["gap"]).all()
+
+
+def test_sampling_leaves_the_policy_as_it_was(lab):
+    """Its weights bit for bit, so that log_ratio is that of the policy which replied."""
+    policy = lab.sft_policy().add_lora("attention", 4)
+    with torch.no_grad():
+        for _, weight in policy.trainable():
+            weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    prompts, config = lab.splits["eval"], SamplingConfig(max_new_tokens=4)
+    first = sampled_replies(policy, prompts, config, seed=0)
+    after = policy.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert sampled_replies(policy, prompts, config, seed=0) == first
+    assert any(abs(entry["log_ratio"]) > 0.01 for entry in first)
 
 
 def test_every_method_of_every_profile_is_an_objective():
