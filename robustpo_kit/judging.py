@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from robustpo_kit.intervals import bootstrap_mean, mean_by_group
+from robustpo_kit.records import stream
 from robustpo_kit.rewards import RewardModel
 
 SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
@@ -22,7 +23,10 @@ VERDICTS = tuple(SCORES)
 class Judge(Protocol):
     """Compares two replies to each prompt."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What errors call the judge."""
+        ...
 
     def verdicts(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
@@ -100,7 +104,7 @@ def compare(
     parts = []
     for policy, texts in replies.items():
         # one seed for all policies: they are judged in the same order on the same prompt
-        swapped = np.random.default_rng(seed).random(len(prompts)) < 0.5
+        swapped = stream(seed, "order of replies").random(len(prompts)) < 0.5
         first, second = _in_order(texts, against, swapped)
         answers = judge.verdicts(prompts, first, second)
         _check_answers(answers, len(prompts), judge)
