@@ -1,4 +1,4 @@
-"""Where things live: the project's folders and the cache, never derived from the working directory."""
+"""Where things live: the project's folders and the cache, whatever the working directory."""
 
 import os
 from pathlib import Path
@@ -14,12 +14,12 @@ CACHE = Path(os.environ.get("ROBUSTPO_CACHE", Path.home() / ".cache" / "robustpo
 
 
 def tables(profile: str) -> Path:
-    """Folder of the result tables that a run under `profile` writes; smoke runs stay out of `data/`."""
+    """Folder of the result tables of a run under `profile`; smoke runs stay out of `data/`."""
     return RUNS / "smoke" / "tables" if profile == "smoke" else RESULTS / profile
 
 
 def figures(profile: str) -> Path:
-    """Folder of the figures that a run under `profile` writes; smoke runs stay out of `figures/`."""
+    """Folder of the figures of a run under `profile`; smoke runs stay out of `figures/`."""
     return RUNS / "smoke" / "figures" if profile == "smoke" else FIGURES
 
 
@@ -29,6 +29,6 @@ def work(profile: str) -> Path:
 
 
 def show(path: Path) -> str:
-    """`path` relative to the project root where it lies inside, so that printed paths name no machine."""
+    """`path` relative to the project root, or its name alone: printed paths name no machine."""
     path = Path(path)
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name

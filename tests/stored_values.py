@@ -1,7 +1,8 @@
-"""Values that no move of code may change: every preset's loss and gradient, training runs, a toy run, both caches.
+"""Values that no move of code may change: presets' losses and gradients, runs, a toy run, caches.
 
-`python tests/stored_values.py` measures them and writes stored_values.json, with `--check` it compares bit for bit on the
-machine that wrote them; test_stored_values.py compares anywhere, up to rounding. Floats are written as hexadecimal.
+`python tests/stored_values.py` measures them and writes stored_values.json, with `--check` it
+compares bit for bit on the machine that wrote them; test_stored_values.py compares anywhere, up to
+rounding. Floats are written as hexadecimal.
 """
 
 import json
@@ -59,7 +60,7 @@ def fixed_scores(columns: int) -> tuple[Scores, torch.Tensor]:
 
 
 def objective_values(spec: str) -> dict[str, list[str]]:
-    """Loss, per-sample losses, weights and gradient of one objective on the fixed scores, two steps in a row."""
+    """Loss, per-sample losses, weights and gradient of one objective, two steps in a row."""
     objective = objectives.build(spec)
     columns = {"pair": 2, "list": 4, "one": 1}[objective.responses]
     found = {}
@@ -95,7 +96,7 @@ def objective_specs() -> dict[str, str]:
 
 def preferences(columns: int) -> PreferenceSet:
     """Eight rows of words, with rewards and h."""
-    words = "so the quick brown fox jumps over a lazy dog".split()
+    words = ["so", "the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
     rows = []
     for i in range(8):
         responses = tuple(
@@ -120,7 +121,7 @@ def preferences(columns: int) -> PreferenceSet:
 
 
 def training_values(spec: str) -> dict[str, list[str]]:
-    """Trained weights, losses and the cached reference log-probs of a short run in micro-batches."""
+    """Trained weights, losses and cached reference log-probs of a run in micro-batches."""
     policy = policies.tiny(policies.byte_tokenizer()).add_lora("attention", 4, seed=3)
     columns = 2 if objectives.build(spec).responses == "pair" else 3
     with tempfile.TemporaryDirectory() as cache:

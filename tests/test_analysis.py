@@ -11,7 +11,7 @@ from robustpo_kit.records import RunRecord
 
 
 def made_up(rng, prompts=120, difference=0.3, prompt_noise=0.1):
-    """Two policies on the same prompts, slopes 0.4 and 0.4 + difference, errors shared within a prompt."""
+    """Two policies on the same prompts, slopes 0.4 and more, errors shared within a prompt."""
     ids = np.tile(np.arange(prompts), 2)
     reward, policy = rng.random(2 * prompts), np.repeat([0, 1], prompts)
     noise = rng.normal(0, prompt_noise, prompts)[ids] + rng.normal(0, 0.05, 2 * prompts)
@@ -98,7 +98,7 @@ def test_means_of_cells_have_an_interval_that_covers_them():
     assert (found.loc[2, ["low", "value", "high"]] == 5.0).all()
 
 
-# ---- figures: each draws its table on the axis it is given, labelled ------------------------------------------------
+# ---- figures: each draws its table on the axis it is given, labelled ----
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The command line: each mistake is one line of error and exit code 2; train, score and judge on tiny models."""
+"""The command line: a mistake is one line and exit code 2; train, score and judge tiny models."""
 
 import json
 import subprocess

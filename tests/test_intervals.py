@@ -29,7 +29,7 @@ def test_repeating_every_row_changes_nothing_when_the_row_is_the_cluster():
 
 
 def test_intervals_over_clusters_cover_the_truth_and_intervals_over_rows_do_not():
-    """Win probability differs by prompt, 4 replies each: 2.5 times the variance of rows, so 78 %."""
+    """Win probability differs by prompt, 4 replies each: 2.5 times the rows' variance, so 78 %."""
     rng = np.random.default_rng(0)
     prompts = np.repeat(np.arange(60), 4)
     covered = {"clusters": 0, "rows": 0}

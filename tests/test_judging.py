@@ -110,7 +110,7 @@ def test_same_seed_same_interval():
 
 
 def test_paired_difference_is_sharper_than_two_intervals():
-    """Two policies that win on the same prompts but for one in ten: pairing sees it, separate intervals do not."""
+    """Two policies differ on one prompt in ten: pairing sees it, separate intervals do not."""
     rng = np.random.default_rng(0)
     base = rng.choice(list("wl"), 400)
     better = np.where((base == "l") & (rng.random(400) < 0.1), "w", base)

@@ -63,7 +63,7 @@ CONFIGS = {
 def random_rows(
     seed: int = 0, shapes=((13, (5, 7, 9)), (20, (1, 11, 3)), (6, (8, 2)))
 ) -> list[policies.TokenRow]:
-    """Rows of random tokens: (prompt length, response lengths) each; the last row has fewer responses."""
+    """Rows of random tokens: (prompt length, response lengths); the last has fewer responses."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(n: int) -> tuple[int, ...]:
@@ -128,7 +128,7 @@ def test_shared_prefix_equals_separate_rows(name):
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2"])
 def test_a_window_that_is_ignored_would_be_seen(name):
-    """The window matters on these texts: without it the log-probs differ, so the test above can fail."""
+    """Without the window the log-probs of these texts differ, so the test above can fail."""
     model, rows = random_model(name), random_rows()
     policies.use_block_attention(model)
     batch = policies.collate(rows)
@@ -154,7 +154,7 @@ def test_the_model_still_generates_as_before(name):
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
 def test_flex_attention_scores_alike(name):
-    """FlexAttention's block masks (GPUs; here uncompiled and without gradients) give the same log-probs."""
+    """FlexAttention's block masks (here uncompiled, without gradients) give the same log-probs."""
     model, rows = random_model(name), random_rows()
     policies.use_block_attention(model)
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_chunked_projection_equals_log_softmax(trained_head, cap, chunk_bytes):
 
 
 def test_no_tensor_of_batch_by_length_by_vocabulary():
-    """The largest tensor that the projection's backward pass keeps is [N, D], and a chunk stays in its budget."""
+    """The projection's backward pass keeps at most [N, D], and a chunk stays in its budget."""
     hidden = torch.randn(400, 8, requires_grad=True)
     weight = torch.randn(5000, 8)
     shapes = []
@@ -311,7 +311,7 @@ def test_prompt_and_response_spell_the_rendered_text_and_end_once(tokenizer):
 
 
 def merging_tokenizer():
-    """Characters, and one merge across the boundary: ": " followed by "x" is one token ": x"'s tail " x"."""
+    """Characters, and one merge across the boundary: " " and "x" become the token " x"."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

@@ -34,7 +34,7 @@ def rows(count=5):
 CONFIG = SamplingConfig(max_new_tokens=6, batch_size=2, samples=2)
 
 
-# ---- sampling --------------------------------------------------------------------------------------------------
+# ---- sampling ----
 
 
 def test_a_batch_can_be_drawn_again_alone(policy):
@@ -73,7 +73,7 @@ def test_a_reply_out_of_budget_ends_at_its_last_sentence(text, cut):
     assert cut_to_sentence(text) == cut
 
 
-# ---- the store -------------------------------------------------------------------------------------------------
+# ---- the store ----
 
 
 def test_a_killed_synthesis_continues_and_ends_like_an_uninterrupted_one(
@@ -163,7 +163,7 @@ def test_the_committed_stores_are_whole(name, rows, replies):
     assert (about["sampling"]["temperature"], about["sampling"]["repetition_penalty"]) == (0.8, 1.1)
 
 
-# ---- contamination ---------------------------------------------------------------------------------------------
+# ---- contamination ----
 
 
 def test_contamination_replaces_the_golden_reply_of_a_fixed_share():

@@ -1,4 +1,4 @@
-"""Stored notebooks are complete, clean and in step with their text; refresh is stable; nbval can fail."""
+"""Stored notebooks are complete, clean and in step; refresh is stable; nbval can fail."""
 
 import ast
 import json
@@ -134,21 +134,25 @@ def test_stored_notebook_is_in_step_with_its_text(path):
     assert series.cells.text_in_step(text, path)
 
 
-# ---------------------------------------------------------------- refresh, and the proof that the checks bite
+# ------------------------------------------------------------ refresh; proof that the checks bite
 
 CELLS = (
-    "import os\n\nimport matplotlib.pyplot as plt\nimport pandas as pd\n\nfrom robustpo_kit.notebook import start",
+    "import os\n\nimport matplotlib.pyplot as plt\nimport pandas as pd\n\n"
+    "from robustpo_kit.notebook import start",
     'nb = start("00_demo", profile=profile, seed=seed, overrides=overrides)',
-    'table = pd.DataFrame({"x": [1, 2, 3], "slope": [1.0, 4.12345, 9.0]})\nnb.save_table("demo", table)\ntable',
-    'fig, ax = plt.subplots()\n_ = ax.plot(table.x, table.slope)\nnb.save_figure("demo", fig, table)',
-    'print(os.environ["ROBUSTPO_PROFILE"], os.environ["ROBUSTPO_PROGRESS"], os.environ["OMP_NUM_THREADS"])',
+    'table = pd.DataFrame({"x": [1, 2, 3], "slope": [1.0, 4.12345, 9.0]})\n'
+    'nb.save_table("demo", table)\ntable',
+    "fig, ax = plt.subplots()\n_ = ax.plot(table.x, table.slope)\n"
+    'nb.save_figure("demo", fig, table)',
+    'print(os.environ["ROBUSTPO_PROFILE"], os.environ["ROBUSTPO_PROGRESS"], '
+    'os.environ["OMP_NUM_THREADS"])',
     'nb.finish({"slope": 4.0})',
 )
 
 
 @pytest.fixture(scope="module")
 def refreshed(tmp_path_factory):
-    """A demo project, its notebook executed and stored twice: the bytes of both times, and the second file."""
+    """A demo project, its notebook stored twice: the bytes of both times, and the second file."""
     from conftest import DemoProject
 
     project = DemoProject(tmp_path_factory.mktemp("refreshed"))

@@ -23,7 +23,8 @@ def stated(label):
 
 
 def interval(row, value, places=2):
-    return f"{row[value]:.{places}f} [{row[f'{value}_low']:.{places}f}, {row[f'{value}_high']:.{places}f}]"
+    middle, low, high = (f"{row[value + end]:.{places}f}" for end in ("", "_low", "_high"))
+    return f"{middle} [{low}, {high}]"
 
 
 def classifier(name, head, stage):

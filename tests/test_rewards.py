@@ -1,4 +1,4 @@
-"""Reward models on made-up worlds: pairs with one writer on both sides, known weights, relevance that can be read."""
+"""Reward models on made-up worlds: one writer on both sides, known weights, readable relevance."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ TOPICS = ("aaaa", "bbbb", "cccc", "dddd", "eeee", "ffff")
 
 
 def made_up(count, *, seed=0):
-    """The prompt names a topic; both writers repeat it, the model in other words around it and twice as long."""
+    """The prompt names a topic; both writers repeat it, the model twice as long."""
     rng = np.random.default_rng(seed)
 
     def say(alphabet, topic, words):
@@ -47,7 +47,7 @@ def model(tiny):
     return rewards.fit_reward_model(made_up(120), seed=0, encoder=tiny, penalty=3.0)
 
 
-# ---- pairs -----------------------------------------------------------------------------------------------------
+# ---- pairs ----
 
 
 def test_training_pairs_have_one_kind_of_writer_on_both_sides():
@@ -122,7 +122,7 @@ def test_mismatched_replies_are_not_mismatched_again():
     assert across == {"human_matched > model", "model > human_matched elsewhere"}
 
 
-# ---- models ----------------------------------------------------------------------------------------------------
+# ---- models ----
 
 
 def test_logistic_fit_recovers_known_bradley_terry_weights():
@@ -220,7 +220,7 @@ def test_bias_against_the_slope_takes_length_out(model):
 
 
 def test_temperature_makes_differences_probabilities(model):
-    """Held out, the mean preference probability of the better reply equals its share of wins within noise."""
+    """Held out, the mean probability that the better reply wins is its share of wins."""
     trained = model.held_out[model.held_out["trained_kind"]]
     probability = 1 / (1 + np.exp(-trained["difference"]))
     assert probability.mean() == pytest.approx((trained["difference"] > 0).mean(), abs=0.1)
@@ -277,7 +277,7 @@ def test_fit_names_the_bad_argument(tiny, name, change):
         rewards.fit_reward_model(made_up(12), **({"seed": 0, "encoder": tiny} | change))
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------
+# ---- tables ----
 
 
 def test_accuracy_table_by_hand():

@@ -1,4 +1,4 @@
-"""What is computed stays what it was when stored_values.json was written, up to the rounding of another machine."""
+"""What is computed stays what it was when stored_values.json was written, up to rounding."""
 
 import json
 
@@ -16,7 +16,7 @@ STORED = json.loads(FILE.read_text())
 
 
 def agree(found: dict, stored: dict, relative: float, absolute: float) -> None:
-    """Every value of `found` is the stored one: numbers within the tolerances, anything else equal."""
+    """Every value of `found` is the stored one: numbers within tolerances, the rest equal."""
     assert list(found) == list(stored)
     for name, value in stored.items():
         values, wanted = (v if isinstance(v, list) else [v] for v in (found[name], value))
