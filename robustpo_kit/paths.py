@@ -15,12 +15,16 @@ CACHE = Path(os.environ.get("ROBUSTPO_CACHE", Path.home() / ".cache" / "robustpo
 
 def tables(profile: str) -> Path:
     """Folder of the result tables of a run under `profile`; smoke runs stay out of `data/`."""
-    return RUNS / "smoke" / "tables" if profile == "smoke" else RESULTS / profile
+    if profile == "smoke":
+        return RUNS / "smoke" / "tables"
+    return RESULTS / profile
 
 
 def figures(profile: str) -> Path:
     """Folder of the figures of a run under `profile`; smoke runs stay out of `figures/`."""
-    return RUNS / "smoke" / "figures" if profile == "smoke" else FIGURES
+    if profile == "smoke":
+        return RUNS / "smoke" / "figures"
+    return FIGURES
 
 
 def work(profile: str) -> Path:
@@ -31,4 +35,6 @@ def work(profile: str) -> Path:
 def show(path: Path) -> str:
     """`path` relative to the project root, or its name alone: printed paths name no machine."""
     path = Path(path)
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    if path.is_relative_to(ROOT):
+        return path.relative_to(ROOT).as_posix()
+    return path.name

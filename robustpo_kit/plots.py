@@ -1,10 +1,13 @@
 """Figures: each function takes a tidy table and an axis, draws, and returns the axis."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import Collection
+from numpy.typing import ArrayLike
 
 # Okabe and Ito (2008): distinguishable for every common form of colour vision
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
@@ -49,8 +52,14 @@ def label(name: str) -> str:
     return NAMES.get(name) or " ".join(NAMES.get(word, word) for word in name.split())
 
 
-def composition(table: pd.DataFrame, ax: Any, *, legend: bool = True) -> Any:
-    """Stacked shares of sources by column; table of `mixture.composition` (column, source, share)."""
+def _groups(table: pd.DataFrame, column: str) -> Iterator[tuple[int, str, pd.DataFrame]]:
+    """Number, name and rows of each group, in the order of their first rows."""
+    for place, (name, part) in enumerate(table.groupby(column, sort=False)):
+        yield place, str(name), part
+
+
+def composition(table: pd.DataFrame, ax: Axes, *, legend: bool = True) -> Axes:
+    """Stacked shares of sources by column, of a table of `mixture.composition`."""
     wide = table.pivot_table(index="column", columns="source", values="share", fill_value=0.0)
     bottom = np.zeros(len(wide))
     for place, source in enumerate(wide.columns):
@@ -63,23 +72,24 @@ def composition(table: pd.DataFrame, ax: Any, *, legend: bool = True) -> Any:
             width=0.7,
         )
         bottom += wide[source].to_numpy()
-    ax.set_xticks(
-        wide.index, [f"$y_{k}$" + (" (golden slot)" if k == 0 else "") for k in wide.index]
-    )
+    names = [f"$y_{column}$" for column in wide.index]
+    if wide.index[0] == 0:
+        names[0] += " (golden slot)"
+    ax.set_xticks(wide.index, names)
     ax.set(ylabel="share of samples", ylim=(0, 1), title="Who wrote each response")
     if legend:
         ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return ax
 
 
-def reliability(table: pd.DataFrame, ax: Any) -> Any:
-    """Reliability diagram of `calibration.reliability`: columns stage, mean_c, golden_share, count (one row a bin).
+def reliability(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Reliability diagram: a line a stage of the tables of `SourceClassifier.reliability`.
 
     The larger a marker, the more responses in its bin; bins of fewer than ten are left out.
     """
     table = table[table["count"] >= 10]
     ax.plot([0, 1], [0, 1], color="#555555", lw=1, ls=":", label="perfect")
-    for place, (stage, part) in enumerate(table.groupby("stage", sort=False)):
+    for place, stage, part in _groups(table, "stage"):
         ax.plot(part["mean_c"], part["golden_share"], color=PALETTE[place], lw=1.2, label=stage)
         ax.scatter(
             part["mean_c"],
@@ -99,15 +109,15 @@ def reliability(table: pd.DataFrame, ax: Any) -> Any:
     return ax
 
 
-def violins(table: pd.DataFrame, ax: Any, *, value: str, by: str, ylabel: str) -> Any:
+def violins(table: pd.DataFrame, ax: Axes, *, value: str, by: str, ylabel: str) -> Axes:
     """One violin with median and quartiles a level of `by`."""
     names = list(dict.fromkeys(table[by]))
-    parts = ax.violinplot(
-        [table.loc[table[by] == name, value] for name in names], showextrema=False, widths=0.8
-    )
-    for place, (body, name) in enumerate(zip(parts["bodies"], names, strict=True)):
+    values = [table.loc[table[by] == name, value] for name in names]
+    drawn = ax.violinplot(values, showextrema=False, widths=0.8)
+    bodies = cast(list[Collection], drawn["bodies"])  # its stub promises a single one
+    for place, (body, name) in enumerate(zip(bodies, names, strict=True)):
         body.set(facecolor=colour(name, place), alpha=0.55)
-        low, mid, high = table.loc[table[by] == name, value].quantile([0.25, 0.5, 0.75])
+        low, mid, high = values[place].quantile([0.25, 0.5, 0.75])
         ax.vlines(place + 1, low, high, color="#222222", lw=4)
         ax.plot(place + 1, mid, marker="o", color="white", ms=4)
     ax.set_xticks(range(1, len(names) + 1), [label(name) for name in names])
@@ -117,19 +127,27 @@ def violins(table: pd.DataFrame, ax: Any, *, value: str, by: str, ylabel: str) -
 
 def bars_with_ci(
     table: pd.DataFrame,
-    ax: Any,
+    ax: Axes,
     *,
     name: str,
     value: str,
     xlabel: str,
     reference: float | None = None,
-) -> Any:
+) -> Axes:
     """Horizontal points with intervals and an optional vertical reference line.
 
-    Columns `name`, `value` and its bounds: VALUE_low, VALUE_high, or else low, high.
+    Args:
+        table: a row a point; the bounds stand in VALUE_low and VALUE_high, or else in low and high.
+        ax: where to draw.
+        name: the column that labels the points.
+        value: the column of estimates.
+        xlabel: of the axis.
+        reference: where the vertical line stands.
     """
     places = np.arange(len(table))[::-1]
-    low, high = (f"{value}_{end}" if f"{value}_{end}" in table else end for end in ("low", "high"))
+    low, high = f"{value}_low", f"{value}_high"
+    if low not in table:
+        low, high = "low", "high"
     errors = [table[value] - table[low], table[high] - table[value]]
     ax.errorbar(table[value], places, xerr=errors, fmt="o", color=PALETTE[0], capsize=3)
     if reference is not None:
@@ -139,9 +157,9 @@ def bars_with_ci(
     return ax
 
 
-def curves(table: pd.DataFrame, ax: Any, *, value: str, ylabel: str) -> Any:
+def curves(table: pd.DataFrame, ax: Axes, *, value: str, ylabel: str) -> Axes:
     """One line a method over optimizer steps."""
-    for place, (policy, part) in enumerate(table.groupby("policy", sort=False)):
+    for place, policy, part in _groups(table, "policy"):
         ax.plot(
             part["step"],
             part[value],
@@ -155,8 +173,8 @@ def curves(table: pd.DataFrame, ax: Any, *, value: str, ylabel: str) -> Any:
     return ax
 
 
-def win_lose(table: pd.DataFrame, ax: Any) -> Any:
-    """Stacked win, tie, lose shares a method; columns policy, win, tie, lose (shares) and win_low, win_high."""
+def win_lose(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Stacked shares of win, tie and lose by method, of a table of `judging.win_table`."""
     places = np.arange(len(table))[::-1]
     left = np.zeros(len(table))
     for outcome, shade in (("win", PALETTE[0]), ("tie", "#cccccc"), ("lose", PALETTE[1])):
@@ -171,9 +189,15 @@ def win_lose(table: pd.DataFrame, ax: Any) -> Any:
     return ax
 
 
-def reward_confidence(points: pd.DataFrame, fits: pd.DataFrame, ax: Any) -> Any:
-    """DoRA Fig. 4: replies as points (reward, confidence), a dashed least-squares line a method."""
-    for place, (policy, part) in enumerate(points.groupby("policy", sort=False)):
+def reward_confidence(points: pd.DataFrame, fits: pd.DataFrame, ax: Axes) -> Axes:
+    """Replies as points (reward, confidence) and a least-squares line a method (DoRA Fig. 4).
+
+    Args:
+        points: a row a reply, with the columns policy, reward, confidence.
+        fits: of `analysis.reward_confidence`.
+        ax: where to draw.
+    """
+    for place, policy, part in _groups(points, "policy"):
         shade = colour(policy, place)
         ax.scatter(part["reward"], part["confidence"], s=12, alpha=0.45, color=shade, linewidths=0)
         fit = fits.set_index("policy").loc[policy]
@@ -185,11 +209,15 @@ def reward_confidence(points: pd.DataFrame, fits: pd.DataFrame, ax: Any) -> Any:
     return ax
 
 
-def gamma_versus_gap(
-    table: pd.DataFrame, ax: Any, *, gamma0: float | Sequence[float] | None = None
-) -> Any:
-    """gamma-PO Fig. 5: target margin against reward gap; columns setting, gap, gamma; dotted line(s) at gamma0."""
-    for place, (setting, part) in enumerate(table.groupby("setting", sort=False)):
+def gamma_versus_gap(table: pd.DataFrame, ax: Axes, *, gamma0: ArrayLike = ()) -> Axes:
+    """Target margin against reward gap (gamma-PO Fig. 5): a line a setting.
+
+    Args:
+        table: with the columns setting, gap, gamma.
+        ax: where to draw.
+        gamma0: dotted lines stand there, one or several.
+    """
+    for place, setting, part in _groups(table, "setting"):
         part = part.sort_values("gap")
         ax.plot(
             part["gap"],
@@ -200,16 +228,16 @@ def gamma_versus_gap(
             ms=4,
             label=setting,
         )
-    for value in np.atleast_1d(gamma0) if gamma0 is not None else ():
+    for value in np.atleast_1d(gamma0):
         ax.axhline(value, color="#555555", lw=1, ls=":")
     ax.set(xlabel="reward gap $m = r_w - r_l$", ylabel=r"target margin $\gamma_i$")
     ax.legend()
     return ax
 
 
-def word_histogram(table: pd.DataFrame, ax: Any, *, longest: int = 60) -> Any:
-    """Share of responses by length, one line a source; columns source, words, responses (counts)."""
-    for place, (source, part) in enumerate(table.groupby("source", sort=False)):
+def word_histogram(table: pd.DataFrame, ax: Axes, *, longest: int = 60) -> Axes:
+    """Share of responses by length, a line a source; columns source, words, responses (counts)."""
+    for place, source, part in _groups(table, "source"):
         part = part.sort_values("words")
         share = part["responses"] / part["responses"].sum()
         ax.plot(
@@ -228,8 +256,8 @@ def word_histogram(table: pd.DataFrame, ax: Any, *, longest: int = 60) -> Any:
 
 
 def points_with_band(
-    table: pd.DataFrame, ax: Any, *, x: str, y: str, xlabel: str, ylabel: str
-) -> Any:
+    table: pd.DataFrame, ax: Axes, *, x: str, y: str, xlabel: str, ylabel: str
+) -> Axes:
     """A line through `y` over `x` with its interval (columns low, high) as a band."""
     table = table.sort_values(x)
     ax.fill_between(
@@ -241,9 +269,12 @@ def points_with_band(
     return ax
 
 
-def margin_range(table: pd.DataFrame, ax: Any) -> Any:
-    """Smallest to largest target margin of each step as a band, one a method; columns step, gamma_min, gamma_max."""
-    for place, (policy, part) in enumerate(table.groupby("policy", sort=False)):
+def margin_range(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Smallest to largest target margin of each step as a band, and its mean, by method.
+
+    Columns policy, step, gamma_min, gamma_max, margin_mean.
+    """
+    for place, policy, part in _groups(table, "policy"):
         shade = PALETTE[place % 8]
         ax.fill_between(
             part["step"], part["gamma_min"], part["gamma_max"], color=shade, alpha=0.3, label=policy
@@ -254,21 +285,18 @@ def margin_range(table: pd.DataFrame, ax: Any) -> Any:
     return ax
 
 
-def smoothing(table: pd.DataFrame, ax: Any, *, delta: float) -> Any:
-    """Theorem 3.1: the smoothing weight that equals a margin change `delta`, approximate and exact, against m."""
-    for sign in (-1, 1):
+def smoothing(table: pd.DataFrame, ax: Axes, *, delta: float) -> Axes:
+    """The smoothing weight that equals a change of margin, against m (gamma-PO Theorem 3.1).
+
+    Args:
+        table: with the columns m, exact, approximate (Eq. 14); the curves have a pole at m = 0.
+        ax: where to draw.
+        delta: the change of margin.
+    """
+    for sign, names in ((-1, ("exact", "Eq. 14")), (1, (None, None))):  # one legend for both
         part = table[np.sign(table["m"]) == sign]
-        shown = sign < 0
-        ax.plot(
-            part["m"], part["exact"], color=PALETTE[0], lw=2.5, label="exact" if shown else None
-        )
-        ax.plot(
-            part["m"],
-            part["approximate"],
-            color=PALETTE[1],
-            ls="--",
-            label="Eq. 14" if shown else None,
-        )
+        ax.plot(part["m"], part["exact"], color=PALETTE[0], lw=2.5, label=names[0])
+        ax.plot(part["m"], part["approximate"], color=PALETTE[1], ls="--", label=names[1])
     ax.axhline(0, color="#555555", lw=1, ls=":")
     ax.set(
         xlabel="reward margin $m$", ylabel=r"smoothing $\varepsilon$", title=rf"$\delta$ = {delta}"
