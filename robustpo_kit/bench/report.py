@@ -23,7 +23,9 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def speed_ratios(epochs: dict[str, list[dict]], inside: dict[str, Any]) -> dict[str, dict]:
+def speed_ratios(
+    epochs: dict[str, list[dict[str, Any]]], inside: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Every ratio, one value an alternation, and its median.
 
     Args:

@@ -60,7 +60,7 @@ class Exchange:
     def __init__(self, device: torch.device):
         self.device = device
 
-    def micro_batch(self, model: nn.Module, *, last: bool) -> AbstractContextManager:
+    def micro_batch(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """What surrounds the passes of one micro-batch, of the last one of a step or of another."""
         del model, last
         return contextlib.nullcontext()
@@ -103,7 +103,7 @@ class WrappedExchange(Exchange):
         super().__init__(accelerator.device)
         self.accelerator = accelerator
 
-    def micro_batch(self, model: nn.Module, *, last: bool) -> AbstractContextManager:
+    def micro_batch(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """DDP must never reduce in the backward pass: `sum_gradients` does."""
         del last
         return self.accelerator.no_sync(model)
@@ -126,7 +126,7 @@ class HookedExchange(WrappedExchange):
         super().__init__(accelerator)
         self.deepspeed = deepspeed
 
-    def micro_batch(self, model: nn.Module, *, last: bool) -> AbstractContextManager:
+    def micro_batch(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """Gradients are reduced at the last micro-batch only."""
         if self.deepspeed:
             # It takes its optimizer step inside the backward pass, unless told to wait.

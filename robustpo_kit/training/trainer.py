@@ -117,7 +117,7 @@ class StepTrainer(ResumableTrainer):
             return HookedExchange(self.accelerator, deepspeed=self.is_deepspeed_enabled)
         return WrappedExchange(self.accelerator)
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """One item a step, its place in the plan; every rank sees all and takes its share."""
         numbers: Any = range(len(self.plan))  # a data set, to all that a DataLoader asks of one
         return DataLoader(numbers, batch_size=1, collate_fn=lambda items: {"step": items[0]})
@@ -188,7 +188,7 @@ class StepTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Nothing: the history holds a row a step, `records.progress` shows where the run is."""
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         """Not counted: the objective divides by the step's size itself."""
 
     def floating_point_ops(self, inputs: Any) -> int:
