@@ -12,6 +12,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
+from robustpo_kit.records import stream
+
 
 class Interval(NamedTuple):
     """An estimate with its bounds; `clusters` is the number of independent units behind it."""
@@ -84,7 +86,7 @@ def bootstrap_statistic(
     if count < 2:
         return Interval(estimate, np.nan, np.nan, count)
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    rng = np.random.default_rng(seed)
+    rng = stream(seed, "bootstrap")
     replicates = []
     for _ in range(draws):
         rows = [members[cluster] for cluster in rng.integers(count, size=count)]
@@ -175,7 +177,7 @@ def _codes(clusters: ArrayLike) -> np.ndarray:
 
 def _times_drawn(count: int, draws: int, seed: int) -> np.ndarray:
     """[draws, count] how often each cluster is drawn."""
-    rng = np.random.default_rng(seed)
+    rng = stream(seed, "bootstrap")
     return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from robustpo_kit.intervals import bootstrap_mean, mean_by_group
 from robustpo_kit.records import stream
@@ -58,7 +59,7 @@ class RewardJudge:
         """[N] probability that the first reply is preferred (Bradley-Terry)."""
         first_scores = self.model.score(prompts, first, bias=self.bias)
         difference = first_scores - self.model.score(prompts, second, bias=self.bias)
-        return 0.5 * (1 + np.tanh(difference / 2))  # sigmoid(difference)
+        return expit(difference)
 
     def verdicts(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]

@@ -18,7 +18,7 @@ from robustpo_kit import paths
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import Policy, SamplingConfig, sample_batch
-from robustpo_kit.records import file_digest, progress, read_json, write_json, write_text
+from robustpo_kit.records import file_digest, progress, read_json, stream, write_json, write_text
 
 SYNTHETIC_SOURCE = "smollm2"
 EXTRA = "_extra"  # ends the name of the store of further replies
@@ -237,7 +237,7 @@ def contaminate(
         raise ValueError(f"share = {share}: a value between 0 and 1 is expected")
     count = len(preferences)
     mask = np.zeros(count, dtype=bool)
-    mask[np.random.default_rng(seed).permutation(count)[: round(share * count)]] = True
+    mask[stream(seed, "contamination").permutation(count)[: round(share * count)]] = True
     rows = list(preferences)
     for place in np.flatnonzero(mask):
         rows[place] = _contaminated(rows[place], extra)

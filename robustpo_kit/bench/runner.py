@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from robustpo_kit import records
@@ -21,6 +20,7 @@ from robustpo_kit.bench.models import bench_tokenizer
 from robustpo_kit.bench.report import speed_ratios, speed_targets, write_results
 from robustpo_kit.data import Preference, PreferenceSet, load
 from robustpo_kit.errors import KitError
+from robustpo_kit.records import stream
 
 
 class BenchRows(NamedTuple):
@@ -100,9 +100,11 @@ def run(
     return results
 
 
-def _epochs(task: dict[str, Any], rows: BenchRows, out: str | None) -> dict[str, list[dict]]:
+def _epochs(
+    task: dict[str, Any], rows: BenchRows, out: str | None
+) -> dict[str, list[dict[str, Any]]]:
     """What each contender measures in each turn; a bench that is stopped leaves it in `out`."""
-    epochs: dict[str, list[dict]] = {name: [] for name in CONTENDERS}
+    epochs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     for turn in range(task["alternations"]):
         names = list(CONTENDERS)
         if turn % 2:
@@ -120,7 +122,7 @@ def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> BenchRows:
     Raises KitError where too few pairs fit.
     """
     pool = load("hh", source) if source else load("how_to")
-    order = np.random.default_rng(config.seed).permutation(len(pool)).tolist()
+    order = stream(config.seed, "bench rows").permutation(len(pool)).tolist()
     pairs: list[Preference] = []
     short: list[Preference] = []
     prompt_tokens = []

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
+from scipy.special import expit
+from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from robustpo_kit import encoders
 from robustpo_kit.calibration.classifiers import REST, SourceClassifier, raw_logits
-from robustpo_kit.calibration.maps import CALIBRATORS, cross_fitted, fit_calibrator, sigmoid
+from robustpo_kit.calibration.maps import CALIBRATORS, cross_fitted, fit_calibrator
 from robustpo_kit.calibration.responses import flat_responses
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import (
@@ -24,6 +26,7 @@ from robustpo_kit.encoders import (
     Pair,
     PairScorer,
 )
+from robustpo_kit.records import stream_seed
 
 OUT_OF_FOLD = ["row_id", "group", "column", "source", "label", "head", "fold", "logit", "prob", "c"]
 
@@ -81,7 +84,7 @@ def fit_classifier(
     for head in _heads(table, kind):
         part, models[head] = _fit_head(_rows_of_head(table, head), encoder, fit_model)
         logits, labels = part["logit"].to_numpy(), part["label"].to_numpy()
-        parts[head] = part.assign(head=head, prob=sigmoid(logits), c=cross_fitted(part, calibrator))
+        parts[head] = part.assign(head=head, prob=expit(logits), c=cross_fitted(part, calibrator))
         calibrators[head] = fit_calibrator(calibrator, logits, labels)
         imbalance[head] = float((1 - labels).sum() / labels.sum())
     config = {
@@ -138,15 +141,16 @@ def fold_of_groups(groups: ArrayLike, folds: int, seed: int) -> np.ndarray:
     Raises:
         ValueError: fewer groups than folds.
     """
-    names, codes = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < folds:
-        raise ValueError(
-            f"folds = {folds}: only {len(names)} groups; lower folds or give more rows"
-        )
-    fold_of_name = np.empty(len(names), dtype=int)
-    order = np.random.default_rng(seed).permutation(len(names))
-    fold_of_name[order] = np.arange(len(names)) % folds
-    return fold_of_name[codes]
+    groups = np.asarray(groups)
+    count = len(np.unique(groups))
+    if count < folds:
+        raise ValueError(f"folds = {folds}: only {count} groups; lower folds or give more rows")
+    random_state = stream_seed(seed, "folds") % 2**32  # scikit-learn takes no more
+    splitter = GroupKFold(folds, shuffle=True, random_state=random_state)
+    fold_of_row = np.empty(len(groups), dtype=int)
+    for fold, (_, inside) in enumerate(splitter.split(groups, groups=groups)):
+        fold_of_row[inside] = fold
+    return fold_of_row
 
 
 def _heads(table: pd.DataFrame, kind: str) -> list[str]:
@@ -204,7 +208,7 @@ def _fit_model(
         labels.tolist(),
         _cross_entropy,
         fine_tune,
-        seed=seed + fold,
+        seed=stream_seed(seed, "classifier", "fold", fold),
         desc=f"classifier fold {fold + 1}/{folds}",
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
+from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
 CALIBRATORS = ("temperature", "isotonic", "none")
@@ -20,7 +21,7 @@ class Temperature:
     temperature: float = 1.0
 
     def __call__(self, logits: ArrayLike) -> np.ndarray:
-        return sigmoid(np.asarray(logits, dtype=float) / self.temperature)
+        return expit(np.asarray(logits, dtype=float) / self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +86,6 @@ def fit_calibrator(name: str, logits: np.ndarray, labels: np.ndarray) -> Calibra
     if name == "temperature":
         return fit_temperature(logits, labels)
     return fit_isotonic(logits, labels)
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)); scipy's expit differs in the last bit, and stored h~ would with it."""
-    return 0.5 * (1 + np.tanh(0.5 * x))
 
 
 def cross_fitted(table: pd.DataFrame, calibrator: str) -> np.ndarray:

@@ -31,7 +31,7 @@ def add_synthesise(commands: Commands) -> None:
     parser.add_argument(
         "--extra",
         action="store_true",
-        help="the one further reply of contaminated samples (seed + 1)",
+        help="the one further reply of contaminated samples",
     )
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts a batch")
@@ -50,7 +50,11 @@ def _synthesise(arguments: argparse.Namespace) -> int:
     policy = policies.load(arguments.model, template=rows.template, dtype=arguments.dtype)
     name, samples, seed = rows.name, 2, arguments.seed
     if arguments.extra:
-        name, samples, seed = f"{rows.name}_extra", 1, arguments.seed + 1
+        name, samples, seed = (
+            f"{rows.name}_extra",
+            1,
+            records.stream_seed(arguments.seed, "extra replies"),
+        )
     config = SamplingConfig(
         max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size, samples=samples
     )

@@ -15,7 +15,7 @@ from robustpo_kit.data.reading import json_lines, row_from_json
 from robustpo_kit.data.rows import Preference, best_worst, check_row, flipped_row, take
 from robustpo_kit.data.template import PLAIN, Template
 from robustpo_kit.errors import KitError
-from robustpo_kit.records import atomic_write
+from robustpo_kit.records import atomic_write, stream
 
 
 class PreferenceSet(Sequence[Preference]):
@@ -113,7 +113,7 @@ class PreferenceSet(Sequence[Preference]):
         for index, row in enumerate(self.rows):
             rows_of_group.setdefault(row.group, []).append(index)
         groups = list(rows_of_group.values())
-        order = deque(np.random.default_rng(seed).permutation(len(groups)).tolist())
+        order = deque(stream(seed, "splits").permutation(len(groups)).tolist())
         parts = {}
         for name, size in sizes.items():
             chosen: list[int] = []
@@ -136,7 +136,7 @@ class PreferenceSet(Sequence[Preference]):
         if not 0 <= rate <= 1:
             raise ValueError(f"rate = {rate}: a share between 0 and 1 is expected")
         rows = list(self.rows)
-        order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+        order = stream(seed, "flips").permutation(len(rows)).tolist()
         for index in order[: round(rate * len(rows))]:
             rows[index] = flipped_row(rows[index])
         return self._with(rows)

@@ -17,6 +17,7 @@ from robustpo_kit.data.sieve import MANY_WORDS, Sieve
 from robustpo_kit.data.sources import Record, asset_records, file_records, hub_records
 from robustpo_kit.data.template import PLAIN, Template
 from robustpo_kit.errors import KitError
+from robustpo_kit.records import stream
 
 CONTEXT_TURNS = 3  # turns of a dialogue that make the prompt of its next turn
 MATCHING_SEED = 0  # decides ties of length among the responses of other prompts
@@ -205,7 +206,7 @@ def _add_matched(texts: Sequence[tuple[str, str, str, str]], sieve: Sieve) -> No
 
 def _matched_others(texts: Sequence[str], groups: Sequence[str]) -> list[str]:
     """For every text one of about the same word count and another group, next in length order."""
-    rng = np.random.default_rng(MATCHING_SEED)
+    rng = stream(MATCHING_SEED, "replies to others")
     lengths = np.array([len(text.split()) for text in texts])
     order = np.lexsort((rng.random(len(texts)), lengths))
     others = [""] * len(texts)

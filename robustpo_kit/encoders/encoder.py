@@ -21,7 +21,7 @@ from transformers import (
 
 from robustpo_kit import assets
 from robustpo_kit.errors import KitError
-from robustpo_kit.records import digest, progress
+from robustpo_kit.records import digest, progress, stream_seed
 
 
 @dataclass(eq=False)
@@ -179,7 +179,7 @@ def _tiny(seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         initializer_range=0.2,  # at 0.02 a random encoder maps all texts to nearly one point
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream_seed(seed, "tiny encoder"))
         return BertModel(config, add_pooling_layer=False).eval(), wrapped
 
 

@@ -13,7 +13,7 @@ from transformers import BertModel
 
 from robustpo_kit.encoders.encoder import Encoder, masked_mean
 from robustpo_kit.encoders.linear import Pair
-from robustpo_kit.records import progress
+from robustpo_kit.records import progress, stream, stream_seed
 
 SORTED_BATCHES = 8  # so many batches are sorted by length together
 
@@ -107,13 +107,13 @@ def fine_tune(
             f"{len(targets)} targets"
         )
     lengths = [sum(map(_characters, example)) for example in examples]
-    rng = np.random.default_rng(seed)
+    rng = stream(seed, "fine-tuning", "batches")
     batches: list[list[int]] = []
     for _ in range(config.epochs):
         batches += length_bucketed(lengths, config.batch_size, rng)
     devices = [encoder.device] if encoder.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream_seed(seed, "fine-tuning", "dropout"))
         scorer = PairScorer(encoder, config.frozen_layers, config.max_length).train()
         optimizer, schedule = _optimizer(scorer, config, len(batches))
         for batch in progress(batches, desc):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 
 from robustpo_kit.encoders.encoder import Encoder
@@ -84,7 +85,7 @@ def fit_logistic(
 
     def objective(weight: np.ndarray) -> tuple[float, np.ndarray]:
         margin = signs * (design @ weight)
-        slope = -signs * 0.5 * (1 - np.tanh(margin / 2))
+        slope = -signs * expit(-margin)
         value = np.logaddexp(0, -margin).sum() + 0.5 * ridge @ weight**2
         return value, design.T @ slope + ridge * weight
 

@@ -14,6 +14,7 @@ from robustpo_kit.experiments.scoring import ScoredRepliesStep
 from robustpo_kit.experiments.supervised import SftStep
 from robustpo_kit.policies import SamplingConfig
 from robustpo_kit.profiles import Profile
+from robustpo_kit.records import stream_seed
 from robustpo_kit.training import TrainConfig
 
 SPLITS = ("classifier", "reward", "judge", "sft", "policy", "eval")
@@ -74,7 +75,7 @@ class Steps:
             encoder_seed=self.seed,
             features=getattr(self.cfg, f"{split}_features"),
             epochs=self.cfg.reward_epochs,
-            seed=self.seed + SPLITS.index(split),
+            seed=stream_seed(self.seed, "reward model", split),
         )
 
     @functools.cached_property
@@ -88,7 +89,10 @@ class Steps:
             template=self.template,
             lora_targets=self.cfg.lora_targets,
             lora_rank=self.cfg.lora_rank,
-            run=self.train_config(self.cfg.sft_learning_rate, self.cfg.sft_epochs),
+            run=dataclasses.replace(
+                self.train_config(self.cfg.sft_learning_rate, self.cfg.sft_epochs),
+                seed=stream_seed(self.seed, "sft"),
+            ),
         )
 
     def sft_replies(self) -> SftRepliesStep:

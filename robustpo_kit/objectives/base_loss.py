@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from robustpo_kit.losses import BASES, LossState, Scores, check_whole
+from robustpo_kit.records import torch_stream
 
 
 def chosen_options(options: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -14,11 +15,11 @@ def chosen_options(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if name in options}
 
 
-def seeded_generator(options: dict[str, Any]) -> torch.Generator:
-    """A generator on the CPU from the option `seed`, 0 if none is given."""
+def seeded_generator(options: dict[str, Any], purpose: str) -> torch.Generator:
+    """A generator on the CPU for `purpose`, from the option `seed`, 0 if none is given."""
     seed = options.get("seed", 0)
     check_whole("seed", seed)
-    return torch.Generator().manual_seed(seed)
+    return torch_stream(seed, purpose)
 
 
 class BaseLoss:
@@ -29,7 +30,7 @@ class BaseLoss:
         self._state: LossState | None = None
         self._generator: torch.Generator | None = None
         if self.row.takes("generator"):
-            self._generator = seeded_generator(self.options)
+            self._generator = seeded_generator(self.options, name)
         if self.row.state is not None:
             keywords = inspect.signature(self.row.state).parameters
             self._state = self.row.state(**chosen_options(self.options, *keywords))

@@ -20,7 +20,7 @@ class MarginLayer:
     def __init__(self, base: BaseLoss, options: dict[str, Any]) -> None:
         self._gap, self._beta = margin_gap(base.name), base.options["beta"]
         self.gamma0 = target_gamma0(beta=self._beta, **chosen_options(options, *TARGETS))
-        generator = seeded_generator(options)
+        generator = seeded_generator(options, "gap queue")
         self._queue = margins.GapQueue(
             generator=generator, **chosen_options(options, *QUEUE_OPTIONS)
         )

@@ -20,7 +20,7 @@ from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies.lora import fuse
 from robustpo_kit.policies.probing import use_block_attention
-from robustpo_kit.records import atomic_folder, digest, write_json
+from robustpo_kit.records import atomic_folder, digest, stream_seed, write_json
 
 RECORD = "policy.json"
 SAMPLED_BITS = 1024  # values of a weight that its fingerprint reads one by one
@@ -123,7 +123,7 @@ class Policy:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # peft asks transformers by a name that is going away
             warnings.simplefilter("ignore", FutureWarning)
-            torch.manual_seed(seed)
+            torch.manual_seed(stream_seed(seed, "adapter"))
             self.model = fuse(get_peft_model(cast(Any, self.model), config))
         lora = {"targets": targets, "rank": rank, "alpha": alpha, "seed": seed}
         self.record = {**self.record, "lora": lora}

@@ -10,6 +10,7 @@ from transformers import (
 
 from robustpo_kit.data import Template
 from robustpo_kit.policies.policy import Policy, on_device, own_template, with_pad
+from robustpo_kit.records import stream_seed
 
 
 def tiny(
@@ -47,7 +48,7 @@ def tiny(
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream_seed(seed, "tiny policy"))
         model = LlamaForCausalLM(config)
     record = {
         "source": "tiny",

@@ -21,6 +21,7 @@ from robustpo_kit.encoders import (
     Pair,
     PairScorer,
 )
+from robustpo_kit.records import stream, stream_seed
 from robustpo_kit.rewards.models import RewardModel, comparison_table, raw_scores
 from robustpo_kit.rewards.pairs import DIRECT, RankedPair, pairs_across_sources, training_pairs
 
@@ -105,7 +106,7 @@ def _split(
         raise ValueError(
             f"held_out = {held_out}: {len(names)} groups are too few to keep two on each side"
         )
-    groups_out = np.random.default_rng(seed).permutation(len(names))[:count]
+    groups_out = stream(seed, "reward model", "held out").permutation(len(names))[:count]
     is_out = np.isin(codes, groups_out)
     return preferences.select(np.flatnonzero(~is_out)), preferences.select(np.flatnonzero(is_out))
 
@@ -129,7 +130,13 @@ def _fit_scorer(
     examples = list(zip(better, worse, strict=True))
     targets = [1.0] * len(pairs)
     return encoders.fine_tune(
-        encoder, examples, targets, bradley_terry, config, seed=seed, desc="reward model"
+        encoder,
+        examples,
+        targets,
+        bradley_terry,
+        config,
+        seed=stream_seed(seed, "reward model"),
+        desc="reward model",
     )
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from robustpo_kit.calibration import flat_responses
 from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.records import stream
 
 # Pairs that the data sets themselves rank, both sides from one kind of writer.
 DIRECT = (
@@ -112,7 +113,7 @@ def replies_elsewhere(
     Returns:
         [N][K] texts; None where the source has no other text in another group.
     """
-    rng = np.random.default_rng(seed)
+    rng = stream(seed, "replies elsewhere")
     replies = flat_responses(preferences)
     others = np.full(len(replies), None, dtype=object)
     for _, of_source in replies.groupby("source", sort=False):

@@ -18,7 +18,7 @@ from robustpo_kit import calibration, encoders, objectives, policies, training
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.encoders import FineTune
 from robustpo_kit.policies import Policy
-from robustpo_kit.records import RunRecord
+from robustpo_kit.records import RunRecord, stream_seed, torch_stream
 from robustpo_kit.toy.data import DataConfig, ToyData, draw
 from robustpo_kit.toy.language import policy_logps, tokenizer
 from robustpo_kit.toy.truth import bayes_probs, true_h
@@ -101,7 +101,7 @@ def fresh_encoder(world: World, setting: Setting) -> encoders.Encoder:
         attention_probs_dropout_prob=0.0,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(setting.seed)
+        torch.manual_seed(stream_seed(setting.seed, "toy encoder"))
         model = BertModel(config, add_pooling_layer=False)
     limit = config.max_position_embeddings
     return encoders.Encoder(
@@ -113,12 +113,11 @@ def fresh_encoder(world: World, setting: Setting) -> encoders.Encoder:
 def draw_data(setting: Setting) -> SettingData:
     """The world, the policy's data and the classifier's."""
     world = build(dataclasses.replace(setting.world, seed=setting.seed))
-    generator = torch.Generator().manual_seed(setting.seed)
-    policy_data = draw(world, setting.data, generator)
+    policy_data = draw(world, setting.data, torch_stream(setting.seed, "toy data"))
     config = dataclasses.replace(setting.data, rows=setting.classifier_rows)
     if setting.trusted:
         config = dataclasses.replace(config, contamination=0.0)
-    classifier_data = draw(world, config, generator)
+    classifier_data = draw(world, config, torch_stream(setting.seed, "toy classifier data"))
     prefs = classifier_data.prefs.map(_as_classifier_row)
     return SettingData(world, policy_data, classifier_data._replace(prefs=prefs))
 
@@ -140,7 +139,7 @@ def start(setting: Setting) -> Start:
         epochs=setting.sft_epochs,
         learning_rate=setting.sft_learning_rate,
         batch_size=32,
-        seed=setting.seed,
+        seed=stream_seed(setting.seed, "sft"),
     )
     after = policy_logps(policy, world)
     return Start(world, data, policy, after.logps, float(after.mass.mean()))

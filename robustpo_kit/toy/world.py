@@ -12,6 +12,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from robustpo_kit.records import torch_stream
+
 GOLDEN = 0  # index of Q0 among the sources
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -104,7 +106,7 @@ def _taste(tokens: Tensor, symbols: int, generator: torch.Generator) -> Tensor:
 
 def build(config: WorldConfig = WorldConfig()) -> World:
     """The world of a config; the same config gives the same world, bit for bit."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch_stream(config.seed, "toy world")
     tokens = torch.tensor(list(itertools.product(range(config.symbols), repeat=config.length)))
     reward = _rewards(config, tokens, generator)
     style = _taste(tokens, config.symbols, generator)

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
-
+from robustpo_kit.records import stream
 from robustpo_kit.training.config import TrainConfig
 
 
@@ -17,8 +16,7 @@ def step_rows(rows: int, config: TrainConfig) -> list[list[int]]:
     """The rows of every optimizer step: a fresh shuffle an epoch, from the seed alone."""
     plan: list[list[int]] = []
     for epoch in range(config.epochs):
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        order = torch.randperm(rows, generator=generator).tolist()
+        order = stream(config.seed, "order of rows", epoch).permutation(rows).tolist()
         starts = range(0, rows, config.batch_size)
         plan.extend(order[start : start + config.batch_size] for start in starts)
     return plan[: steps(rows, config)]

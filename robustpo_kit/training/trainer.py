@@ -244,8 +244,8 @@ def trainer_arguments(config: TrainConfig, folder: str, total: int) -> TrainingA
         warmup_steps=round(config.warmup * total),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        data_seed=config.seed,
+        seed=config.seed % 2**32,  # numpy takes no more
+        data_seed=config.seed % 2**32,
         optim="adamw_torch",
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
