@@ -60,6 +60,8 @@ def build(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    # read by robustpo_kit.paths at import: the pages show these and no folder of this machine
+    os.environ |= {"ROBUSTPO_ROOT": ".", "ROBUSTPO_CACHE": "~/.cache/robustpo-kit"}
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     target = Path(sys.argv[1])
     build(target)

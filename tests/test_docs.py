@@ -69,6 +69,12 @@ def test_no_link_is_broken_and_nothing_is_loaded_from_elsewhere(site):
     assert link_problems(site) == []
 
 
+def test_no_page_names_a_folder_of_this_machine(site):
+    for path in [*site.rglob("*.html"), site / "search.js"]:
+        text = path.read_text(encoding="utf-8")
+        assert str(ROOT) not in text and str(Path.home()) + "/" not in text, path.name
+
+
 def test_every_public_name_has_its_place(site):
     for door in sorted((ROOT / "robustpo_kit").glob("*/__init__.py")):
         room = importlib.import_module(f"robustpo_kit.{door.parent.name}")
