@@ -17,6 +17,7 @@ from robustpo_kit.bench.inside import (
 )
 from robustpo_kit.bench.models import bench_policy
 from robustpo_kit.data import PreferenceSet
+from robustpo_kit.records import stream_seed
 
 
 def contender(task: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def contender(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     config = BenchConfig(**task["config"])
     torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(stream_seed(config.seed, "bench"))
     rows = {
         name: PreferenceSet.from_jsonl(folder / f"{name}.jsonl")
         for name in ("pairs", "lists", "short")

@@ -17,6 +17,7 @@ from robustpo_kit.bench.epochs import set_lora_layers
 from robustpo_kit.bench.meters import clock
 from robustpo_kit.bench.models import train_config
 from robustpo_kit.data import PreferenceSet
+from robustpo_kit.records import torch_stream
 
 LAYOUTS = ("shared", "separate")
 OVERHEAD_TURNS = 6  # times more than elsewhere: the difference is small beside the noise
@@ -111,7 +112,7 @@ def leave_ideas_out(
 
 def scale_sizes(config: BenchConfig, policy: policies.Policy) -> list[dict[str, Any]]:
     """Seconds of forward and backward by prompt length, K and batch, on random tokens."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch_stream(config.seed, "bench tokens")
     embeddings = cast(nn.Embedding, policies.unwrap(policy.model).get_input_embeddings())
     vocabulary = embeddings.num_embeddings
 
