@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from robustpo_kit.errors import KitError
 from robustpo_kit.records.digests import digest
 
 KIT = "robustpo_kit"
@@ -19,7 +20,7 @@ DOOR = "__init__.py"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-class UnknownModuleError(LookupError):
+class UnknownModuleError(KitError, LookupError):
     """A module of the kit is named, and there is no such file or no such name in it."""
 
 
