@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 02 · Classifier calibration: can the classifier be believed, and what is h~?
 #
-# **In one line.** A BERT tells golden replies from SmolLM2's (AUC 0.96) and hardly from wrong human solutions (0.55): it
-# learned the source, not correctness; its $\tilde h$ averages 1.08 on clean and 0.74 on contaminated samples.
+# **In one line.** A BERT tells golden replies from SmolLM2's (AUC 0.96) and not from wrong human solutions (0.52): it
+# learned the source, not correctness; its $\tilde h$ averages 1.11 on clean and 0.83 on contaminated samples.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
@@ -136,7 +136,7 @@ table.groupby(["classifier", "sample"], sort=False)["h"].describe()[["count", "m
 # %% [markdown]
 # What it shows, and what it does not. A contaminated sample lost its golden reply, so its $\tilde h$ is lower by about that
 # reply's $c$. The later notebooks use the classifier on the right: of the three it separates the two kinds best (means
-# 1.08 and 0.74). But $\tilde h$ is a mean over all four responses: it does not know *which slot* claims to be golden. The
+# 1.11 and 0.83). But $\tilde h$ is a mean over all four responses: it does not know *which slot* claims to be golden. The
 # wrong human solution keeps its share in both kinds of sample, and the violins overlap as far as $c$ is uncertain.
 
 # %% [markdown]

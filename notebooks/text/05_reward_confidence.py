@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 05 · Reward and confidence: do high rewards mean target-like responses?
 #
-# **In one line.** The slope of confidence on reward is -0.046 [-0.199, +0.107] lower for DoRA than for ERM: the paper's
+# **In one line.** The slope of confidence on reward differs by +0.076 [-0.162, +0.315] between DoRA and ERM: the paper's
 # positive difference is not reproduced at this scale, and the interval does not refute it.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
