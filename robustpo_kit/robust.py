@@ -26,6 +26,7 @@ from torch import Tensor
 
 from robustpo_kit.losses import check_number, check_positive
 
+COUPLINGS = ("separable", "log_sum_exp", "step")
 DEFAULT_LAM = 1.0  # of every kind that takes lam (DoRA Fig. 5)
 
 
@@ -78,11 +79,28 @@ class Aggregator:
     needs_h: bool = False
     sign: int = 1  # a log_sum_exp's value is sign * lam * log-mean-exp; -1 makes a soft minimum
 
+    def __post_init__(self) -> None:
+        if self.coupling not in COUPLINGS:
+            raise ValueError(f"coupling: one of {', '.join(COUPLINGS)}, got {self.coupling!r}")
+        defaults = {name: p.default for name, p in self._parameters.items()}
+        if defaults.get("lam", inspect.Parameter.empty) is not inspect.Parameter.empty:
+            raise ValueError("lam: its one default is DEFAULT_LAM; the function gives none")
+
+    @property
+    def _parameters(self) -> dict[str, inspect.Parameter]:
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
     @property
     def keywords(self) -> tuple[str, ...]:
         """The keywords of the function."""
-        parameters = inspect.signature(self.function).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+        return tuple(self._parameters)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The keywords that have no default; lam has one."""
+        parameters = self._parameters.values()
+        return tuple(p.name for p in parameters if p.default is p.empty and p.name != "lam")
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -140,6 +158,8 @@ def aggregate_with_weights(
         raise ValueError(f"normalise_h: expected 'none' or 'mean_one', got {normalise_h!r}")
     if unknown := [name for name in own if name not in aggregator.keywords]:
         raise ValueError(f"{unknown[0]}: '{kind}' takes {', '.join(aggregator.options)}")
+    if missing := [name for name in aggregator.required if name not in own]:
+        raise ValueError(f"{missing[0]}: '{kind}' needs it")
     _check_vector("per_sample", per_sample)
     arguments = [per_sample + loss_shift if loss_shift else per_sample]
     if aggregator.needs_h:

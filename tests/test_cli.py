@@ -339,3 +339,14 @@ def test_synthesise_stores_replies_that_the_mixture_reads(demo, tmp_path):
     assert [
         len(mixture.load_store(name)["1"]["replies"]) for name in ("own.jsonl", "own.jsonl_extra")
     ] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [(("--rows", "-3"), "at least one row"), ((), "--overwrite replaces them")]
+)
+def test_stored_replies_are_not_lost_by_a_slip(flags, said, capsys):
+    store = paths.SYNTHETIC / "how_to.jsonl"
+    before = store.read_bytes()
+    assert cli.main(["synthesise", "--task", "how_to", "--model", "tiny", *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert store.read_bytes() == before

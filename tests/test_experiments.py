@@ -354,3 +354,15 @@ def test_gamma_methods_hold_the_papers_settings():
         "simpo": "simpo(beta=10.0, gamma_beta_ratio=0.4)",
         "gamma-simpo": "gamma(simpo(beta=10.0), gamma_beta_ratio=0.4, tau=10.0)",
     }
+
+
+def test_equal_is_not_the_same(tmp_path):
+    """1, True and 1.0 are equal in Python, and are three settings."""
+    made = []
+
+    def make(folder):
+        made.append(folder)
+
+    for value in (1, True, 1.0, 1.0):
+        kept(tmp_path / "thing", {"value": value}, make)
+    assert len(made) == 3

@@ -163,3 +163,9 @@ def test_a_module_that_goes_is_missed(package):
         code_key("robustpo_kit.near")
     with pytest.raises(UnknownModuleError, match=r"numpy: no such module of the kit"):
         code_key("numpy")
+
+
+def test_the_kit_as_a_whole_is_refused():
+    """What is used of it would be out of sight."""
+    with pytest.raises(freshness.UnknownModuleError, match="import robustpo_kit hides"):
+        freshness.imported_modules("import robustpo_kit as kit")

@@ -187,7 +187,7 @@ EXACT = {  # name: (columns, keywords, the paper's formula)
 
 
 def call(name, scores):
-    return getattr(losses, name.split()[0])(scores, **EXACT[name][1])
+    return losses.BASES[name.split()[0]].loss(scores, **EXACT[name][1])
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -518,4 +518,4 @@ def test_bad_arguments_are_named(name, keywords, scores, argument):
 
 def test_every_loss_is_checked_against_a_formula():
     named = {name.split()[0] for name in EXACT}
-    assert set(losses.BASES) - {"beta_dpo"} == named == {*PAIRS, *LISTS, "sft"}
+    assert set(losses.BASES) - {"beta_dpo"} == named

@@ -15,6 +15,7 @@ from robustpo_kit.errors import KitError
 from robustpo_kit.losses import Scores
 from robustpo_kit.objectives import PRESETS, SpecError, build
 from robustpo_kit.objectives import objective as objective_module
+from robustpo_kit.records import torch_stream
 
 
 def toy(batch=6, count=2, seed=0):
@@ -293,7 +294,7 @@ def test_official_parity_starts_with_eight_normals_and_nineteen_updates():
     objective = build(
         "gamma(simpo, beta=10, gamma_beta_ratio=0.4, tau=10, parity='official', seed=3)"
     )
-    queue = margins.GapQueue(generator=torch.Generator().manual_seed(3), parity="official")
+    queue = margins.GapQueue(generator=torch_stream(3, "gap queue"), parity="official")
     assert torch.equal(objective.state_dict()["queue.gaps"], queue.state_dict()["gaps"])
     scores = toy()
     gaps = losses.simpo_gap(scores, beta=10)

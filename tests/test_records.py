@@ -273,3 +273,10 @@ def test_profile_takes_what_json_gives():
     assert (cfg.lam, cfg.listwise, cfg.epochs) == (2.0, ("rrhf",), 3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         cfg.lam = 3.0
+
+
+def test_a_digest_refuses_what_has_no_stable_value():
+    with pytest.raises(TypeError, match="two keys"):
+        records.digest({1: "a", "1": "b"})
+    with pytest.raises(TypeError, match="objects"):
+        records.digest(np.array([(1, object())], dtype=[("a", int), ("b", object)]))

@@ -103,7 +103,8 @@ def place(module: str) -> str:
 
 def check_picture(order: list[str]) -> None:
     """Fails unless `order` names every room and module, none of which imports a later one."""
-    found = modules()
+    doors = {f"robustpo_kit.{path.parent.name}": path for path in PACKAGE.glob("*/__init__.py")}
+    found = modules() | doors
     assert {place(name) for name in found} == set(order) and len(order) == len(set(order))
     for name, path in found.items():
         for other in freshness.imported_modules(path.read_text()):
@@ -137,6 +138,11 @@ def used_from_rooms(path: Path) -> set[tuple[str, str]]:
     tree, used = ast.parse(path.read_text()), set()
     rooms = {door.parent.name for door in PACKAGE.glob("*/__init__.py")}
     for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            paths = [
+                alias.name.split(".")[1:] for alias in node.names if "robustpo_kit." in alias.name
+            ]
+            used |= {(path[0], path[1]) for path in paths if path[0] in rooms and len(path) > 1}
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("robustpo_kit"):
             inside = node.module.split(".")[1:]
             names = [alias.name for alias in node.names]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, NonlinearConstraint, minimize
 
-from robustpo_kit import robust
+from robustpo_kit import objectives, robust
 
 quick = settings(max_examples=40, deadline=None)
 VALUES = st.lists(st.floats(-5, 30), min_size=1, max_size=40)
@@ -264,3 +264,29 @@ def test_bad_arguments_are_named(keywords, losses, h, argument):
     for function in (robust.aggregate, robust.weights):
         with pytest.raises(ValueError, match=rf"^{argument}\b"):
             function(losses, h, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("row", "argument"),
+    [
+        (lambda: robust.Aggregator(robust._erm, "steps"), "coupling"),
+        (lambda: robust.Aggregator(lambda losses, *, lam=5.0: None, "step"), "lam"),
+    ],
+)
+def test_a_row_that_makes_no_sense_is_refused(row, argument):
+    with pytest.raises(ValueError, match=argument):
+        row()
+
+
+def test_a_keyword_without_default_is_asked_for_by_name(monkeypatch):
+    def tail(losses, *, alpha):
+        worst = losses.topk(max(1, round(alpha * len(losses)))).values
+        return robust.Aggregate(worst.mean(), (losses >= worst.min()).to(losses) / len(worst))
+
+    monkeypatch.setitem(robust.AGGREGATORS, "tail", robust.Aggregator(tail, "step"))
+    losses = torch.arange(4.0)
+    with pytest.raises(ValueError, match="alpha: 'tail' needs it"):
+        robust.aggregate(losses, kind="tail")
+    with pytest.raises(ValueError, match="tail needs alpha"):
+        objectives.build("tail(dpo(beta=0.1))")
+    assert robust.aggregate(losses, kind="tail", alpha=0.5) == 2.5

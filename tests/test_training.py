@@ -65,8 +65,8 @@ CUTS = (
 )  # rows of a step and micro-batch: some leave a rank without a row
 COUPLED = [
     "dora(dpo_pl(beta=0.1), lam=0.7)",
-    SPECS[13],
-    SPECS[15],
+    "gamma(simpo(beta=2), gamma_beta_ratio=0.4, tau=3, capacity=6, solve_size=4)",
+    "beta_dpo(beta=0.1, alpha=0.5, keep=0.75)",
     "kto(beta=0.1)",
     "dpo(beta=0.1)",
 ]

@@ -33,6 +33,7 @@ def add_synthesise(commands: Commands) -> None:
         action="store_true",
         help="the one further reply of contaminated samples",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace replies that are there")
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts a batch")
     parser.add_argument("--seed", type=int, default=0)
@@ -44,6 +45,8 @@ def _synthesise(arguments: argparse.Namespace) -> int:
     from robustpo_kit.policies import SamplingConfig
 
     rows = data.load(arguments.task)
+    if arguments.rows < 0 or not len(rows):
+        raise KitError(f"--rows {arguments.rows}, of {len(rows)}: at least one row is expected")
     if arguments.rows:
         rows = rows.split({"rows": arguments.rows}, arguments.seed)["rows"][: arguments.rows]
         rows = rows.select(sorted(range(len(rows)), key=lambda row: len(rows[row].prompt)))
@@ -59,6 +62,8 @@ def _synthesise(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size, samples=samples
     )
     out = mixture.store_path(name)
+    if out.exists() and not arguments.overwrite:
+        raise KitError(f"{paths.show(out)}: holds replies; --overwrite replaces them")
     origin = {"model": arguments.model, "dtype": arguments.dtype}
     mixture.synthesise(rows, policy.model, policy.tokenizer, config, out, seed=seed, about=origin)
     print(f"{len(rows)} rows, {samples * len(rows)} replies -> {paths.show(out)}")

@@ -25,7 +25,7 @@ def kept(folder: Path, config: Mapping[str, Any], make: Callable[[Path], None]) 
     """
     stamp = _stamp(config, make)
     file = folder / STAMP
-    if file.exists() and read_json(file) == stamp:
+    if file.exists() and digest(read_json(file)) == digest(stamp):  # 1 is not True
         return folder
     with atomic_folder(folder) as temporary:
         make(temporary)
@@ -66,7 +66,8 @@ class Step(abc.ABC):
     @functools.cached_property
     def config(self) -> dict[str, Any]:
         """The fields by name: settings by value, rows by content, other steps by their keys."""
-        settings: dict[str, Any] = {}
+        own = type(self)
+        settings: dict[str, Any] = {"step": f"{own.__qualname__} {key_of_function(own)}"}
         made_from: dict[str, str] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -45,7 +45,7 @@ class Layer:
             return ("tau",)
         if self.name in BASES:
             return BASES[self.name].required
-        return ()
+        return AGGREGATORS[self.name].required
 
 
 def margin_gap(base: str) -> Callable[..., Tensor]:

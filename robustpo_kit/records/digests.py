@@ -46,6 +46,8 @@ def _feed(sha: "hashlib._Hash", value: Any) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
+        if len({str(key) for key in value}) < len(value):
+            raise TypeError("digest: two keys of a dict have the same text, so it has no order")
         sha.update(b"{%d" % len(value))
         for key in sorted(value, key=str):
             _feed(sha, str(key))
@@ -66,7 +68,7 @@ def _feed(sha: "hashlib._Hash", value: Any) -> None:
 def _feed_array(sha: "hashlib._Hash", value: Any) -> None:
     """Kind, shape and bytes of a tensor or an array."""
     kind, shape = str(value.dtype), list(value.shape)
-    if kind == "object":
+    if getattr(value.dtype, "hasobject", False):
         raise TypeError("digest: an array of objects holds addresses, not values; pass a list")
     if hasattr(value, "detach"):
         import torch

@@ -83,6 +83,11 @@ def imported_modules(code: str) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
+                if alias.name == KIT:
+                    raise UnknownModuleError(
+                        f"line {node.lineno}: import {KIT} hides what is used of it; "
+                        f"write from {KIT} import ..."
+                    )
                 if _is_of_the_kit(alias.name):
                     imported |= _modules_of(alias.name)
         elif isinstance(node, ast.ImportFrom):
