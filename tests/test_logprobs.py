@@ -18,7 +18,7 @@ from transformers import (
 from robustpo_kit import policies
 from robustpo_kit.data import Preference, PreferenceSet, Template
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies.attention import _matrix_attention
+from robustpo_kit.policies.attention import Terms, _matrix_attention
 
 VOCAB = 61
 SIZE = {
@@ -188,19 +188,21 @@ def test_a_packed_row_computes_each_prompt_once_and_never_the_last_token():
 
 @pytest.mark.parametrize("trained_head", [False, True])
 @pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("factor", [1.0, 0.4])
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * VOCAB * 16, 2**20])
-def test_chunked_projection_equals_log_softmax(trained_head, cap, chunk_bytes):
+def test_chunked_projection_equals_log_softmax(trained_head, factor, cap, chunk_bytes):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(37, 16, generator=generator, dtype=torch.float32, requires_grad=True)
     weight = torch.randn(VOCAB, 16, generator=generator).requires_grad_(trained_head)
     bias = torch.randn(VOCAB, generator=generator).requires_grad_(trained_head)
     labels = torch.randint(VOCAB, (37,), generator=generator)
     slope = torch.randn(37, generator=generator)
+    scale = policies.LogitScale(factor, cap)
     inputs = [hidden, weight, bias] if trained_head else [hidden]
     ours = policies.token_logps(
-        hidden, weight, labels, bias=bias, softcap=cap, chunk_bytes=chunk_bytes
+        hidden, weight, labels, bias=bias, scale=scale, chunk_bytes=chunk_bytes
     )
-    logits = hidden @ weight.T + bias
+    logits = factor * (hidden @ weight.T + bias)
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
     plain = torch.log_softmax(logits, -1)[range(37), labels]
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
@@ -256,7 +258,7 @@ def test_attention_by_matrix_products_is_scaled_dot_product_attention(scaling):
     expected = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True
     )
-    found = _matrix_attention(q, k, v, mask, scaling)
+    found = _matrix_attention(q, k, v, mask, Terms(scaling))
     torch.testing.assert_close(found, expected)
     weight = torch.randn(found.shape, dtype=torch.float64)
     for ours, theirs in zip(

@@ -1,15 +1,12 @@
 """Policies: an adapter starts as its reference, merging changes nothing, saved is loaded."""
 
-import dataclasses
-
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig
 
 from robustpo_kit import policies
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies import TokenRow, collate, probing, sequence_logps
+from robustpo_kit.policies import TokenRow, collate, sequence_logps
 
 ROW = TokenRow("r", (5, 6, 7), ((8, 9, 2), (10, 2)), (0, 0))
 
@@ -93,21 +90,6 @@ def test_what_cannot_be_done_is_refused():
         tiny().add_lora("mlp")
     with pytest.raises(KitError, match="dtype: 'int8'"):
         policies.load("tiny", dtype="int8")
-
-
-def test_a_model_that_cannot_share_prefixes_is_probed_once(monkeypatch):
-    probed = []
-    real = probing.sequence_logps
-    monkeypatch.setattr(
-        probing, "sequence_logps", lambda *inputs: probed.append(inputs) or real(*inputs)
-    )
-    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)
-    model = AutoModelForCausalLM.from_config(config).train()
-    policy = policies.Policy(model, policies.byte_tokenizer(), Template("plain"))
-    again = dataclasses.replace(policy, record={"source": "elsewhere"})
-    assert not policy.shared_prefix and not again.shared_prefix and len(probed) == 1
-    assert model.training  # as it was
-    assert tiny().shared_prefix and len(probed) == 2
 
 
 def test_a_policy_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

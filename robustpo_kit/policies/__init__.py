@@ -6,8 +6,8 @@ from robustpo_kit.policies.loading import load
 from robustpo_kit.policies.logprobs import sequence_logps
 from robustpo_kit.policies.lora import FusedLinear, fuse, merged_adapter
 from robustpo_kit.policies.policy import Policy
-from robustpo_kit.policies.probing import use_block_attention
-from robustpo_kit.policies.projection import token_logps, unwrap
+from robustpo_kit.policies.probing import Fit, fit_of, flex_serves, use_block_attention
+from robustpo_kit.policies.projection import LogitScale, token_logps, unwrap
 from robustpo_kit.policies.sampling import (
     Reply,
     cut_to_sentence,
@@ -19,7 +19,9 @@ from robustpo_kit.policies.tokens import TokenRow, TokenTable, tokenize
 
 __all__ = [
     "Batch",
+    "Fit",
     "FusedLinear",
+    "LogitScale",
     "Policy",
     "Reply",
     "SamplingConfig",
@@ -28,6 +30,8 @@ __all__ = [
     "byte_tokenizer",
     "collate",
     "cut_to_sentence",
+    "fit_of",
+    "flex_serves",
     "fuse",
     "load",
     "merged_adapter",

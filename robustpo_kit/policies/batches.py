@@ -34,7 +34,7 @@ class Blocks:
 
     def __init__(self, blocks: list[Block], positions: Tensor, kernel: str = "sdpa"):
         self.blocks, self.positions, self.kernel = blocks, positions, kernel
-        self.calls = 0  # attention layers that obeyed; the probe of a model counts them
+        self.beyond_flex = False  # a layer asked for what FlexAttention does not have
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
         self._flex_masks: dict[tuple[int | None, int], BlockMask] = {}
 

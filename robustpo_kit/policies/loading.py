@@ -12,6 +12,7 @@ from robustpo_kit import assets
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies.lora import fuse
+from robustpo_kit.policies.passes import first_line
 from robustpo_kit.policies.policy import RECORD, Policy, on_device, own_template, with_pad
 from robustpo_kit.policies.tiny import byte_tokenizer, tiny
 from robustpo_kit.records import read_json
@@ -34,7 +35,8 @@ def load(
         device: default: this rank's GPU, or the CPU where there is none.
 
     Raises:
-        KitError: for an unknown source or dtype.
+        KitError: for an unknown source or dtype, for weights that are missing, or for a model
+            whose log-probs cannot be computed rightly (`fit_of`).
     """
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
@@ -51,13 +53,33 @@ def load(
         base = load(record["source"], template=template, dtype=dtype, device=device)
         base.model = _with_adapter(base.model, folder)
         return dataclasses.replace(base, record=record)
-    hf_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="sdpa")
+    model = _model(folder, kind, str(source))
     tokenizer = with_pad(AutoTokenizer.from_pretrained(folder))
     origin = record.get("origin", str(source))
     record = {**record, "source": str(source), "origin": origin, "dtype": dtype}
     record.pop("merged", None)  # the merged weights lie in this folder now
     return Policy(on_device(model, device), tokenizer, template or own_template(tokenizer), record)
+
+
+def _model(folder: Path, dtype: torch.dtype, source: str) -> torch.nn.Module:
+    """The model of a folder with all its weights; its attention is the architecture's choice."""
+    hf_logging.disable_progress_bar()
+    options: Any = {"dtype": dtype, "output_loading_info": True}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except Exception as error:
+        raise KitError(
+            f"{source}: transformers loads no causal language model from it "
+            f"({first_line(error)}); choose another model"
+        ) from None
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise KitError(
+            f"{source}: holds no weights for {missing[0]} ({len(missing)} such) of "
+            f"{type(model).__name__}, which would stay random; choose a causal language model"
+        )
+    return model
 
 
 def _with_adapter(model: torch.nn.Module, folder: Path) -> torch.nn.Module:

@@ -1,6 +1,6 @@
 """Log-probabilities of tokens from hidden states, in chunks: no [B, L, V] tensor exists."""
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,43 @@ from transformers import PreTrainedModel
 CHUNK_BYTES = 32 * 2**20  # fp32 logits held at once
 
 
+class LogitScale(NamedTuple):
+    """What a model makes of h W^T + b, the product of its hidden states and its head.
+
+    logits = cap * tanh(factor * product / cap), or factor * product without a cap.
+    """
+
+    factor: float = 1.0  # Cohere, Granite, MiniCPM
+    cap: float | None = None  # the soft-cap of Gemma-2
+
+    def apply(self, product: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits and, where they are soft-capped, the tanh; `product` may be written to."""
+        if self.factor != 1:
+            product = product.mul_(self.factor)
+        if self.cap is None:
+            return product, None
+        bent = torch.tanh(product / self.cap)
+        return bent * self.cap, bent
+
+    def slope_(self, gradient: Tensor, bent: Tensor | None) -> Tensor:
+        """The gradient in the product from that in the logits, in its place."""
+        if bent is not None:
+            gradient.mul_(1 - bent * bent)
+        if self.factor != 1:
+            gradient.mul_(self.factor)
+        return gradient
+
+
+PLAIN_LOGITS = LogitScale()
+
+
 def token_logps(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
     *,
     bias: Tensor | None = None,
-    softcap: float | None = None,
+    scale: LogitScale = PLAIN_LOGITS,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
     """Log-probability [N] (fp32, nats) of `labels`, softmax over all V tokens.
@@ -26,11 +56,11 @@ def token_logps(
         weight: [V, D] of the head.
         labels: [N] tokens.
         bias: [V] of the head.
-        softcap: logits are softcap * tanh(logits / softcap), as in Gemma-2.
+        scale: of the logits.
         chunk_bytes: fp32 logits held at once.
     """
     rows = max(8, chunk_bytes // (4 * weight.shape[0]))
-    return _TokenLogps.apply(hidden, weight, bias, labels, softcap, rows)
+    return _TokenLogps.apply(hidden, weight, bias, labels, scale, rows)
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -48,23 +78,23 @@ class _TokenLogps(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         labels: Tensor,
-        cap: float | None,
+        scale: LogitScale,
         rows: int,
     ) -> Tensor:
-        ctx.cap, ctx.rows = cap, rows
+        ctx.scale, ctx.rows = scale, rows
         ctx.trained_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         grad = None
         if ctx.needs_input_grad[0] and not ctx.trained_head:
             grad = torch.empty_like(hidden)
         logps = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         for part in _chunks(len(labels), rows):
-            logits, bent = _logits(hidden[part], weight, bias, cap)
+            logits, bent = _logits(hidden[part], weight, bias, scale)
             chosen = logits.gather(1, labels[part, None])
             log_sum = torch.logsumexp(logits, dim=1, keepdim=True)
             logps[part] = (chosen - log_sum)[:, 0]
             if grad is not None:
                 softmax = logits.sub_(log_sum).exp_()
-                residual = _residual(softmax, labels[part], bent)
+                residual = scale.slope_(_residual(softmax, labels[part]), bent)
                 torch.mm(residual.to(weight.dtype), weight, out=grad[part])
         if ctx.trained_head:
             ctx.save_for_backward(hidden, weight, bias, labels)
@@ -82,9 +112,10 @@ class _TokenLogps(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = torch.zeros(len(weight), dtype=torch.float32, device=weight.device)
         for part in _chunks(len(labels), ctx.rows):
-            logits, bent = _logits(hidden[part], weight, bias, ctx.cap)
+            logits, bent = _logits(hidden[part], weight, bias, ctx.scale)
             softmax = torch.softmax(logits, dim=1)
-            residual = _residual(softmax, labels[part], bent, grad_out[part])
+            residual = _residual(softmax, labels[part]).mul_(grad_out[part, None])
+            residual = ctx.scale.slope_(residual, bent)
             grad_hidden[part] = residual.to(weight.dtype) @ weight
             grad_weight += residual.T @ hidden[part].float()
             if bias is not None:
@@ -100,30 +131,16 @@ def _chunks(total: int, rows: int) -> list[slice]:
 
 
 def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: LogitScale
 ) -> tuple[Tensor, Tensor | None]:
-    """fp32 logits [n, V] and, where they are soft-capped, tanh(raw / cap)."""
-    logits = F.linear(hidden, weight, bias).float()
-    if cap is None:
-        return logits, None
-    bent = torch.tanh(logits / cap)
-    return bent * cap, bent
+    """fp32 logits [n, V] and, where they are soft-capped, the tanh."""
+    return scale.apply(F.linear(hidden, weight, bias).float())
 
 
-def _residual(
-    softmax: Tensor, labels: Tensor, bent: Tensor | None, factor: Tensor | None = None
-) -> Tensor:
-    """d logp / d raw logits [n, V] = (1[label] - softmax) * d capped / d raw, in `softmax`'s place.
-
-    `bent` is tanh(raw / cap) of soft-capped logits, `factor` [n] scales the rows.
-    """
+def _residual(softmax: Tensor, labels: Tensor) -> Tensor:
+    """d logp / d logits [n, V] = 1[label] - softmax, in `softmax`'s place."""
     residual = softmax.neg_()
-    residual.scatter_add_(1, labels[:, None], torch.ones_like(residual[:, :1]))
-    if factor is not None:
-        residual.mul_(factor[:, None])
-    if bent is not None:
-        residual.mul_(1 - bent * bent)
-    return residual
+    return residual.scatter_add_(1, labels[:, None], torch.ones_like(residual[:, :1]))
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
