@@ -18,22 +18,33 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor
+from training_setting import (
+    FSDP2,
+    ROWS,
+    Step,
+    assert_same,
+    counted,
+    dataset_for,
+    error,
+    flat,
+    gpus_by_name,
+    preferences,
+    replaced,
+    starved,
+    tiny,
+    weights,
+    whole,
+)
 
 import robustpo_kit
 from robustpo_kit import objectives, policies, training
-from robustpo_kit.data import Preference, PreferenceSet, Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import collate, sequence_logps, tokenize
 from robustpo_kit.training import ExactStep, TrainConfig, scoring
 from robustpo_kit.training.checkpoints import checkpoint_folders
 from robustpo_kit.training.ranks import this_rank
-from robustpo_kit.training.signals import fitting_rows
 from robustpo_kit.training.step import in_two_passes, online, separable
-from robustpo_kit.training.trainer import trainer_arguments
 
-ROWS = 8
-LETTERS = "abcdefghijklmnop"
 AGGREGATORS = (
     "erm({})",
     "reweight({})",
@@ -70,116 +81,6 @@ COUPLED = [
     "kto(beta=0.1)",
     "dpo(beta=0.1)",
 ]
-
-
-def preferences(k: int = 3, rows: int = ROWS, seed: int = 0) -> PreferenceSet:
-    """Rows of random letters with rewards and h; prompts and responses of many lengths."""
-    g = torch.Generator().manual_seed(seed)
-
-    def text(low: int, high: int) -> str:
-        n = int(torch.randint(low, high, (1,), generator=g))
-        return "".join(LETTERS[i] for i in torch.randint(len(LETTERS), (n,), generator=g))
-
-    return PreferenceSet(
-        Preference(
-            f"r{i}",
-            f"g{i}",
-            text(3, 15),
-            tuple(text(2, 12) for _ in range(k)),
-            tuple("xyz"[:k]),
-            tuple(torch.randn(k, generator=g).tolist()),
-            0,
-            False,
-            0.4 + 1.2 * float(torch.rand((), generator=g)),
-        )
-        for i in range(rows)
-    )
-
-
-def dataset_for(objective, rows: int = ROWS) -> PreferenceSet:
-    """Pairs or triples, as the objective takes them."""
-    return preferences(3 if objective.responses == "list" else 2, rows)
-
-
-def tiny() -> policies.Policy:
-    return policies.tiny(policies.byte_tokenizer(), template=Template("plain"), hidden=16)
-
-
-class Step:
-    """A trainer before its first step, with reference log-probs that are not the policy's own."""
-
-    def __init__(self, spec: str, folder: Path, rows: int = ROWS, **settings):
-        self.policy, self.objective = tiny(), objectives.build(spec)
-        self.config = TrainConfig(batch_size=ROWS, **{"micro_batch_size": ROWS} | settings)
-        self.rows = fitting_rows(dataset_for(self.objective, rows), self.objective)
-        self.tokens = tokenize(
-            self.rows,
-            self.policy.tokenizer,
-            self.policy.template,
-            mismatched=self.objective.needs_kl,
-        )
-        self.reference = None
-        if self.objective.needs_reference:
-            own = training.response_logps(self.policy.model, self.tokens)
-            self.reference = own + 4 * torch.randn(
-                own.shape, generator=torch.Generator().manual_seed(1)
-            )
-        self.signals = training.Signals.of(self.rows, self.tokens, self.reference)
-        arguments = trainer_arguments(self.config, str(folder), 1)
-        self.trainer = training.StepTrainer(
-            self.policy, self.tokens, self.signals, self.objective, self.config, arguments, "test"
-        )
-        self.trainer.create_optimizer_and_scheduler(1)
-
-    def gradient(self, times: int = 2) -> torch.Tensor:
-        """The gradient of the last of `times` steps on the same rows; queues have filled by it."""
-        for _ in range(times):
-            self.policy.model.zero_grad()
-            self.trainer.take_step(self.trainer.model, 0)
-        return flat(self.policy.model)
-
-    def by_hand(self, groups: list[list[int]], times: int = 2) -> torch.Tensor:
-        """The same by plain autograd: a mean over `groups` of rows, each one batch."""
-        for _ in range(times):
-            self.policy.model.zero_grad()
-            for group in groups:
-                logps = sequence_logps(
-                    self.policy.model, collate([self.tokens.rows[i] for i in group])
-                )
-                scores, h = self.signals.scores(
-                    logps, torch.tensor(group), mismatched=self.tokens.mismatched
-                )
-                (self.objective.step_loss(scores, h).loss / len(groups)).backward()
-        return flat(self.policy.model)
-
-
-def flat(model: torch.nn.Module) -> torch.Tensor:
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return torch.cat(
-        [(g.full_tensor() if isinstance(g, DTensor) else g).flatten() for g in gradients]
-    )
-
-
-def weights(policy: policies.Policy) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in policy.trainable()}
-
-
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative error of a gradient."""
-    assert float(expected.norm()) > 1e-4
-    return float((found - expected).norm() / expected.norm())
-
-
-def whole(step: Step) -> list[int]:
-    """The rows of the one step, in the order of its plan."""
-    return step.trainer.plan[0]
-
-
-def starved(real, model, cut, places):
-    """Log-probs on a device whose memory holds two prompts, three where no gradients are kept."""
-    if len(places) > 3 or (len(places) > 2 and torch.is_grad_enabled()):
-        raise torch.OutOfMemoryError("out of memory (injected)")
-    return real(model, cut, places)
 
 
 # --- exactness
@@ -223,11 +124,11 @@ class MeanOfLogps:
 
 
 def test_training_takes_any_object_with_what_its_protocol_names():
-    policy, config = tiny(), TrainConfig(batch_size=4, micro_batch_size=2, learning_rate=1e-2)
-    record = training.train(policy, preferences(2), MeanOfLogps(), config)
+    config = TrainConfig(batch_size=ROWS, micro_batch_size=2, epochs=3, learning_rate=1e-2)
+    record = training.train(tiny(), preferences(2), MeanOfLogps(), config)
     assert record.objective == "mean_of_logps()" and "logp = sum" in training.run_card(record)
     assert record.history[-1]["chosen_logp"] > record.history[0]["chosen_logp"]
-    assert record.history[0]["ess"] == pytest.approx(4)
+    assert record.history[0]["ess"] == pytest.approx(ROWS)
 
 
 @pytest.mark.parametrize(
@@ -346,22 +247,7 @@ def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
         Step("dpo(beta=0.1)", tmp_path).gradient()
 
 
-def assert_same(found: dict, expected: dict, tolerance: float = 0.0) -> None:
-    assert found.keys() == expected.keys()
-    for name in expected:
-        a, b = (torch.as_tensor(state[name]) for state in (found, expected))
-        torch.testing.assert_close(
-            a, b, atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
 # --- two ranks
-
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-}
 
 
 def torchrun(folder: Path, what: str, **environment: str) -> None:
@@ -538,6 +424,45 @@ def test_lora_under_fsdp2_learns_what_one_process_learns(dtype, tolerance, tmp_p
     )
 
 
+def test_full_fine_tuning_in_bfloat16_under_fsdp2_keeps_masters_and_resumes(tmp_path):
+    torchrun(tmp_path, "sharded_masters", **FSDP2)
+    one = masters_run(tmp_path, "one")
+    start = dict(tiny().model.to(torch.bfloat16).named_parameters())
+    two = policies.load(tmp_path / "straight", dtype="bfloat16")
+    for (key, ours), (_, theirs) in zip(one.trainable(), two.trainable(), strict=True):
+        moved = (ours - start[key]).detach().float().norm()
+        assert float((theirs - ours).detach().float().norm()) <= 0.2 * float(moved), key
+    last = "checkpoint-8/optimizer.safetensors"
+    states = [
+        load_file(tmp_path / f"{name}-checkpoints" / last) for name in ("straight", "resumed")
+    ]
+    assert_same(*states)
+    assert {value.dtype for value in states[0].values()} == {torch.float32}
+    weights_after = [
+        load_file(tmp_path / name / "model.safetensors") for name in ("straight", "resumed")
+    ]
+    assert_same(*weights_after)
+
+
+def masters_run(folder: Path, name: str, max_steps: int = 0) -> policies.Policy:
+    """Full fine-tuning of bfloat16 weights by a coupled objective, 8 steps with checkpoints."""
+    _, objective, config = sharded_run(folder / name, max_steps)
+    policy = tiny()
+    policy.model.to(torch.bfloat16)
+    config = dataclasses.replace(config, checkpoint=str(folder / f"{name}-checkpoints"))
+    training.train(policy, dataset_for(objective), objective, config)
+    return policy
+
+
+def sharded_masters(folder: Path) -> None:
+    """Under torchrun with FSDP2: straight through, and in two halves."""
+    gpus_by_name()
+    training.runs.run_identity = lambda *_: {"a run": "whatever its max_steps"}
+    masters_run(folder, "straight").save(folder / "straight")
+    masters_run(folder, "resumed", max_steps=4)
+    masters_run(folder, "resumed").save(folder / "resumed")
+
+
 def lora_run(folder: Path, name: str, dtype: str, max_steps: int = 0) -> policies.Policy:
     """LoRA over a saved base by a coupled objective, 8 steps with checkpoints."""
     _, objective, config = sharded_run(folder / name, max_steps)
@@ -550,7 +475,7 @@ def lora_run(folder: Path, name: str, dtype: str, max_steps: int = 0) -> policie
 def sharded_lora(folder: Path) -> None:
     """Under torchrun with FSDP2: straight through, and in two halves."""
     gpus_by_name()
-    training.runs.run_digest = lambda *_: "a run, whatever its max_steps"
+    training.runs.run_identity = lambda *_: {"a run": "whatever its max_steps"}
     dtype = os.environ["DTYPE"]
     lora_run(folder, "straight", dtype).save(folder / "straight")
     lora_run(folder, "resumed", dtype, max_steps=4)
@@ -587,25 +512,6 @@ def failing_once(real):
     return logps
 
 
-def counted(real, calls: list):
-    """The function, noting every call."""
-    return lambda *arguments: calls.append(1) or real(*arguments)
-
-
-def gpus_by_name() -> None:
-    """accelerate takes FSDP2 for GPUs only: ranks on CPUs are called so."""
-    from accelerate.state import DistributedType, PartialState
-
-    real = PartialState.__init__
-
-    def init(self, *arguments, **keywords):
-        real(self, *arguments, **keywords)
-        if self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.MULTI_GPU
-
-    PartialState.__init__ = init
-
-
 def sharded(folder: Path) -> None:
     """Under torchrun with FSDP2: gradients, a run straight through, and one in two halves."""
     from torch.distributed.fsdp import FSDPModule
@@ -621,7 +527,7 @@ def sharded(folder: Path) -> None:
             )
             found[f"{i}-{rows}-{micro}"] = step.gradient()
     histories, calls = [], []
-    training.runs.run_digest = lambda *_: "a run, whatever its max_steps"
+    training.runs.run_identity = lambda *_: {"a run": "whatever its max_steps"}
     for name, folder_ in (("straight", folder / "a"), ("resumed", folder / "b")):
         if name == "resumed":  # half of it, and on from its checkpoint
             policy, objective, config = sharded_run(folder_, 4)
@@ -658,6 +564,12 @@ def ranks_run(folder: Path, micro: int = 1) -> tuple:
 
 def ranks(folder: Path) -> None:
     """Under torchrun: gradients of the coupled objectives and one short run, written by rank 0."""
+
+    class Refused(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, *_, **__):
+            raise AssertionError("wrapped in DDP, whose buckets nothing would reduce")
+
+    torch.nn.parallel.DistributedDataParallel = Refused
     found, limits = {}, []
     for i, spec in enumerate(COUPLED):
         for rows, micro in CUTS:
@@ -859,12 +771,6 @@ def test_reference_is_scored_once_and_a_damaged_or_stale_cache_is_rebuilt(
 # --- what is refused
 
 
-def replaced(rows: PreferenceSet, place: int, **fields) -> PreferenceSet:
-    return PreferenceSet(
-        dataclasses.replace(row, **fields) if i == place else row for i, row in enumerate(rows)
-    )
-
-
 @pytest.mark.parametrize(
     ("spec", "k", "fields", "says"),
     [
@@ -963,9 +869,8 @@ def test_every_epoch_shuffles_and_drops_no_row():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] != "killed":
-        {"ranks": ranks, "sharded": sharded, "sharded_lora": sharded_lora}[sys.argv[1]](
-            Path(sys.argv[2])
-        )
+        scenes = (ranks, sharded, sharded_lora, sharded_masters)
+        {scene.__name__: scene for scene in scenes}[sys.argv[1]](Path(sys.argv[2]))
         training.end_ranks()
     else:
         killed(sys.argv[2], Path(sys.argv[3]))

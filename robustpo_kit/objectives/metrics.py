@@ -22,25 +22,35 @@ def step_metrics(
         weights: [B], their gradient weights.
         h: [B], calibration factors, or None where the objective takes none.
     """
+    best = _best_columns(base, scores)
     measured = {
         "loss_mean": per_sample.mean(),
         "ess": robust.effective_sample_size(weights),
         "max_weight": weights.max() / weights.sum().clamp(min=1e-30),
         "weight_sum": weights.sum(),
-        "logps_chosen": scores.logps[:, 0].mean(),
+        "logps_chosen": scores.logps.gather(1, best).mean(),
     }
     if base.needs_reference:
-        measured["chosen_shift"] = losses.log_ratios(scores)[:, 0].mean()
+        measured["chosen_shift"] = losses.log_ratios(scores).gather(1, best).mean()
     if base.responses != "one":
-        measured |= _ranking_metrics(base, scores)
+        measured |= _ranking_metrics(base, scores, best)
     if h is not None:
         measured["h_mean"] = h.mean()
         measured["corr_h_weight"] = _correlation(h, weights)
     return measured
 
 
-def _ranking_metrics(base: Base, scores: Scores) -> dict[str, Tensor]:
-    """How often the best response (chosen, or of highest reward) has the policy's highest score.
+def _best_columns(base: Base, scores: Scores) -> Tensor:
+    """The best response's column [B, 1]: the chosen one of a pair, a list's of highest reward."""
+    if base.responses != "list":
+        return torch.zeros(len(scores.logps), 1, dtype=torch.long, device=scores.logps.device)
+    padding = ~losses.real_columns(scores)
+    rewards = losses.column_rewards(scores).masked_fill(padding, -math.inf)
+    return rewards.argmax(dim=-1, keepdim=True)
+
+
+def _ranking_metrics(base: Base, scores: Scores, best: Tensor) -> dict[str, Tensor]:
+    """How often the best response has the policy's highest score.
 
     The policy's own score of a response is r_k with a reference, else a_k.
     """
@@ -51,8 +61,7 @@ def _ranking_metrics(base: Base, scores: Scores) -> dict[str, Tensor]:
         gap = (implicit[:, 0] - implicit[:, 1]).mean()
         return {"accuracy": right.to(implicit.dtype).mean(), "gap_mean": gap}
     padding = ~losses.real_columns(scores)
-    best = losses.column_rewards(scores).masked_fill(padding, -math.inf).argmax(dim=-1)
-    right = implicit.masked_fill(padding, -math.inf).argmax(dim=-1) == best
+    right = implicit.masked_fill(padding, -math.inf).argmax(dim=-1, keepdim=True) == best
     return {"accuracy": right.to(implicit.dtype).mean()}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import glob
 import json
 import os
@@ -16,18 +17,24 @@ import psutil
 from robustpo_kit import paths
 from robustpo_kit.errors import KitError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it on success, remove it on failure."""
+    """Yield a temporary path beside `path`; rename it on success, remove it on failure.
+
+    Raises KitError naming `path` where the disk is full.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -36,6 +43,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     What stood in `folder` goes only once the new one is complete; on failure it stays, and the
     temporary one goes. Leftovers of processes that were killed on this machine are cleared up.
+    Raises KitError naming `folder` where the disk is full.
     """
     folder = Path(folder)
     prefix = f".{folder.name}.{platform.node()}-"
@@ -45,15 +53,30 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         owner = int(leftover.stem.removeprefix(prefix))
         if owner == os.getpid() or not psutil.pid_exists(owner):
             _clear(leftover, folder)
-    temporary.mkdir(parents=True)
+    with _naming_full_disk(folder):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            if folder.exists():
+                os.replace(folder, before)
+            os.replace(temporary, folder)
+        finally:
+            _clear(temporary, folder)
+            _clear(before, folder)
+
+
+@contextlib.contextmanager
+def _naming_full_disk(path: Path) -> Iterator[None]:
+    """Turn what Python or safetensors says of a full disk into a KitError that names `path`."""
     try:
-        yield temporary
-        if folder.exists():
-            os.replace(folder, before)
-        os.replace(temporary, folder)
-    finally:
-        _clear(temporary, folder)
-        _clear(before, folder)
+        yield
+    except Exception as error:
+        said = os.strerror(errno.ENOSPC) in str(error)
+        if said or (isinstance(error, OSError) and error.errno in FULL):
+            raise KitError(
+                f"{paths.show(path)}: not written, the disk is full; free some space and try again"
+            ) from error
+        raise
 
 
 def _clear(leftover: Path, folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 from robustpo_kit.training.checkpoints import last_checkpoint
 from robustpo_kit.training.config import TrainConfig
+from robustpo_kit.training.forward import response_logps
+from robustpo_kit.training.interrupts import Terminated
 from robustpo_kit.training.plan import micro_batches, step_rows
 from robustpo_kit.training.ranks import Exchange, end_ranks
 from robustpo_kit.training.record import run_card
 from robustpo_kit.training.reference import reference_logps
 from robustpo_kit.training.runs import prepare, step_gradient, train
-from robustpo_kit.training.scoring import Scorer, response_logps, score
+from robustpo_kit.training.scoring import Scorer, score
 from robustpo_kit.training.signals import Signals
 from robustpo_kit.training.step import ExactStep
 from robustpo_kit.training.step_objective import StepObjective
@@ -20,6 +22,7 @@ __all__ = [
     "Signals",
     "StepObjective",
     "StepTrainer",
+    "Terminated",
     "TrainConfig",
     "end_ranks",
     "last_checkpoint",

@@ -14,6 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from robustpo_kit import paths
 from robustpo_kit.errors import KitError
 from robustpo_kit.records import atomic_folder, file_digest, read_json, write_json
+from robustpo_kit.training.identity import Identity
 
 CHECKPOINTS_KEPT = 2
 SUMMARY, HISTORY, SCHEDULER = "checkpoint.json", "history.json", "scheduler.json"
@@ -26,8 +27,9 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """All that a run needs to go on as if it had not stopped."""
 
-    run: str  # digest of what decides the run
+    run: Identity  # what decides the run
     layout: str  # ranks, and how state is cut up over them
+    micro_batch_size: int  # as the run was told
     micro_limit: int  # prompts of a micro-batch, as memory has allowed so far
     history: list[dict[str, Any]]
     trainer: TrainerState
@@ -50,6 +52,7 @@ def write_checkpoint(root: Path, checkpoint: Checkpoint) -> None:
         summary = {
             "run": checkpoint.run,
             "layout": checkpoint.layout,
+            "micro_batch_size": checkpoint.micro_batch_size,
             "micro_limit": checkpoint.micro_limit,
             "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
         }

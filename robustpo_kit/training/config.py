@@ -28,6 +28,7 @@ class TrainConfig:
     kernel: str = "auto"  # attention of shared rows: sdpa | flex (GPU) | auto
     max_length: int = 1024  # tokens of prompt + response
     max_response: int | None = None  # default: half of max_length
+    master_weights: bool = True  # fp32 copies of 16-bit weights that are trained take their updates
     gradient_checkpointing: bool = False
     checkpoint: str | None = None  # folder; None: no checkpoints
     checkpoint_every: int = 20  # steps

@@ -22,17 +22,21 @@ def this_rank() -> int:
     return dist.get_rank() if _has_group() else 0
 
 
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
-
-
 def gather_states(state: Any) -> list[Any]:
     """The state of every rank, on every rank; small things only, they travel as objects."""
     states = [state] * world_size()
     if world_size() > 1:
         dist.all_gather_object(states, state)
     return states
+
+
+def on_any_rank(condition: bool, device: torch.device) -> bool:
+    """Whether `condition` holds on one rank or more; all ranks must ask."""
+    if world_size() == 1:
+        return condition
+    votes = torch.tensor(float(condition), device=device)
+    dist.all_reduce(votes)
+    return bool(votes.item())
 
 
 def end_ranks() -> None:
@@ -69,20 +73,16 @@ class Exchange:
         """Add the gradient of `loss` to the parameters'."""
         loss.backward()
 
-    def gather(self, logps: Tensor) -> Tensor:
-        """Log-probs of the whole step, in place: each rank fills in its rows, the rest is zero."""
+    def gather(self, values: Tensor) -> Tensor:
+        """Values of the whole step, in place: each rank fills in its own, the rest is zero."""
         if world_size() > 1:
             self.agree_on_memory()
-            dist.all_reduce(logps)
-        return logps
+            dist.all_reduce(values)
+        return values
 
     def agree_on_memory(self, *, starved: bool = False) -> None:
         """Before ranks exchange anything: raises on all of them where one has run out of memory."""
-        if world_size() == 1:
-            return
-        votes = torch.tensor(float(starved), device=self.device)
-        dist.all_reduce(votes)
-        if votes.item():
+        if world_size() > 1 and on_any_rank(starved, self.device):
             raise AnotherRankStarved
 
     def sum_gradients(self, model: nn.Module) -> None:
@@ -96,24 +96,7 @@ class Exchange:
             dist.all_reduce(gradient)
 
 
-class WrappedExchange(Exchange):
-    """The same where accelerate has wrapped the model for data parallelism (DDP)."""
-
-    def __init__(self, accelerator: Accelerator):
-        super().__init__(accelerator.device)
-        self.accelerator = accelerator
-
-    def micro_batch(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-        """DDP must never reduce in the backward pass: `sum_gradients` does."""
-        del last
-        return self.accelerator.no_sync(model)
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss` as accelerate would have it."""
-        self.accelerator.backward(loss)
-
-
-class HookedExchange(WrappedExchange):
+class HookedExchange(Exchange):
     """FSDP2 and DeepSpeed: their hooks average gradients in a step's last backward pass.
 
     The hooks exchange tensors in both passes, so that a rank that has run out of memory cannot ask
@@ -123,8 +106,8 @@ class HookedExchange(WrappedExchange):
     hooks_reduce = True
 
     def __init__(self, accelerator: Accelerator, *, deepspeed: bool):
-        super().__init__(accelerator)
-        self.deepspeed = deepspeed
+        super().__init__(accelerator.device)
+        self.accelerator, self.deepspeed = accelerator, deepspeed
 
     def micro_batch(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """Gradients are reduced at the last micro-batch only."""
@@ -138,7 +121,7 @@ class HookedExchange(WrappedExchange):
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss`; the hooks will average over ranks where a sum is meant."""
-        super().backward(loss * world_size())
+        self.accelerator.backward(loss * world_size())
 
     def agree_on_memory(self, *, starved: bool = False) -> None:
         """Nothing: the hooks have exchanged tensors already."""

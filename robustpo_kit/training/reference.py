@@ -2,18 +2,27 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustpo_kit.policies import Policy, TokenTable
-from robustpo_kit.records import atomic_write, digest
+from robustpo_kit.errors import KitError
+from robustpo_kit.policies import Policy, TokenTable, unwrap
+from robustpo_kit.records import atomic_write, code_key, digest
 from robustpo_kit.training.config import TrainConfig
+from robustpo_kit.training.forward import response_logps
 from robustpo_kit.training.ranks import this_rank, world_size
-from robustpo_kit.training.scoring import layout_of, response_logps
+from robustpo_kit.training.scoring import kernel_of, layout_of
+
+# Modules whose code, with what they import, decides reference log-probs.
+CODE = ("robustpo_kit.training.forward", "robustpo_kit.policies.probing")
+# Entries of a model's config that name or describe it.
+ASIDE = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +36,15 @@ def reference_logps(
         policy: The policy before training.
         tokens: N rows of at most K responses.
         config: Of the run; its layout.
-        cache: Folder of what was scored before, recognised by rows, template, tokenizer and base
-            weights; None scores anew. A file that is truncated or altered is noticed and rebuilt.
+        cache: Folder of what was scored before, recognised by `reference_key`; None scores anew. A
+            file that is truncated or altered is noticed and rebuilt.
 
     Returns:
         Log-probs [N, K] in nats on the CPU.
     """
     if cache is None:
         return _scored(policy, tokens, config)
-    key = _cache_key(policy, tokens)
+    key = digest(reference_key(policy, tokens))
     path = Path(cache) / f"{key[:24]}.safetensors"
     logps = _read_cache(path, key)
     found_everywhere = _on_all_ranks(logps is not None, policy.device)
@@ -43,30 +52,49 @@ def reference_logps(
         return logps
     logps = _scored(policy, tokens, config)
     if this_rank() == 0:
-        metadata = {"key": key, "sha256": digest(logps)}
-        with atomic_write(path) as temporary:
-            save_file({"logps": logps}, temporary, metadata=metadata)
+        _write_cache(path, key, logps)
     return logps
 
 
+def reference_key(policy: Policy, tokens: TokenTable) -> dict[str, Any]:
+    """All that decides reference log-probs, by name, but not how they are computed.
+
+    Layout and kernel change their rounding only, so that one cache serves them all; the code that
+    computes them counts, and the library that holds the architectures.
+    """
+    return {
+        "tokens": tokens.digest(),
+        "weights": policy.fingerprint(),
+        "model config": model_config(policy),
+        "code": code_key(*CODE),
+        "transformers": transformers.__version__,
+    }
+
+
+def model_config(policy: Policy) -> dict[str, Any]:
+    """The model's class and configuration, but for entries that decide no log-probability."""
+    core = unwrap(policy.model)
+    settings = {name: value for name, value in core.config.to_dict().items() if name not in ASIDE}
+    return {"class": type(core).__name__, **settings}
+
+
 def _scored(policy: Policy, tokens: TokenTable, config: TrainConfig) -> Tensor:
-    layout = layout_of(policy, config)
+    layout, kernel = layout_of(policy, config), kernel_of(policy, config)
     if policy.has_adapter:
         with policy.reference() as model:
-            return response_logps(model, tokens, layout=layout)
+            return response_logps(model, tokens, layout=layout, kernel=kernel)
     policy.model.eval()
-    return response_logps(policy.model, tokens, layout=layout)
+    return response_logps(policy.model, tokens, layout=layout, kernel=kernel)
 
 
-def _cache_key(policy: Policy, tokens: TokenTable) -> str:
-    tokenizer = policy.tokenizer
-    return digest(
-        tokens.digest(),
-        policy.template,
-        type(tokenizer).__name__,
-        len(tokenizer),
-        policy.fingerprint(),
-    )
+def _write_cache(path: Path, key: str, logps: Tensor) -> None:
+    """Write a cache file; a disk that is full is no reason to end the run."""
+    metadata = {"key": key, "sha256": digest(logps)}
+    try:
+        with atomic_write(path) as temporary:
+            save_file({"logps": logps}, temporary, metadata=metadata)
+    except (OSError, SafetensorError, KitError) as error:
+        log.warning("reference cache %s: not written (%s)", path.name, error)
 
 
 def _read_cache(path: Path, key: str) -> Tensor | None:

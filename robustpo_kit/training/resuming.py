@@ -5,6 +5,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -21,7 +22,8 @@ from robustpo_kit.records import read_json
 from robustpo_kit.training import checkpoints
 from robustpo_kit.training.config import TrainConfig
 from robustpo_kit.training.generators import pack_generators, unpack_generators
-from robustpo_kit.training.ranks import barrier, gather_states, this_rank, world_size
+from robustpo_kit.training.identity import Identity, differences, in_words
+from robustpo_kit.training.ranks import gather_states, this_rank, world_size
 from robustpo_kit.training.step_objective import StepObjective
 
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -35,7 +37,7 @@ class ResumableTrainer(Trainer):
 
     config: TrainConfig
     objective: StepObjective
-    run: str  # digest of what decides the run
+    run: Identity  # what decides the run
     history: list[dict[str, Any]]  # one row a step
     micro_limit: int
 
@@ -52,25 +54,38 @@ class ResumableTrainer(Trainer):
                 f"{paths.show(folder.parent)}: written by {summary['layout']}, and this is "
                 f"{self._rank_layout()}; resume it as it was started, or choose another folder"
             )
-        if summary["run"] != self.run:
-            raise KitError(
-                f"{paths.show(folder.parent)}: holds checkpoints of another run (data, model, "
-                "objective or config differ); choose another folder or delete it"
-            )
+        self._refuse_another_run(folder.parent, summary["run"])
         self.history = read_json(folder / checkpoints.HISTORY)
-        self.micro_limit = summary["micro_limit"]
+        if summary["micro_batch_size"] == self.config.micro_batch_size:
+            self.micro_limit = summary["micro_limit"]
         self.objective.load_state_dict(self._rank_state(folder)["objective"])
         return str(folder)
+
+    def _refuse_another_run(self, root: Path, stored: Identity | str) -> None:
+        """Raises KitError that names what differs where a checkpoint is not of this run."""
+        if not isinstance(stored, dict):
+            raise KitError(
+                f"{paths.show(root)}: holds checkpoints of an earlier version of the kit; choose "
+                "another folder or delete it"
+            )
+        found = differences(stored, self.run)
+        if found:
+            raise KitError(
+                f"{paths.show(root)}: holds checkpoints of another run ({in_words(found)}); choose "
+                "another folder or delete it"
+            )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         del trial
         state = {"rng": pack_generators(), "objective": self.objective.state_dict()}
         states = gather_states(state)
         weights, optimizer = self._whole_state(model)
+        problem = None
         if this_rank() == 0:
             checkpoint = checkpoints.Checkpoint(
                 run=self.run,
                 layout=self._rank_layout(),
+                micro_batch_size=self.config.micro_batch_size,
                 micro_limit=self.micro_limit,
                 history=self.history,
                 trainer=self.state,
@@ -79,8 +94,26 @@ class ResumableTrainer(Trainer):
                 weights=weights,
                 ranks=states,
             )
-            checkpoints.write_checkpoint(Path(_present(self.config.checkpoint)), checkpoint)
-        barrier()
+            problem = self._problem_of_writing(checkpoint)
+        problem = gather_states(problem)[0]
+        if problem:
+            raise KitError(problem)
+
+    def _problem_of_writing(self, checkpoint: checkpoints.Checkpoint) -> str | None:
+        """Write a checkpoint; returns what went wrong, so that every rank can be told."""
+        root = Path(_present(self.config.checkpoint))
+        try:
+            checkpoints.write_checkpoint(root, checkpoint)
+        except (OSError, SafetensorError, KitError) as error:
+            last = checkpoints.last_checkpoint(root)
+            mend = "the run starts again from its first step"
+            if last is not None:
+                mend = f"the run goes on from {last.name}"
+            return (
+                f"{paths.show(root)}: checkpoint of step {self.state.global_step} not written "
+                f"({error}); free space or choose another folder, then {mend}"
+            )
+        return None
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

@@ -1,26 +1,38 @@
 """A run: rows to tokens, reference, steps, record."""
 
+import contextlib
 import dataclasses
+import logging
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import TrainingArguments
 
 from robustpo_kit import paths
 from robustpo_kit.data import PreferenceSet
-from robustpo_kit.policies import Policy, TokenTable, tokenize
+from robustpo_kit.errors import KitError
+from robustpo_kit.policies import Policy, tokenize
 from robustpo_kit.records import RunRecord, digest
 from robustpo_kit.training.config import TrainConfig
+from robustpo_kit.training.identity import Identity, differences, in_words, run_identity
+from robustpo_kit.training.interrupts import Terminated
+from robustpo_kit.training.launching import trainer_arguments
+from robustpo_kit.training.lifeline import Lifeline
+from robustpo_kit.training.memory import out_of_memory
 from robustpo_kit.training.plan import steps
+from robustpo_kit.training.ranks import gather_states, this_rank
 from robustpo_kit.training.record import run_record
 from robustpo_kit.training.reference import reference_logps
 from robustpo_kit.training.signals import Signals, fitting_rows
+from robustpo_kit.training.spoilt import save_batch
+from robustpo_kit.training.step import NotFiniteError
 from robustpo_kit.training.step_objective import StepObjective
-from robustpo_kit.training.trainer import StepTrainer, trainer_arguments
+from robustpo_kit.training.trainer import StepTrainer
 
-WHERE_ONLY = ("checkpoint", "checkpoint_every", "reference_cache")  # settings that decide no weight
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -38,14 +50,56 @@ def train(
         The record: config, versions, one row of means an optimizer step.
 
     Raises:
-        KitError: Names the row whose responses, rewards or h do not fit the objective, the step and
-            rows whose log-probs or loss are not finite, or the checkpoints of another run.
+        KitError: Names the row whose responses, rewards or h do not fit the objective; the step and
+            rows where something is not finite, and where that batch was saved; what differs from
+            the run whose checkpoints the folder holds; where memory or the disk ran out, what to
+            do; of several ranks, the one that failed or is gone.
+        Terminated: After SIGTERM, once a checkpoint is written: exit code 143. Without a folder for
+            checkpoints SIGTERM ends the process as it always does.
     """
     started = time.time()
+    rows = fitting_rows(dataset, objective)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = prepare(policy, dataset, objective, config, config.checkpoint or scratch)
-        trainer.train(resume_from_checkpoint=trainer.resume())
+        folder = config.checkpoint or scratch
+        arguments = trainer_arguments(config, folder, steps(len(rows), config))
+        with Lifeline():
+            trainer = _trainer(policy, rows, objective, config, arguments)
+            _take_steps(trainer, rows)
     return run_record(trainer, started)
+
+
+def _take_steps(trainer: StepTrainer, rows: PreferenceSet) -> None:
+    """All steps that are left; errors as `train`."""
+    config, resumed = trainer.config, trainer.resume()
+    stoppable = trainer.termination if config.checkpoint else contextlib.nullcontext()
+    try:
+        with stoppable:
+            trainer.train(resume_from_checkpoint=resumed)
+    except NotFiniteError as error:
+        where = _save_spoilt(trainer, rows, error)
+        raise KitError(f"{error}; the batch lies in {where}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise KitError(
+            f"out of memory outside of the passes, in the optimizer or a checkpoint ({error}); use "
+            "LoRA, bfloat16 weights, a smaller model, or FSDP2 over more devices"
+        ) from error
+    if trainer.terminated:
+        step, root = trainer.state.global_step, paths.show(Path(str(config.checkpoint)))
+        log.warning("SIGTERM: checkpoint of step %d in %s; the same run goes on there", step, root)
+        raise Terminated
+
+
+def _save_spoilt(trainer: StepTrainer, rows: PreferenceSet, error: NotFiniteError) -> str:
+    """Save the batch of a step that was not finite, by the first rank; returns where."""
+    root = Path(trainer.config.checkpoint or paths.RUNS / "not_finite")
+    name = f"not_finite-{digest(trainer.run, length=8)}-step{trainer.place + 1}"
+    if this_rank() == 0:
+        save_batch(root / name, rows, trainer.tokens, trainer.signals, error.rows, error.logps)
+    gather_states(None)  # no rank ends before it is written
+    shown = trainer.config.checkpoint or paths.show(root)
+    return f"{shown}/{name}"
 
 
 def step_gradient(
@@ -100,6 +154,18 @@ def prepare(
         KitError: Names a row that does not fit the objective.
     """
     rows = fitting_rows(dataset, objective)
+    arguments = trainer_arguments(config, folder, steps(len(rows), config))
+    return _trainer(policy, rows, objective, config, arguments)
+
+
+def _trainer(
+    policy: Policy,
+    rows: PreferenceSet,
+    objective: StepObjective,
+    config: TrainConfig,
+    arguments: TrainingArguments,
+) -> StepTrainer:
+    """As `prepare`, of rows that fit the objective."""
     tokens = tokenize(
         rows,
         policy.tokenizer,
@@ -108,21 +174,20 @@ def prepare(
         max_response=config.max_response,
         mismatched=objective.needs_kl,
     )
-    run = run_digest(tokens, policy, objective, config)
-    arguments = trainer_arguments(config, folder, steps(len(tokens), config))
-    reference = None
+    signals = Signals.of(rows, tokens, None)
+    run = run_identity(policy, tokens, signals, objective, config, arguments)
+    _refuse_other_ranks(run)
     if objective.needs_reference:
         cache = Path(config.reference_cache or paths.CACHE / "reference")
         reference = reference_logps(policy, tokens, config=config, cache=cache)
-    signals = Signals.of(rows, tokens, reference)
+        signals = Signals.of(rows, tokens, reference)
     return StepTrainer(policy, tokens, signals, objective, config, arguments, run)
 
 
-def run_digest(
-    tokens: TokenTable, policy: Policy, objective: StepObjective, config: TrainConfig
-) -> str:
-    """What a checkpoint belongs to: all that decides the run, except where it is written."""
-    settings = dataclasses.asdict(config)
-    for name in WHERE_ONLY:
-        settings.pop(name)
-    return digest(tokens.digest(), policy.fingerprint(), objective.spec, settings)
+def _refuse_other_ranks(run: Identity) -> None:
+    """Raises KitError, on every rank, where the ranks were not started for the same run."""
+    runs = gather_states(run)
+    for rank, other in enumerate(runs):
+        found = differences(runs[0], other)
+        if found:
+            raise KitError(f"rank {rank}: is not of the run of rank 0 ({in_words(found)})")

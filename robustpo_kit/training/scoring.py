@@ -1,25 +1,19 @@
-"""Log-probabilities of responses: with gradients in a step, without them for a data set."""
+"""Log-probabilities of responses: as a module for a step, and of a data set under a policy."""
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.policies import (
     Batch,
     Policy,
-    TokenTable,
-    collate,
+    flex_serves,
     sequence_logps,
     tokenize,
     unwrap,
 )
-from robustpo_kit.records import progress
 from robustpo_kit.training.config import TrainConfig
-from robustpo_kit.training.ranks import this_rank, world_size
+from robustpo_kit.training.forward import response_logps
 from robustpo_kit.training.signals import Signals
-
-SCORING_TOKENS = 2048  # tokens a row when scoring without gradients
 
 
 class Scorer(nn.Module):
@@ -42,59 +36,27 @@ def layout_of(policy: Policy, config: TrainConfig) -> str:
 
 
 def kernel_of(policy: Policy, config: TrainConfig) -> str:
-    """The attention kernel of shared rows."""
+    """The attention kernel of shared rows; FlexAttention on a GPU, where it has all they need."""
     if config.kernel != "auto":
         return config.kernel
-    return "flex" if policy.device.type == "cuda" else "sdpa"
-
-
-def response_logps(
-    model: nn.Module, tokens: TokenTable, *, layout: str = "shared", budget: int = SCORING_TOKENS
-) -> Tensor:
-    """Log-probabilities of every response without gradients; rows are split over the ranks.
-
-    Args:
-        model: A causal language model, its layout's attention prepared.
-        tokens: N rows of at most K responses.
-        layout: "shared" or "separate", as `policies.collate` takes it.
-        budget: Tokens of a forward pass; a longer row is a pass of its own.
-
-    Returns:
-        Log-probs [N, K] in nats on the CPU, on every rank; 0 in columns that a row does not have.
-    """
-    width = max(len(row.responses) for row in tokens.rows)
-    logps = torch.zeros(len(tokens), width)
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        for group in progress(_passes(tokens, budget), "scoring"):
-            batch = collate([tokens.rows[number] for number in group], layout=layout).to(device)
-            logps[group, : batch.lengths.shape[1]] = sequence_logps(model, batch).cpu()
-    if world_size() > 1:
-        on_device = logps.to(device)
-        dist.all_reduce(on_device)
-        logps = on_device.cpu()
-    return logps
-
-
-def _passes(tokens: TokenTable, budget: int) -> list[list[int]]:
-    """This rank's rows by length, cut into forward passes of at most `budget` tokens."""
-    order = sorted(range(len(tokens)), key=lambda number: tokens.rows[number].tokens())
-    passes: list[list[int]] = []
-    room = 0
-    for number in order[this_rank() :: world_size()]:
-        size = tokens.rows[number].tokens()
-        if not passes or size > room:
-            passes.append([])
-            room = budget
-        passes[-1].append(number)
-        room -= size
-    return passes
+    return "flex" if policy.device.type == "cuda" and flex_serves(policy.model) else "sdpa"
 
 
 def score(
-    policy: Policy, dataset: PreferenceSet, config: TrainConfig | None = None
+    policy: Policy,
+    dataset: PreferenceSet,
+    config: TrainConfig | None = None,
+    *,
+    empty: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and lengths [N, K] of a preference set's responses under the policy."""
+    """Log-probabilities and lengths [N, K] of a preference set's responses under the policy.
+
+    Args:
+        policy: Scores with the template of its own.
+        dataset: N rows of at most K responses.
+        config: Its lengths, layout and kernel; default: those of `TrainConfig`.
+        empty: Take empty responses too, as their end token alone.
+    """
     config = config or TrainConfig()
     tokens = tokenize(
         dataset,
@@ -102,9 +64,12 @@ def score(
         policy.template,
         max_length=config.max_length,
         max_response=config.max_response,
+        empty=empty,
     )
     was_training = policy.model.training
     policy.model.eval()
-    logps = response_logps(policy.model, tokens, layout=layout_of(policy, config))
+    logps = response_logps(
+        policy.model, tokens, layout=layout_of(policy, config), kernel=kernel_of(policy, config)
+    )
     policy.model.train(was_training)
     return logps, Signals.of(dataset, tokens, None).lengths

@@ -38,7 +38,16 @@ from robustpo_kit.training.step_objective import StepObjective, StepValue
 
 
 class NotFiniteError(KitError):
-    """A loss or log-probs that are not finite, with the rows that they belong to."""
+    """Something of a step is not finite; every rank raises it, with the whole step.
+
+    Attributes:
+        rows: Numbers of the step's rows.
+        logps: [B, C], their log-probs.
+    """
+
+    def __init__(self, message: str, rows: list[int], logps: Tensor):
+        super().__init__(message)
+        self.rows, self.logps = rows, logps
 
 
 class CutStep(NamedTuple):
@@ -67,6 +76,7 @@ class StepResult(NamedTuple):
 
     loss: Tensor  # scalar, detached
     metrics: dict[str, float]
+    logps: Tensor  # [B, C] of the whole step, detached
 
 
 class ObjectiveGradient(NamedTuple):
@@ -109,7 +119,8 @@ class ExactStep:
             cut: The step, from `cut`.
 
         Returns:
-            The loss and the metrics of the whole step (of this rank's part in the authors' step).
+            The loss and the metrics of the whole step (in the authors' step, the metrics of this
+            rank's part).
 
         Raises:
             NotFiniteError: Log-probs or the loss are not finite; names the rows.
@@ -117,9 +128,9 @@ class ExactStep:
         """
         strategy = self._strategy(cut)
         result = strategy(self, model, cut)
-        self.exchange.sum_gradients(model)
         if not torch.isfinite(result.loss):
-            raise self._not_finite("the loss is", cut.rows)
+            raise self.not_finite("the loss is", cut.rows, result.logps)
+        self.exchange.sum_gradients(model)
         return result
 
     def _strategy(self, cut: CutStep) -> "Strategy":
@@ -165,10 +176,7 @@ class ExactStep:
 
     def scores(self, logps: Tensor, rows: list[int]) -> tuple[Scores, Tensor | None]:
         """Scores and h of `rows` with their log-probs [B, C]; raises NotFiniteError naming rows."""
-        finite = torch.isfinite(logps.detach()).all(dim=1).tolist()
-        if not all(finite):
-            spoilt = [row for row, is_finite in zip(rows, finite, strict=True) if not is_finite]
-            raise self._not_finite("log-probs are", spoilt)
+        self._check_finite(logps.detach(), rows)
         return self.signals.scores(logps, torch.tensor(rows), mismatched=self.tokens.mismatched)
 
     def objective_gradient(
@@ -184,16 +192,41 @@ class ExactStep:
         (slope,) = torch.autograd.grad(value.loss, leaf)
         return ObjectiveGradient(value, slope)
 
+    def part_gradient(
+        self, logps: Tensor, rows: list[int], *, training: bool = True
+    ) -> ObjectiveGradient | None:
+        """As `objective_gradient`; None where log-probs are not finite.
+
+        A part is on one rank alone, and the others would wait for a rank that raised: what is not
+        finite is refused once the log-probs of the whole step are gathered, on all ranks.
+        """
+        if not bool(torch.isfinite(logps.detach()).all()):
+            return None
+        return self.objective_gradient(logps, rows, training=training)
+
     def result(self, logps: Tensor, rows: list[int], value: StepValue) -> StepResult:
         """Loss and metrics of `rows` from their log-probs [B, C] and the objective's value."""
         scores, _ = self.scores(logps.detach(), rows)
-        return StepResult(value.loss.detach(), step_metrics(scores, value))
+        metrics = step_metrics(scores, value, responses=self.objective.responses)
+        return StepResult(value.loss.detach(), metrics, logps.detach())
 
-    def _not_finite(self, what: str, rows: list[int]) -> NotFiniteError:
-        names = ", ".join(self.tokens.rows[number].row_id for number in rows[:4])
-        more = ", ..." if len(rows) > 4 else ""
+    def _check_finite(self, logps: Tensor, rows: list[int]) -> None:
+        finite = torch.isfinite(logps).all(dim=1).tolist()
+        if not all(finite):
+            spoilt = [row for row, is_finite in zip(rows, finite, strict=True) if not is_finite]
+            raise self.not_finite("log-probs are", rows, logps, spoilt)
+
+    def not_finite(
+        self, what: str, rows: list[int], logps: Tensor, spoilt: list[int] | None = None
+    ) -> NotFiniteError:
+        """The error that names the spoilt rows of a step; default: any of them."""
+        named = rows if spoilt is None else spoilt
+        names = ", ".join(self.tokens.rows[number].row_id for number in named[:4])
+        more = ", ..." if len(named) > 4 else ""
         return NotFiniteError(
-            f"{what} not finite (rows {names}{more}); lower the learning rate or check these rows"
+            f"{what} not finite (rows {names}{more}); lower the learning rate or check these rows",
+            rows,
+            logps,
         )
 
 
@@ -209,8 +242,9 @@ def separable(step: ExactStep, model: nn.Module, cut: CutStep) -> StepResult:
             slope = torch.zeros_like(logps)
             if places:
                 # The state moves once a step, below; the mean is over the step.
-                part = step.objective_gradient(logps, cut.rows_at(places), training=False)
-                slope = part.slope * (len(places) / len(cut.rows))
+                part = step.part_gradient(logps, cut.rows_at(places), training=False)
+                if part is not None:
+                    slope = part.slope * (len(places) / len(cut.rows))
             step.backward(logps, slope)
             whole_logps[places] = logps.detach()
     step.exchange.gather(whole_logps)
@@ -243,11 +277,13 @@ def online(step: ExactStep, model: nn.Module, cut: CutStep) -> StepResult:
         with step.exchange.micro_batch(model, last=False):
             logps = step.logps(model, cut, places)
             whole_logps[places] = logps.detach()
-            value, slope = step.objective_gradient(logps, cut.rows_at(places))
-            part_mass = step.objective.log_mass(value.loss.detach(), len(places))
+            part = step.part_gradient(logps, cut.rows_at(places))
+            if part is None:
+                continue
+            part_mass = step.objective.log_mass(part.value.loss.detach(), len(places))
             new_mass = torch.logaddexp(log_mass, part_mass)
             scale_gradients(model, log_mass - new_mass)
-            step.backward(logps, slope * (part_mass - new_mass).exp())
+            step.backward(logps, part.slope * (part_mass - new_mass).exp())
             log_mass = new_mass
     step.exchange.gather(whole_logps)
     value = step.objective_gradient(whole_logps, cut.rows).value
@@ -278,21 +314,27 @@ def in_two_passes(step: ExactStep, model: nn.Module, cut: CutStep) -> StepResult
 def by_micro_batch(step: ExactStep, model: nn.Module, cut: CutStep) -> StepResult:
     """Each micro-batch is its own batch; gradients are averaged over micro-batches and ranks."""
     share = 1 / sum(size > 0 for size in cut.sizes)
+    whole_logps = step.blank_logps(cut)
+    losses = torch.zeros(len(cut.sizes), device=step.exchange.device)
     parts = []
-    for number, places in enumerate(cut.mine, start=1):
-        with step.exchange.micro_batch(model, last=number == len(cut.mine)):
+    for number, places in enumerate(cut.mine):
+        with step.exchange.micro_batch(model, last=number + 1 == len(cut.mine)):
             logps = step.logps(model, cut, places)
-            if not places:
-                step.backward(logps, torch.zeros_like(logps))
-                continue
-            rows = cut.rows_at(places)
-            value, slope = step.objective_gradient(logps, rows)
-            step.backward(logps, slope * share)
-        parts.append(step.result(logps, rows, value))
-    if not parts:  # a rank without a row in this step
-        return StepResult(torch.zeros((), device=step.exchange.device), {})
-    loss = torch.stack([part.loss for part in parts]).mean()
-    return StepResult(loss, mean_of_rows([part.metrics for part in parts]))
+            whole_logps[places] = logps.detach()
+            slope, part = torch.zeros_like(logps), None
+            if places:
+                part = step.part_gradient(logps, cut.rows_at(places))
+            if part is not None:
+                slope = part.slope * share
+                losses[this_rank() * len(cut.mine) + number] = part.value.loss.detach()
+                parts.append((logps.detach(), cut.rows_at(places), part.value))
+            step.backward(logps, slope)
+    step.exchange.gather(whole_logps)
+    step.scores(whole_logps, cut.rows)  # raises where they are not finite
+    step.exchange.gather(losses)
+    loss = losses[torch.tensor(cut.sizes) > 0].mean()
+    metrics = [step.result(*part).metrics for part in parts]
+    return StepResult(loss, mean_of_rows(metrics), whole_logps)
 
 
 def scale_gradients(model: nn.Module, log_factor: Tensor) -> None:

@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import functools
 import logging
+import math
 import time
 from typing import Any
 
@@ -23,12 +25,17 @@ from robustpo_kit.policies import Policy, TokenTable, unwrap
 from robustpo_kit.records import progress
 from robustpo_kit.training.config import TrainConfig
 from robustpo_kit.training.generators import pack_generators, unpack_generators
+from robustpo_kit.training.identity import Identity
+from robustpo_kit.training.interrupts import Termination
+from robustpo_kit.training.launching import refuse_wrappers
+from robustpo_kit.training.memory import free_memory, out_of_memory
 from robustpo_kit.training.plan import step_rows
+from robustpo_kit.training.precision import optimizer_choice
 from robustpo_kit.training.ranks import (
     AnotherRankStarved,
     Exchange,
     HookedExchange,
-    WrappedExchange,
+    on_any_rank,
     this_rank,
 )
 from robustpo_kit.training.resuming import ResumableTrainer
@@ -55,7 +62,7 @@ class StepTrainer(ResumableTrainer):
         objective: StepObjective,
         config: TrainConfig,
         arguments: TrainingArguments,
-        run: str,
+        run: Identity,
     ):
         """Prepare a run.
 
@@ -66,7 +73,11 @@ class StepTrainer(ResumableTrainer):
             objective: Its state moves with every step.
             config: Decides the plan.
             arguments: What transformers.Trainer is told, from `trainer_arguments`.
-            run: Digest of what decides the run; a checkpoint of another one is refused.
+            run: What decides the run; a checkpoint of another one is refused.
+
+        Raises:
+            KitError: For what FSDP or DeepSpeed cannot do, and for weights whose updates would be
+                lost to rounding.
         """
         self.policy, self.tokens, self.signals = policy, tokens, signals
         self.objective, self.config, self.run = objective, config, run
@@ -76,8 +87,15 @@ class StepTrainer(ResumableTrainer):
         if config.gradient_checkpointing:
             unwrap(policy.model).gradient_checkpointing_enable({"use_reentrant": False})
         self.scorer = Scorer(policy.model)
-        super().__init__(self.scorer, arguments, train_dataset=range(len(self.plan)))
-        self._refuse_wrappers()
+        self.termination, self.terminated = Termination(), False
+        weights = [weight for _, weight in policy.trainable()]
+        super().__init__(
+            self.scorer,
+            arguments,
+            train_dataset=range(len(self.plan)),
+            optimizer_cls_and_kwargs=optimizer_choice(weights, config, arguments),
+        )
+        refuse_wrappers(self, policy, config)
         self.exact_step = ExactStep(
             tokens,
             signals,
@@ -91,31 +109,17 @@ class StepTrainer(ResumableTrainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_History(self))
 
-    def _refuse_wrappers(self) -> None:
-        """Raises KitError before the run for what FSDP and DeepSpeed cannot do here."""
-        if self.is_deepspeed_enabled and self.config.checkpoint:
-            raise KitError(
-                "checkpoint: DeepSpeed writes pickles; leave it unset, or train under FSDP2 or "
-                "torchrun"
-            )
-        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage > 2:
-            raise KitError(
-                "DeepSpeed: ZeRO-3 shards weights; use accelerate/fsdp2.yaml, or zero_stage 2"
-            )
-        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
-            raise KitError(
-                "FSDP: version 1 is not supported; set fsdp_version: 2, as in accelerate/fsdp2.yaml"
-            )
-        if self.is_fsdp_enabled and self.policy.adapter_without_base:
-            raise KitError(
-                "FSDP2: this adapter's base lies in no file, so that the result could not be "
-                "saved; save the policy before add_lora, and load it"
-            )
-
     def _exchange(self) -> Exchange:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return HookedExchange(self.accelerator, deepspeed=self.is_deepspeed_enabled)
-        return WrappedExchange(self.accelerator)
+        return Exchange(self.accelerator.device)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As a Trainer does, but without DDP: `Exchange` sums gradients, its buckets would idle."""
+        super().create_accelerator_and_postprocess()
+        if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+            self.accelerator.prepare_model = prepare_model
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One item a step, its place in the plan; every rank sees all and takes its share."""
@@ -136,18 +140,23 @@ class StepTrainer(ResumableTrainer):
         """Leave the gradient of the step at `place` in the plan in `grad`; returns its loss.
 
         Out of memory halves the micro-batch and takes the step again, on all ranks. Raises KitError
-        naming step and rows where something is not finite.
+        naming step and rows where something is not finite, or where a smaller micro-batch does not
+        help.
         """
         self.started = time.perf_counter()
         model.train()
-        number = place + 1
+        self.place = place
         try:
-            result = self._step_in_memory(model, self.plan[place])
+            self.result = self._step_in_memory(model, self.plan[place])
         except NotFiniteError as error:
-            raise KitError(f"step {number}: {error}") from None
-        self.row: dict[str, Any] = {"step": number, "loss": float(result.loss)}
-        self.row |= {**result.metrics, "lr": self._get_learning_rate()}
-        return result.loss
+            raise self._named(error) from None
+        self.row: dict[str, Any] = {"step": place + 1, "loss": float(self.result.loss)}
+        self.row |= {**self.result.metrics, "lr": self._get_learning_rate()}
+        return self.result.loss
+
+    def _named(self, error: NotFiniteError) -> NotFiniteError:
+        """The error with its step."""
+        return NotFiniteError(f"step {self.place + 1}: {error}", error.rows, error.logps)
 
     def _step_in_memory(self, model: nn.Module, rows: list[int]) -> StepResult:
         """The step of `rows`, in micro-batches as small as memory needs."""
@@ -160,8 +169,9 @@ class StepTrainer(ResumableTrainer):
             except AnotherRankStarved:
                 pass
             except (RuntimeError, MemoryError) as error:
-                if not self._can_be_halved(cut, error):
+                if not out_of_memory(error):
                     raise
+                self._refuse_to_halve(cut)
                 with contextlib.suppress(AnotherRankStarved):
                     self.exact_step.exchange.agree_on_memory(starved=True)
             self.micro_limit = max(1, max(cut.sizes) // 2)
@@ -169,21 +179,44 @@ class StepTrainer(ResumableTrainer):
             model.zero_grad(set_to_none=True)
             unpack_generators(generators)
             self.objective.load_state_dict(state)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
 
-    def _can_be_halved(self, cut: CutStep, error: BaseException) -> bool:
-        """Whether a smaller micro-batch may mend the error."""
+    def _refuse_to_halve(self, cut: CutStep) -> None:
+        """Raises KitError where memory ran out and a smaller micro-batch here would not mend it."""
+        size = max(cut.sizes)
+        mend = "set gradient_checkpointing=true, or lower max_length"
+        if size > 1:
+            mend = f"set micro_batch_size={size // 2}, or gradient_checkpointing=true"
+        step = f"step {self.place + 1}: out of memory"
+        again = "and start again: the run goes on from its last checkpoint, if it has one"
         if self.exact_step.exchange.hooks_reduce:
-            return False
-        return out_of_memory(error) and max(cut.sizes) > 1
+            raise KitError(
+                f"{step} with micro-batches of {size} prompts; ranks under FSDP2 and DeepSpeed "
+                f"cannot take a step again; {mend}, {again}"
+            )
+        if size == 1:
+            rows = [self.tokens.rows[number] for number in cut.rows]
+            longest = max(rows, key=lambda row: row.tokens())
+            raise KitError(
+                f"{step} with one prompt at a time (the longest of the step is row "
+                f"{longest.row_id}, {longest.tokens()} tokens); {mend}, {again}"
+            )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if isinstance(grad_norm, DTensor):
             grad_norm = grad_norm.full_tensor()
         self.row["grad_norm"] = float(grad_norm)
+        if not math.isfinite(self.row["grad_norm"]):  # before it reaches the weights
+            rows = self.plan[self.place]
+            error = self.exact_step.not_finite("the gradient is", rows, self.result.logps)
+            raise self._named(error)
         return grad_norm
+
+    def should_stop(self) -> bool:
+        """Whether SIGTERM has asked any rank to end; every rank asks after every step."""
+        self.terminated = on_any_rank(self.termination.requested, self.accelerator.device)
+        return self.terminated
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Nothing: the history holds a row a step, `records.progress` shows where the run is."""
@@ -220,47 +253,6 @@ class _History(TrainerCallback):
         next(self.bar, None)
         if trainer.config.checkpoint:
             due = state.global_step % trainer.config.checkpoint_every == 0
-            control.should_save = due or state.global_step == len(trainer.plan)
-
-
-def trainer_arguments(config: TrainConfig, folder: str, total: int) -> TrainingArguments:
-    """What transformers.Trainer is told; everything about batches is the kit's own.
-
-    Args:
-        config: Of the run.
-        folder: Where the Trainer may write; the kit's checkpoints go to `config.checkpoint`.
-        total: Optimizer steps of the run.
-    """
-    schedule = config.schedule
-    if schedule == "constant" and config.warmup:
-        schedule = "constant_with_warmup"
-    return TrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        max_steps=total,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=schedule,
-        warmup_steps=round(config.warmup * total),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed % 2**32,  # numpy takes no more
-        data_seed=config.seed % 2**32,
-        optim="adamw_torch",
-        use_cpu=not torch.cuda.is_available(),
-        report_to="none",
-        disable_tqdm=True,
-        logging_strategy="no",
-        save_strategy="no",
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        # Buffers would be exchanged in the forward pass, which a rank without a row would miss.
-        ddp_broadcast_buffers=False,
-    )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch or Python says that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+            over = trainer.should_stop()
+            control.should_training_stop |= over
+            control.should_save = due or over or state.global_step == len(trainer.plan)

@@ -1,0 +1,100 @@
+"""Log-probabilities of a table of tokens without gradients, in as much memory as there is."""
+
+import itertools
+import logging
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from robustpo_kit.errors import KitError
+from robustpo_kit.policies import Batch, TokenTable, collate, sequence_logps
+from robustpo_kit.records import progress
+from robustpo_kit.training.memory import free_memory, out_of_memory
+from robustpo_kit.training.ranks import this_rank, world_size
+
+SCORING_TOKENS = 2048  # tokens of a forward pass
+
+log = logging.getLogger(__name__)
+
+
+def response_logps(
+    model: nn.Module,
+    tokens: TokenTable,
+    *,
+    layout: str = "shared",
+    kernel: str = "sdpa",
+    budget: int = SCORING_TOKENS,
+) -> Tensor:
+    """Log-probabilities of every response without gradients; rows are split over the ranks.
+
+    Args:
+        model: A causal language model, its layout's attention prepared.
+        tokens: N rows of at most K responses.
+        layout: "shared" or "separate", as `policies.collate` takes it.
+        kernel: Attention of shared rows, as `policies.collate` takes it.
+        budget: Tokens of a forward pass; a longer row is a pass of its own. Halved, as often as
+            needed, where memory runs out.
+
+    Returns:
+        Log-probs [N, K] in nats on the CPU, on every rank; 0 in columns that a row does not have.
+
+    Raises:
+        KitError: Naming a row that does not fit into memory by itself.
+    """
+    width = max(len(row.responses) for row in tokens.rows)
+    logps = torch.zeros(len(tokens), width)
+    device = next(model.parameters()).device
+    order = sorted(range(len(tokens)), key=lambda number: tokens.rows[number].tokens())
+    waiting = order[this_rank() :: world_size()]
+    bar = iter(progress(range(len(waiting)), "scoring"))
+    while waiting:
+        group = waiting[: _fitting(tokens, waiting, budget)]
+        batch = collate([tokens.rows[number] for number in group], layout=layout, kernel=kernel)
+        found = _logps_in_memory(model, batch.to(device))
+        if found is None:
+            budget = _smaller_budget(tokens, group)
+            continue
+        logps[group, : found.shape[1]] = found
+        waiting = waiting[len(group) :]
+        for _ in itertools.islice(bar, len(group)):
+            pass
+    if world_size() > 1:
+        on_device = logps.to(device)
+        dist.all_reduce(on_device)
+        logps = on_device.cpu()
+    return logps
+
+
+def _fitting(tokens: TokenTable, waiting: list[int], budget: int) -> int:
+    """How many of the rows in turn make a forward pass of at most `budget` tokens; at least 1."""
+    room = budget
+    for count, number in enumerate(waiting):
+        room -= tokens.rows[number].tokens()
+        if room < 0:
+            return max(1, count)
+    return len(waiting)
+
+
+def _logps_in_memory(model: nn.Module, batch: Batch) -> Tensor | None:
+    """Log-probs [B, K] on the CPU; None where memory runs out, which is free again then."""
+    try:
+        with torch.no_grad():
+            return sequence_logps(model, batch).cpu()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    free_memory()
+    return None
+
+
+def _smaller_budget(tokens: TokenTable, group: list[int]) -> int:
+    """Half the tokens of a pass that did not fit; raises KitError where it was one row."""
+    sizes = [tokens.rows[number].tokens() for number in group]
+    if len(group) == 1:
+        raise KitError(
+            f"row {tokens.rows[group[0]].row_id}: out of memory when scoring its {sizes[0]} tokens "
+            "alone; lower max_length, drop the row, or free memory on the device"
+        )
+    log.warning("out of memory: scoring passes of %d tokens from here on", sum(sizes) // 2)
+    return sum(sizes) // 2
