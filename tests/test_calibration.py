@@ -264,12 +264,12 @@ def test_out_of_fold_scores_come_from_models_that_never_saw_the_group(tiny):
     assert (table.groupby("group")["fold"].nunique() == 1).all()
     assert sorted(table["fold"].unique()) == [0, 1, 2, 3]
     pairs = [(row.prompt, reply) for row in rows for reply in row.responses]
-    own = raw_logits(fitted.models["rest"][0], tiny, pairs)
-    labels = table["label"].to_numpy()
-    inside = (table["fold"] != 0).to_numpy()
-    assert (
-        area_under_curve(labels[inside], own[inside]) > 0.75
-    )  # the model does overfit its training rows
+    labels, fold = table["label"].to_numpy(), table["fold"].to_numpy()
+    seen = []
+    for left_out, model in enumerate(fitted.models["rest"]):
+        inside, own = fold != left_out, raw_logits(model, tiny, pairs)
+        seen.append(area_under_curve(labels[inside], own[inside]))
+    assert np.mean(seen) > 0.75  # the models do overfit their training rows
     assert abs(area_under_curve(labels, table["logit"].to_numpy()) - 0.5) < 0.12
 
 
@@ -352,6 +352,7 @@ def test_stored_classifier_scores_alike_and_holds_no_pickle(tiny, tmp_path, feat
     )
     fitted.save(tmp_path)
     loaded = calibration.SourceClassifier.load(tmp_path)
+    tiny._cache.clear()  # both embed the same texts in the same batches
     np.testing.assert_allclose(
         loaded.score_set(made_up(6, seed=1)), fitted.score_set(made_up(6, seed=1)), rtol=1e-6
     )
@@ -376,6 +377,7 @@ def test_the_order_of_stored_fields_does_not_matter(tiny, tmp_path, calibrator):
     loaded = calibration.SourceClassifier.load(tmp_path)
     assert loaded.calibrators == fitted.calibrators and loaded.imbalance == fitted.imbalance
     new = made_up(6, seed=1)
+    tiny._cache.clear()  # both embed the same texts in the same batches
     np.testing.assert_allclose(loaded.score_set(new), fitted.score_set(new), rtol=1e-6)
 
 
