@@ -234,7 +234,7 @@ def test_alpha_scales_the_adapter(alpha, scale):
     ],
 )
 def test_the_kernel_suits_the_device_unless_one_is_named(setting, device, kernel):
-    policy = SimpleNamespace(device=torch.device(device))
+    policy = SimpleNamespace(device=torch.device(device), model=tiny().model)
     assert kernel_of(policy, TrainConfig(kernel=setting)) == kernel
 
 
