@@ -81,7 +81,7 @@ def compare(
     """Verdicts of each policy's replies against the human replies.
 
     The order of the two replies is drawn at random for each prompt (DoRA App. C.4), the same for
-    every policy.
+    every policy. An empty reply loses.
 
     Args:
         judge: is asked once a policy.
@@ -109,7 +109,10 @@ def compare(
         first, second = _in_order(texts, against, swapped)
         answers = judge.verdicts(prompts, first, second)
         _check_answers(answers, len(prompts), judge)
-        verdicts = [_unswap(answer, swap) for answer, swap in zip(answers, swapped, strict=True)]
+        verdicts = [
+            _verdict(answer, swap, text)
+            for answer, swap, text in zip(answers, swapped, texts, strict=True)
+        ]
         columns = {"prompt_id": prompt_ids, "verdict": verdicts, "swapped": swapped}
         parts.append(pd.DataFrame({"policy": policy} | columns))
     return pd.concat(parts, ignore_index=True)
@@ -125,7 +128,10 @@ def _in_order(
     return first, second
 
 
-def _unswap(answer: str, swapped: bool) -> str:
+def _verdict(answer: str, swapped: bool, reply: str) -> str:
+    """The policy's verdict; an empty reply loses, whatever the judge makes of it."""
+    if not reply.strip():
+        return "lose"
     if answer == "C":
         return "tie"
     return "win" if (answer == "A") != swapped else "lose"

@@ -115,7 +115,10 @@ def _batch_entries(
 ) -> Iterator[StoredReplies]:
     """One batch of the store."""
     texts = [rows.template.render(row.prompt, tokenizer) for row in rows]
-    batch = sample_batch(model, tokenizer, texts, config, seed=seed, number=number)
+    prompts, template = [row.prompt for row in rows], rows.template
+    batch = sample_batch(
+        model, tokenizer, prompts, config, template=template, seed=seed, number=number
+    )
     for row, text, replies in zip(rows, texts, batch, strict=True):
         yield StoredReplies(
             row_id=row.row_id,

@@ -154,14 +154,11 @@ def test_sampling_leaves_every_weight_as_it_was(backend):
             if "lora_B" in name:
                 parameter.normal_(std=0.5)
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
-    texts = ["how do I", "what is the"]
-    plain = policies.sample(
-        policy.model, policy.tokenizer, texts, SamplingConfig(top_k=1), seed=0, backend=backend
-    )
+    texts, greedy = ["how do I", "what is the"], SamplingConfig(top_k=1)
+    options = {"template": policy.template, "seed": 0, "backend": backend}
+    plain = policies.sample(policy.model, policy.tokenizer, texts, greedy, **options)
     with policy.model.disable_adapter():
-        base = policies.sample(
-            policy.model, policy.tokenizer, texts, SamplingConfig(top_k=1), seed=0, backend=backend
-        )
+        base = policies.sample(policy.model, policy.tokenizer, texts, greedy, **options)
     assert len(plain) == len(base) == 2
     for name, parameter in policy.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
@@ -187,6 +184,5 @@ def test_merged_adapter_computes_what_the_adapter_computes():
 def test_an_unknown_backend_is_refused():
     policy = policies.tiny(policies.byte_tokenizer())
     with pytest.raises(KitError, match="backend: 'vllm' is unknown"):
-        policies.sample(
-            policy.model, policy.tokenizer, ["a"], SamplingConfig(), seed=0, backend="vllm"
-        )
+        options = {"template": policy.template, "seed": 0, "backend": "vllm"}
+        policies.sample(policy.model, policy.tokenizer, ["a"], SamplingConfig(), **options)

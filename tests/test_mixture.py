@@ -38,11 +38,14 @@ CONFIG = SamplingConfig(max_new_tokens=6, batch_size=2, samples=2)
 
 
 def test_a_batch_can_be_drawn_again_alone(policy):
-    texts = [rows().template.render(row.prompt, policy.tokenizer) for row in rows()]
-    every = sample(policy.model, policy.tokenizer, texts, CONFIG, seed=7)
-    again = sample_batch(policy.model, policy.tokenizer, texts[2:4], CONFIG, seed=7, number=1)
+    model, tokenizer, template = policy.model, policy.tokenizer, rows().template
+    prompts = [row.prompt for row in rows()]
+    every = sample(model, tokenizer, prompts, CONFIG, template=template, seed=7)
+    again = sample_batch(
+        model, tokenizer, prompts[2:4], CONFIG, template=template, seed=7, number=1
+    )
     assert every[2:4] == again and len(every) == 5 and all(len(replies) == 2 for replies in every)
-    assert sample(policy.model, policy.tokenizer, texts, CONFIG, seed=8) != every
+    assert sample(model, tokenizer, prompts, CONFIG, template=template, seed=8) != every
 
 
 def test_sampling_leaves_the_global_random_stream_and_the_model_as_they_were(policy):
@@ -51,13 +54,15 @@ def test_sampling_leaves_the_global_random_stream_and_the_model_as_they_were(pol
     policy.model.train()
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    sample_batch(policy.model, policy.tokenizer, ["hello"], CONFIG, seed=0, number=0)
+    options = {"template": Template("plain"), "seed": 0, "number": 0}
+    sample_batch(policy.model, policy.tokenizer, ["hello"], CONFIG, **options)
     assert torch.equal(before, torch.get_rng_state()) and policy.model.training
 
 
 def test_an_empty_prompt_is_refused(policy):
-    with pytest.raises(ValueError, match="texts: an empty prompt"):
-        sample_batch(policy.model, policy.tokenizer, ["a", ""], CONFIG, seed=0, number=0)
+    options = {"template": Template("plain"), "seed": 0, "number": 0}
+    with pytest.raises(ValueError, match="prompts: an empty one"):
+        sample_batch(policy.model, policy.tokenizer, ["a", ""], CONFIG, **options)
 
 
 @pytest.mark.parametrize(

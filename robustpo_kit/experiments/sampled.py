@@ -39,16 +39,18 @@ class SftRepliesStep(Step):
 def sampled_replies(
     policy: Policy, prompts: PreferenceSet, config: SamplingConfig, *, seed: int
 ) -> list[dict[str, Any]]:
-    """Replies to the prompts, one entry a reply, empty ones left out.
+    """Replies to the prompts under the policy's own template, one entry a reply, empty ones too.
 
-    An entry has row_id, reply, finished and log_ratio = log pi(y|x) - log pi_ref(y|x) in nats; its
-    mean over own replies estimates KL(pi || pi_ref).
+    An entry has row_id, reply, finished and log_ratio = log pi(y|x) - log pi_ref(y|x) in nats, of
+    an empty reply that of the end token alone; its mean over own replies estimates
+    KL(pi || pi_ref).
     """
-    texts = [prompts.template.render(row.prompt, policy.tokenizer) for row in prompts]
+    texts = [row.prompt for row in prompts]
+    options: dict[str, Any] = {"template": policy.template, "seed": seed, "desc": "replies"}
+    sampled = sample(policy.model, policy.tokenizer, texts, config, **options)
     answered: list[tuple[Preference, Reply]] = []
-    sampled = sample(policy.model, policy.tokenizer, texts, config, seed=seed, desc="replies")
     for row, replies in zip(prompts, sampled, strict=True):
-        answered += [(row, reply) for reply in replies if reply.text]
+        answered += [(row, reply) for reply in replies]
     log_ratios = _log_ratios(policy, answered)
     return [
         {
@@ -76,7 +78,7 @@ def _log_ratios(policy: Policy, answered: Sequence[tuple[Preference, Reply]]) ->
         )
         for number, (row, reply) in enumerate(answered)
     )
-    own, _ = training.score(policy, replies)
+    own, _ = training.score(policy, replies, empty=True)
     with policy.reference():
-        reference, _ = training.score(policy, replies)
+        reference, _ = training.score(policy, replies, empty=True)
     return (own - reference)[:, 0].double().cpu().numpy()

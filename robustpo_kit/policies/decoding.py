@@ -139,21 +139,17 @@ class _Rows:
     ) -> None:
         self.model, self.samples = cast(Any, model), config.samples
         self.device = next(model.parameters()).device
-        longest = max(map(len, prompts))
-        ids = torch.full((len(prompts), longest), pad)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+        ids, mask = left_padded(prompts, pad)
         self.seen = torch.zeros(
             len(prompts), self.model.get_output_embeddings().weight.shape[0], dtype=torch.bool
         )
-        for row, prompt in enumerate(prompts):  # padded on the left
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
+        for row, prompt in enumerate(prompts):
             self.seen[row, list(prompt)] = True
         self.ids, self.mask, self.seen = (t.to(self.device) for t in (ids, mask, self.seen))
         self.shared = _shared_prefix(prompts)
         self.first = prompts[0][: self.shared]
         self.cache = DynamicCache(config=self.model.config)
-        room = longest + config.max_new_tokens
+        room = ids.shape[1] + config.max_new_tokens
         self.layers = [ReservedLayer(room) for _ in self.cache.layers]
         self.cache.layers = list(self.layers)
         self.places = list(range(len(prompts) * config.samples))
@@ -209,6 +205,17 @@ class _Rows:
             logits_to_keep=1,
         )
         return out.logits[:, -1].float()
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids [N, T] and mask [N, T] of prompts, padded on the left."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:

@@ -6,10 +6,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies.decoding import SamplingConfig, decode, decodes
+from robustpo_kit.policies.decoding import SamplingConfig, decode, decodes, left_padded
+from robustpo_kit.policies.framing import end_tokens, prompt_tokens
 from robustpo_kit.policies.lora import merged_adapter
 from robustpo_kit.records import progress, stream_seed
 
@@ -26,9 +28,10 @@ class Reply:
 def sample(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    prompts: Sequence[str],
     config: SamplingConfig,
     *,
+    template: Template,
     seed: int,
     desc: str = "sampling",
     backend: str = "auto",
@@ -38,8 +41,9 @@ def sample(
     Args:
         model: a causal language model, on its device.
         tokenizer: the model's, with a padding token.
-        texts: N rendered prompts.
+        prompts: N texts of users.
         config: decoding.
+        template: makes model input of a prompt, and says what ends a reply, as in training.
         seed: batch b draws from its own stream, so that it can be drawn again alone.
         desc: what the progress bar says.
         backend: as in `sample_batch`.
@@ -48,33 +52,34 @@ def sample(
         ValueError: when a prompt is empty.
         KitError: for a backend that is unknown or cannot serve the model.
     """
-    batches = range(0, len(texts), config.batch_size)
+    batches = range(0, len(prompts), config.batch_size)
     replies: list[list[Reply]] = []
     for number, start in enumerate(progress(batches, desc)):
-        part = texts[start : start + config.batch_size]
-        replies += sample_batch(
-            model, tokenizer, part, config, seed=seed, number=number, backend=backend
-        )
+        part = prompts[start : start + config.batch_size]
+        options: Any = {"template": template, "seed": seed, "number": number, "backend": backend}
+        replies += sample_batch(model, tokenizer, part, config, **options)
     return replies
 
 
 def sample_batch(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    prompts: Sequence[str],
     config: SamplingConfig,
     *,
+    template: Template,
     seed: int,
     number: int,
     backend: str = "auto",
 ) -> list[list[Reply]]:
-    """Replies [len(texts)][samples] to one batch; equal arguments give equal replies.
+    """Replies [len(prompts)][samples] to one batch; equal arguments give equal replies.
 
     Args:
         model: a causal language model, on its device; its mode and weights are left as they were.
         tokenizer: the model's, with a padding token.
-        texts: rendered prompts.
+        prompts: texts of users.
         config: decoding.
+        template: of prompts, as in `sample`.
         seed: of the whole run.
         number: of the batch in the run.
         backend: kit (a reserved cache that shrinks) | transformers (`generate`) | auto: the kit's
@@ -85,27 +90,21 @@ def sample_batch(
         ValueError: when a prompt is empty.
         KitError: for a backend that is unknown or cannot serve the model.
     """
-    if any(not text for text in texts):
-        raise ValueError("texts: an empty prompt; remove it before sampling")
+    if any(not prompt for prompt in prompts):
+        raise ValueError("prompts: an empty one; remove it before sampling")
     draw = _backend(backend, model)
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(tokenizer, template, model)
+    ids = prompt_tokens(prompts, tokenizer, template)
+    pad = cast(int, tokenizer.pad_token_id)
     was_training = model.training
     model.eval()
     try:
         with merged_adapter(model):
-            flat = draw(model, tokenizer, texts, config, ends, stream_seed(seed, "reply", number))
+            flat = draw(model, ids, config, ends, pad, stream_seed(seed, "reply", number))
     finally:
         model.train(was_training)
-    replies = [_reply(ids, ends, tokenizer) for ids in flat]
+    replies = [_reply(tokens, ends, tokenizer) for tokens in flat]
     return [replies[i : i + config.samples] for i in range(0, len(replies), config.samples)]
-
-
-def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every token that ends a reply: the tokenizer's, and those of the generation settings."""
-    settings = getattr(model, "generation_config", None)
-    named = getattr(settings, "eos_token_id", None)
-    listed = named if isinstance(named, list) else [named]
-    return frozenset(int(token) for token in (tokenizer.eos_token_id, *listed) if token is not None)
 
 
 def _backend(name: str, model: nn.Module) -> Callable[..., list[list[int]]]:
@@ -127,35 +126,34 @@ def _backend(name: str, model: nn.Module) -> Callable[..., list[list[int]]]:
 
 def _by_kit(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    prompts: list[list[int]],
     config: SamplingConfig,
     ends: frozenset[int],
+    pad: int,
     seed: int,
 ) -> list[list[int]]:
     """Tokens of every reply by the kit's own loop."""
-    prompts = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    pad = cast(int, tokenizer.pad_token_id)
-    return decode(model, cast(Any, prompts), config, ends=ends, pad=pad, generator=generator)
+    return decode(model, prompts, config, ends=ends, pad=pad, generator=generator)
 
 
 def _by_transformers(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    prompts: list[list[int]],
     config: SamplingConfig,
     ends: frozenset[int],
+    pad: int,
     seed: int,
 ) -> list[list[int]]:
     """Tokens of every reply by `generate`, which pads a reply that has ended."""
     device = next(model.parameters()).device
-    prompt = left_padded(tokenizer, texts).to(device)
+    ids, mask = (tensor.to(device) for tensor in left_padded(prompts, pad))
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
         output = cast(Any, model).generate(
-            **prompt,
+            input_ids=ids,
+            attention_mask=mask,
             do_sample=True,
             temperature=config.temperature,
             top_k=config.top_k,
@@ -164,24 +162,9 @@ def _by_transformers(
             max_new_tokens=config.max_new_tokens,
             num_return_sequences=config.samples,
             eos_token_id=sorted(ends),
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad,
         )
-    return output[:, prompt["input_ids"].shape[1] :].tolist()
-
-
-def left_padded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> BatchEncoding:
-    """Input ids and mask of `texts`, padded on the left, without added special tokens."""
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    try:
-        return tokenizer(
-            list(texts),
-            return_tensors="pt",
-            padding=True,
-            add_special_tokens=False,
-            return_token_type_ids=False,
-        )
-    finally:
-        tokenizer.padding_side = side
+    return output[:, ids.shape[1] :].tolist()
 
 
 def _reply(ids: list[int], ends: frozenset[int], tokenizer: PreTrainedTokenizerBase) -> Reply:

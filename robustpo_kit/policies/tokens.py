@@ -9,8 +9,17 @@ from transformers import PreTrainedTokenizerBase
 from robustpo_kit import records
 from robustpo_kit.data import Preference, Template
 from robustpo_kit.errors import KitError
+from robustpo_kit.policies.framing import end_tokens, rendered_tokens, turn_end
 
-COUNTED = ("rows", "responses", "merged_boundary", "eos_present", "cut_response", "cut_prompt")
+COUNTED = (
+    "rows",
+    "responses",
+    "merged_boundary",
+    "eos_present",
+    "eos_inside",
+    "cut_response",
+    "cut_prompt",
+)
 
 
 class TokenRow(NamedTuple):
@@ -61,55 +70,47 @@ def tokenize(
     max_length: int = 1024,
     max_response: int | None = None,
     mismatched: bool = False,
+    empty: bool = False,
 ) -> TokenTable:
     """Tokens of every row.
 
-    Boundary: the common token prefix of the prompt and of prompt + response. EOS: exactly once.
-    Over-length: a response keeps its first `max_response` tokens and then ends without EOS; the
-    prompt keeps its first token and its end. Both are counted, nothing is dropped.
+    Boundary: the common token prefix of the prompt and of prompt + response. End: `turn_end`,
+    exactly once. A response that holds an end token ends there, as its sampled twin would: what
+    stands behind it is never read. Over-length: a response keeps its first `max_response` tokens
+    and then ends without an end token; the prompt keeps its first token and its end; a row never
+    has more than `max_length` tokens. All of it is counted, nothing is dropped.
 
     Args:
         dataset: N rows.
-        tokenizer: with an EOS token.
+        tokenizer: with an EOS token, or a chat template that closes turns with one of its own.
         template: makes model input of a prompt; a chat template brings its own BOS.
         max_length: tokens of prompt + response.
-        max_response: tokens of a response, EOS included; default: half of `max_length`.
+        max_response: tokens of a response, its end included; default: half of `max_length`.
         mismatched: append the first response of the next row, the unrelated pair of KTO's KL term.
+        empty: take empty responses too, as their end token alone: replies that are scored, and not
+            trained on, may be empty.
 
     Raises:
         KitError: naming the row of an empty prompt or response, or the limit that does not fit.
     """
-    cutter = _Cutter.of(tokenizer, max_length, max_response)
+    cutter = _Cutter.of(tokenizer, template, max_length, max_response, empty=empty)
     responses = [list(row.responses) for row in dataset]
     if mismatched:
         following = [*responses[1:], *responses[:1]]
         responses = [[*own, of_next[0]] for own, of_next in zip(responses, following, strict=True)]
     prompts = [template.render(row.prompt, tokenizer) for row in dataset]
-    for row, texts in zip(dataset, responses, strict=True):
-        _refuse_empty(row.row_id, texts)
     whole_texts: list[str] = []
-    for prompt, texts in zip(prompts, responses, strict=True):
+    for row, prompt, texts in zip(dataset, prompts, responses, strict=True):
+        if not empty:
+            _refuse_empty(row.row_id, texts)
         whole_texts += [prompt + text for text in texts]
-    special = template.kind != "chat"
-    prompt_ids = _encode(tokenizer, prompts, special=special)
-    whole_ids = iter(_encode(tokenizer, whole_texts, special=special))
+    prompt_ids = rendered_tokens(prompts, tokenizer, template)
+    whole_ids = iter(rendered_tokens(whole_texts, tokenizer, template))
     rows = [
         cutter.row(row.row_id, ids, _take(whole_ids, len(texts)))
         for row, ids, texts in zip(dataset, prompt_ids, responses, strict=True)
     ]
     return TokenTable(tuple(rows), cutter.counts, mismatched)
-
-
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool
-) -> list[list[int]]:
-    """Token ids; with `special`, the tokenizer's BOS but not the EOS that some append."""
-    ids = tokenizer(texts, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
-    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-    added = tokenizer("", add_special_tokens=special)["input_ids"]
-    if not special or not added or added[-1] not in ends:
-        return ids
-    return [row[:-1] if row[-1] in ends else row for row in ids]
 
 
 def _take(ids: Iterator[list[int]], count: int) -> list[list[int]]:
@@ -129,19 +130,23 @@ def _refuse_empty(row_id: str, responses: Sequence[str]) -> None:
 class _Cutter:
     """Cuts token ids into rows, by one rule for all, and counts what it met."""
 
-    eos: int
+    end: int  # that every response gets
+    ends: frozenset[int]  # that end one where they stand in it
     max_length: int
     max_response: int
+    empty: bool
     counts: dict[str, int]
 
     @classmethod
     def of(
-        cls, tokenizer: PreTrainedTokenizerBase, max_length: int, max_response: int | None
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template,
+        max_length: int,
+        max_response: int | None,
+        *,
+        empty: bool,
     ) -> "_Cutter":
-        if tokenizer.eos_token_id is None:
-            raise KitError(
-                "tokenizer: it has no EOS token; set tokenizer.eos_token so that responses can end"
-            )
         if max_response is None:
             max_response = max_length // 2
         if not 0 < max_response < max_length:
@@ -149,7 +154,8 @@ class _Cutter:
                 f"max_response = {max_response} should lie between 1 and "
                 f"max_length - 1 = {max_length - 1}"
             )
-        return cls(tokenizer.eos_token_id, max_length, max_response, dict.fromkeys(COUNTED, 0))
+        end, ends = turn_end(tokenizer, template), end_tokens(tokenizer, template)
+        return cls(end, ends, max_length, max_response, empty, dict.fromkeys(COUNTED, 0))
 
     def row(self, row_id: str, prompt: list[int], whole: list[list[int]]) -> TokenRow:
         """A row from the ids of a prompt, and of prompt + response for each response."""
@@ -167,7 +173,8 @@ class _Cutter:
             )
         responses = []
         for k, (ids, start) in enumerate(zip(whole, starts, strict=True)):
-            scored = self._scored(ids, start, f"row {row_id}: response {k}")
+            room = self.max_length - 1 - (start - shared)  # beside one token of the prompt
+            scored = self._scored(ids, start, room, f"row {row_id}: response {k}")
             responses.append((*ids[shared:start], *scored))
             self.counts["merged_boundary"] += start < len(prompt)
         longest = max(len(response) for response in responses)
@@ -180,19 +187,25 @@ class _Cutter:
             tuple(start - shared for start in starts),
         )
 
-    def _scored(self, ids: list[int], start: int, where: str) -> list[int]:
-        """The response that begins at `start`, ended by one EOS or cut without one."""
-        end = len(ids)
-        while end > start and ids[end - 1] == self.eos:
-            end -= 1
-        if end == start:
+    def _scored(self, ids: list[int], start: int, room: int, where: str) -> list[int]:
+        """The response that begins at `start`, ended by one end token or cut without one."""
+        if room < 1:
             raise KitError(
-                f"{where} is only an end-of-sequence token; drop the row or give it text"
+                f"{where}: the tokenizer merges {self.max_length} or more tokens of the prompt "
+                "with it; raise max_length, or use a template that separates them"
             )
-        self.counts["eos_present"] += end < len(ids)
-        scored = [*ids[start:end], self.eos]
-        self.counts["cut_response"] += len(scored) > self.max_response
-        return scored[: self.max_response]
+        stop = next((n for n in range(start, len(ids)) if ids[n] in self.ends), len(ids))
+        if stop == start and not self.empty:
+            raise KitError(
+                f"{where} is only an end-of-sequence token, or begins with one; drop the row or "
+                "give it text"
+            )
+        self.counts["eos_present"] += stop < len(ids)
+        self.counts["eos_inside"] += any(token not in self.ends for token in ids[stop:])
+        scored = [*ids[start:stop], self.end]
+        room = min(room, self.max_response)
+        self.counts["cut_response"] += len(scored) > room
+        return scored[:room]
 
     def _fitting(self, prompt: list[int], room: int) -> list[int]:
         """The prompt; where it is longer than `room`, its first token (a BOS) and its end."""

@@ -1,5 +1,6 @@
 """Log-probabilities under the reference, scored once and kept."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,10 @@ def reference_key(policy: Policy, tokens: TokenTable) -> dict[str, Any]:
 
 
 def model_config(policy: Policy) -> dict[str, Any]:
-    """The model's class and configuration, but for entries that decide no log-probability."""
+    """The model's class and configuration as JSON, but for entries that decide no log-prob."""
     core = unwrap(policy.model)
     settings = {name: value for name, value in core.config.to_dict().items() if name not in ASIDE}
-    return {"class": type(core).__name__, **settings}
+    return json.loads(json.dumps({"class": type(core).__name__, **settings}, default=str))
 
 
 def _scored(policy: Policy, tokens: TokenTable, config: TrainConfig) -> Tensor:

@@ -46,6 +46,8 @@ def score(
     policy: Policy,
     dataset: PreferenceSet,
     config: TrainConfig | None = None,
+    *,
+    empty: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and lengths [N, K] of a preference set's responses under the policy.
 
@@ -53,6 +55,7 @@ def score(
         policy: Scores with the template of its own.
         dataset: N rows of at most K responses.
         config: Its lengths, layout and kernel; default: those of `TrainConfig`.
+        empty: Take empty responses too, as their end token alone.
     """
     config = config or TrainConfig()
     tokens = tokenize(
@@ -61,6 +64,7 @@ def score(
         policy.template,
         max_length=config.max_length,
         max_response=config.max_response,
+        empty=empty,
     )
     was_training = policy.model.training
     policy.model.eval()

@@ -88,14 +88,11 @@ class StepTrainer(ResumableTrainer):
             unwrap(policy.model).gradient_checkpointing_enable({"use_reentrant": False})
         self.scorer = Scorer(policy.model)
         self.termination, self.terminated = Termination(), False
-        weights = [weight for _, weight in policy.trainable()]
-        super().__init__(
-            self.scorer,
-            arguments,
-            train_dataset=range(len(self.plan)),
-            optimizer_cls_and_kwargs=optimizer_choice(weights, config, arguments),
-        )
+        super().__init__(self.scorer, arguments, train_dataset=range(len(self.plan)))
         refuse_wrappers(self, policy, config)
+        if not self.is_deepspeed_enabled:  # which keeps masters itself
+            weights = [weight for _, weight in policy.trainable()]
+            self.optimizer_cls_and_kwargs = optimizer_choice(weights, config, arguments)
         self.exact_step = ExactStep(
             tokens,
             signals,
