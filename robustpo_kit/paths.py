@@ -8,6 +8,7 @@ NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
 SYNTHETIC = DATA / "synthetic"
 RESULTS = DATA / "results"
+STUDIES = DATA / "studies"  # declared before they run
 FIGURES = ROOT / "figures"
 RUNS = ROOT / "runs"
 CACHE = Path(os.environ.get("ROBUSTPO_CACHE", Path.home() / ".cache" / "robustpo-kit"))
