@@ -1,6 +1,7 @@
 """The toy world: exact quantities against closed forms, Monte Carlo and the models in it."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_style_is_no_quality(world):
 
 def test_synthetic_sources_lose_to_golden_and_like_the_style(world):
     every = torch.arange(48)
-    measures = [toy.truth.evaluate(world, world.log_density[i], every) for i in range(4)]
+    measures = [toy.truth.evaluate(world, valid(world.log_density[i]), every) for i in range(4)]
     assert measures[0]["win_rate"] == pytest.approx(0.5, abs=1e-12)
     assert all(
         m["win_rate"] < 0.45 and m["style"] > measures[0]["style"] + 0.5 for m in measures[1:]
@@ -86,11 +87,26 @@ def test_no_shift_and_equal_quality_is_no_mixture_shift():
         ({"quality": (1.0,)}, "quality"),
         ({"symbols": 1}, "symbols"),
         ({"held_out": 1.0}, "held_out"),
+        ({"support": 0.0}, "support"),
+        ({"support": 1.5}, "support"),
     ],
 )
 def test_bad_world_names_the_argument(change, name):
     with pytest.raises(ValueError, match=name):
         dataclasses.replace(SMALL, **change)
+
+
+def test_a_world_of_less_support_has_fewer_responses_and_counts_the_others_invalid():
+    world = toy.world.build(dataclasses.replace(SMALL, support=0.25))
+    assert len(world.responses) == 16 == len(set(world.responses)) == len(world.places)
+    sums = world.log_density.exp().sum(-1)
+    assert torch.allclose(sums, torch.ones_like(sums), atol=1e-12, rtol=0)
+    policy = policies.tiny(toy.language.tokenizer(world), hidden=16)
+    every = toy.world.build(SMALL)
+    found, whole = (toy.language.policy_logps(policy, w) for w in (world, every))
+    kept = whole.logps[:, world.places].logsumexp(-1).exp() * whole.mass
+    assert torch.allclose(found.mass, kept, atol=1e-12) and float(found.mass.max()) < 0.9
+    assert [every.responses[place] for place in world.places] == list(world.responses)
 
 
 # --- h~ ------------------------------------------------------------------------------------------
@@ -193,6 +209,50 @@ def test_win_rate_and_reward_agree_with_monte_carlo(small):
             float(reward[prompt]), abs=4 * float(a.std()) / n**0.5
         )
     assert torch.allclose(result.win + result.tie + result.lose, torch.ones(6).double())
+
+
+def valid(logps, mass=1.0):
+    """A policy that writes a response of the world with this probability."""
+    return toy.truth.Enumeration(logps, torch.full((len(logps),), mass, dtype=torch.float64))
+
+
+def test_an_invalid_response_loses_and_has_the_least_reward(small):
+    """Monte Carlo, three draws of four from golden and one of four invalid."""
+    golden, every = small.log_density[0], torch.arange(6)
+    found = toy.truth.evaluate(small, valid(golden, 0.75), every, proxy=small.biased_reward(1.0))
+    n, win, gold, proxy = 40000, [], [], []
+    for prompt in range(6):
+        ours, theirs = (
+            torch.multinomial(golden[prompt].exp(), n, True, generator=generator(seed + prompt))
+            for seed in (0, 100)
+        )
+        ill = torch.rand(n, generator=generator(200 + prompt)) < 0.25
+        reward, paid = small.reward[prompt], small.biased_reward(1.0)[prompt]
+        first, second = reward[ours].masked_fill(ill, reward.min()), reward[theirs]
+        win.append((first > second).double() + (first == second).double() / 2 * ~ill)
+        gold.append(first)
+        proxy.append(paid[ours].masked_fill(ill, paid.min()))
+    for name, drawn_values in (("win_rate", win), ("gold", gold), ("proxy", proxy)):
+        values = torch.cat(drawn_values)
+        error = 4 * float(values.std()) / len(values) ** 0.5
+        assert found[name] == pytest.approx(float(values.mean()), abs=error), name
+    whole = toy.truth.evaluate(small, valid(golden), every)
+    assert found["win"] + found["tie"] + found["lose"] == pytest.approx(1, abs=1e-12)
+    assert found["win_rate"] == pytest.approx(0.75 * 0.5, abs=1e-12) and found["mass"] == 0.75
+    for name in ("win_rate_valid", "gold_valid", "kl_golden", "style", "confidence"):
+        assert found[name] == pytest.approx(whole[name], abs=1e-12), name
+    assert whole["win_rate"] == whole["win_rate_valid"] and whole["gold"] == whole["gold_valid"]
+
+
+def test_divergences_count_what_is_invalid(small):
+    golden, other, every = small.log_density[0], small.log_density[1], torch.arange(6)
+    half, most = valid(golden, 0.5), valid(other, 0.9)
+    found = toy.truth.evaluate(small, half, every, reference=most)
+    assert found["kl_from_golden"] == pytest.approx(math.log(2), abs=1e-9)
+    p = torch.cat([0.5 * golden.exp(), torch.full((6, 1), 0.5)], -1)
+    q = torch.cat([0.9 * other.exp(), torch.full((6, 1), 0.1)], -1)
+    by_hand = (p * (p / q).log()).sum(-1).mean()
+    assert found["kl_reference"] == pytest.approx(float(by_hand), abs=1e-7)
 
 
 def test_win_rate_counts_ties_of_equal_rewards(small):

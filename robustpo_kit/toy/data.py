@@ -76,6 +76,13 @@ def draw(world: World, config: DataConfig, generator: torch.Generator) -> ToyDat
     return ToyData(prefs, prompt_ids, response_ids, sources, claimed, contaminated, turned)
 
 
+def proxy_reward(world: World, config: DataConfig) -> Tensor:
+    """[P, R] what the reward models of clean and contaminated rows pay on average, noise aside."""
+    clean, contaminated = config.reward_bias, config.contamination_bias
+    share = config.contamination
+    return world.biased_reward((1 - share) * clean + share * contaminated)
+
+
 def draw_responses(
     world: World, prompt_ids: Tensor, source_ids: Tensor, generator: torch.Generator
 ) -> Tensor:

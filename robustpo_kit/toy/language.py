@@ -1,13 +1,12 @@
 """Language models in the toy world: a tokenizer of its symbols, and policies enumerated exactly."""
 
-from typing import NamedTuple
-
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from robustpo_kit import policies
+from robustpo_kit.toy.truth import Enumeration
 from robustpo_kit.toy.world import LETTERS, World
 
 SPECIAL = {
@@ -32,19 +31,13 @@ def tokenizer(world: World) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-class Enumeration(NamedTuple):
-    """The exact distribution of a language model over the responses of every prompt."""
-
-    logps: Tensor  # [P, R] log-probabilities given that the response is one of the world's, nats
-    mass: Tensor  # [P] probability of that: four symbols and the end
-
-
 @torch.no_grad()
 def policy_logps(policy: policies.Policy, world: World, *, prompts_at_once: int = 8) -> Enumeration:
     """Enumerate a causal language model: every prefix is computed once.
 
     Children share their parent's key-value cache. Before normalisation an entry equals
-    `policies.sequence_logps` of that response, end of sequence included.
+    `policies.sequence_logps` of that response, end of sequence included. Texts that the world does
+    not have are computed, too, and left out.
     """
     words = policy.tokenizer
     letters = list(LETTERS[: world.config.symbols])
@@ -59,7 +52,7 @@ def policy_logps(policy: policies.Policy, world: World, *, prompts_at_once: int 
         for prompts in ids.split(prompts_at_once)
     ]
     model.train(training)
-    total = torch.cat(parts)
+    total = torch.cat(parts)[:, world.places]
     return Enumeration(torch.log_softmax(total, -1), total.logsumexp(-1).exp())
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from robustpo_kit import objectives
 from robustpo_kit.policies import Policy
 from robustpo_kit.records import RunRecord
-from robustpo_kit.toy.data import DataConfig
-from robustpo_kit.toy.language import Enumeration, policy_logps
+from robustpo_kit.toy.data import DataConfig, proxy_reward
+from robustpo_kit.toy.language import policy_logps
 from robustpo_kit.toy.setting import Setting, draw_data, estimate, start, train
-from robustpo_kit.toy.truth import evaluate, true_h
+from robustpo_kit.toy.truth import Enumeration, evaluate, true_h
 from robustpo_kit.toy.world import GOLDEN, World
 
 H_SOURCES = ("estimated", "oracle")
@@ -50,12 +50,11 @@ class Run:
 def run(config: Run) -> dict[str, object]:
     """One run from SFT to exact evaluation: a flat row of settings and measures.
 
-    `win_rate` to `kl_reference` are exact means over the held-out prompts, given that the response
-    is one of the world's; `mass` is the probability of that. `seen_win_rate` is over the prompts of
-    the data.
+    Measures are those of `truth.evaluate` over the held-out prompts, exact; sft_NAME are those of
+    the start, and `seen_win_rate` is over the prompts of the data.
     """
     setting, objective = config.setting, objectives.build(config.objective)
-    world, data, first, reference, _ = start(setting)
+    world, data, first, reference = start(setting)
     prefs = data.prefs
     h_columns: dict[str, object] = {"h": "none", "h_rank": float("nan")}
     if objective.needs_h:
@@ -75,18 +74,21 @@ def run(config: Run) -> dict[str, object]:
         batch_size=config.batch_size,
         seed=setting.seed,
     )
-    row = settings_row(setting) | {"method": config.method, "objective": objective.spec}
-    return row | h_columns | _measures(world, policy_logps(policy, world), reference, record)
+    row = settings_row(setting) | {"method": config.method, "loss": objective.base}
+    row["objective"] = objective.spec
+    after = policy_logps(policy, world)
+    return row | h_columns | _measures(world, setting.data, after, reference, record)
 
 
 def _measures(
-    world: World, after: Enumeration, reference: Tensor, record: RunRecord
+    world: World, data: DataConfig, after: Enumeration, before: Enumeration, record: RunRecord
 ) -> dict[str, float]:
     """Exact measures of the trained policy, and means over its steps of what drove them."""
-    row = evaluate(world, after.logps, world.held_out_prompts, reference)
-    row["seen_win_rate"] = evaluate(world, after.logps, world.train_prompts)["win_rate"]
-    row["sft_win_rate"] = evaluate(world, reference, world.held_out_prompts)["win_rate"]
-    row["mass"] = float(after.mass.mean())
+    held_out, proxy = world.held_out_prompts, proxy_reward(world, data)
+    row = evaluate(world, after, held_out, reference=before, proxy=proxy)
+    row["seen_win_rate"] = evaluate(world, after, world.train_prompts)["win_rate"]
+    sft = evaluate(world, before, held_out, proxy=proxy)
+    row |= {f"sft_{name}": sft[name] for name in ("win_rate", "win_rate_valid", "gold", "mass")}
     for name in ("ess", "max_weight"):
         row[name] = float(np.mean([step[name] for step in record.history]))
     return row

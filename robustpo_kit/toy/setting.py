@@ -21,7 +21,7 @@ from robustpo_kit.policies import Policy
 from robustpo_kit.records import RunRecord, stream_seed, torch_stream
 from robustpo_kit.toy.data import DataConfig, ToyData, draw
 from robustpo_kit.toy.language import policy_logps, tokenizer
-from robustpo_kit.toy.truth import bayes_probs, true_h
+from robustpo_kit.toy.truth import Enumeration, bayes_probs, true_h
 from robustpo_kit.toy.world import World, WorldConfig, build
 
 CLASSIFIER_BATCH = 64  # responses a step
@@ -59,8 +59,7 @@ class Start(NamedTuple):
     world: World
     data: ToyData
     policy: Policy  # after SFT; copy before training
-    logps: Tensor  # [P, R] its exact distribution
-    mass: float  # mean probability of a response of the world under it
+    distribution: Enumeration  # its own
 
 
 class Estimate(NamedTuple):
@@ -141,8 +140,7 @@ def start(setting: Setting) -> Start:
         batch_size=32,
         seed=stream_seed(setting.seed, "sft"),
     )
-    after = policy_logps(policy, world)
-    return Start(world, data, policy, after.logps, float(after.mass.mean()))
+    return Start(world, data, policy, policy_logps(policy, world))
 
 
 @functools.lru_cache(maxsize=2)

@@ -16,7 +16,7 @@ from robustpo_kit.toy.data import DataConfig
 from robustpo_kit.toy.runs import Run, data_row, h_quality, run
 from robustpo_kit.toy.setting import Setting, estimate, start
 from robustpo_kit.toy.sweep import sweep
-from robustpo_kit.toy.truth import evaluate
+from robustpo_kit.toy.truth import Enumeration, evaluate
 from robustpo_kit.toy.world import World
 
 LOSS = objectives.PRESETS["hh/dpo_pl"].spec  # listwise DPO at the papers' beta
@@ -25,6 +25,31 @@ METHODS = {  # DoRA Table 4 on that loss
     "reweight": f"reweight({LOSS})",
     "dro": f"dro({LOSS}, lam={robust.DEFAULT_LAM})",
     "dora": objectives.PRESETS["hh/dora_dpo_pl"].spec,
+}
+
+OTHER_LOSSES = (  # of the table of losses that DoRA Table 8 does not have, at usual values
+    "cdpo(beta=0.1, epsilon=0.1)",
+    "rdpo(beta=0.1, epsilon=0.1)",
+    "ipo(tau=0.1)",
+    "cpo(beta=0.1)",
+    "orpo(lam=0.1)",
+    "kto(beta=0.1)",
+    "kto_pair(beta=0.1)",
+    "beta_dpo(beta=0.1, alpha=0.6)",
+    "sft()",
+)
+LOSSES = (
+    tuple(
+        preset.spec
+        for name, preset in objectives.PRESETS.items()
+        if preset.task == "hh" and not name.startswith("hh/dora")
+    )
+    + OTHER_LOSSES
+)
+
+DOSES = {  # of what goes wrong, each alone
+    "contamination": (0.0, 0.2, 0.4, 0.6, 0.8),
+    "label_noise": (0.1, 0.2, 0.3, 0.4),
 }
 
 CONDITIONS = {  # one thing wrong at a time
@@ -56,8 +81,9 @@ def quickstart(
     first, estimated = start(setting), estimate(setting)
     world = first.world
     every = torch.arange(len(world.prompts))
+    all_valid = torch.ones(len(every), dtype=torch.float64)
     sources = [
-        {"source": name} | evaluate(world, log_density, every)
+        {"source": name} | evaluate(world, Enumeration(log_density, all_valid), every)
         for name, log_density in zip(world.source_names, world.log_density, strict=True)
     ]
     samples = {
@@ -85,6 +111,24 @@ def methods_study(seeds: Sequence[int]) -> list[Run]:
     return runs
 
 
+def losses_study(seeds: Sequence[int]) -> list[Run]:
+    """Every loss as a mean and under DRO, on clean data: what each does to the mass."""
+    specs = []
+    for spec in LOSSES:
+        specs += [spec, f"dro({spec}, lam={robust.DEFAULT_LAM})"]
+    return [Run(spec, setting=Setting(seed=seed)) for seed in seeds for spec in specs]
+
+
+def dose_study(seeds: Sequence[int]) -> list[Run]:
+    """ERM under ever more contamination and ever more flips: what a robust method could mend."""
+    runs = []
+    for seed, (knob, doses) in itertools.product(seeds, DOSES.items()):
+        for dose in doses:
+            data = dataclasses.replace(DataConfig(), **{knob: dose})
+            runs.append(Run(LOSS, setting=Setting(seed=seed, data=data)))
+    return runs
+
+
 def h_study(
     seeds: Sequence[int],
     rows: Sequence[int] = (32, 64, 128, 256, 512, 1024, 2048),
@@ -108,15 +152,21 @@ def name_conditions(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_reference(
-    folder: Path, *, seeds: Sequence[int] = range(10), workers: int | None = None
+    folder: Path,
+    *,
+    seeds: Sequence[int] = range(10),
+    dose_seeds: Sequence[int] = range(24),
+    workers: int | None = None,
 ) -> None:
-    """Both studies as tables with provenance: toy_sweep and toy_h_rank (.csv, .json) in `folder`.
+    """The studies as tables with provenance: toy_sweep, toy_dose, ... (.csv, .json) in `folder`.
 
     Resumable: finished runs wait in `folder`/NAME.runs.jsonl until their table is written.
     """
     folder = Path(folder)
     studies: tuple[tuple[str, Callable[[Any], dict[str, object]], Sequence[Any]], ...] = (
         ("toy_sweep", run, methods_study(seeds)),
+        ("toy_dose", run, dose_study(dose_seeds)),
+        ("toy_losses", run, losses_study(seeds)),
         ("toy_h_rank", h_quality, h_study(seeds)),
     )
     for name, function, configs in studies:
@@ -126,12 +176,13 @@ def write_reference(
         if name == "toy_sweep":
             table = name_conditions(table)
         made_by = f"{__name__}.write_reference: {len(configs)} runs of {function.__name__}"
+        seeds_run = sorted(set(table["seed"].tolist()))
         config = {
             "made_by": made_by,
             "first": dataclasses.asdict(configs[0]),
-            "seeds": list(seeds),
+            "seeds": seeds_run,
         }
-        record = records.provenance(config, seeds[0], started)
+        record = records.provenance(config, seeds_run[0], started)
         record["device"] = f"cpu ({platform.machine()}), one thread a run"
         record["revision"] = revision  # of the code that ran, not of a commit meanwhile
         seconds = float(table["seconds"].sum())

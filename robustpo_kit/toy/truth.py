@@ -83,6 +83,13 @@ def true_h(
     return (golden[rows, response_ids] / against).mean(-1)
 
 
+class Enumeration(NamedTuple):
+    """The exact distribution of a policy over the responses of every prompt."""
+
+    logps: Tensor  # [P, R] log-probabilities given that the response is one of the world's, nats
+    mass: Tensor  # [P] probability of that; whatever else a policy writes is invalid
+
+
 class Outcome(NamedTuple):
     """Exact result of a policy's response against a golden one of the same prompt, each [P]."""
 
@@ -120,27 +127,59 @@ def kl(logps: Tensor, other: Tensor) -> Tensor:
 
 
 def evaluate(
-    world: World, logps: Tensor, prompts: Tensor, reference: Tensor | None = None
+    world: World,
+    policy: Enumeration,
+    prompts: Tensor,
+    *,
+    reference: Enumeration | None = None,
+    proxy: Tensor | None = None,
 ) -> dict[str, float]:
-    """Exact measures of a policy: against golden, reward, style, Bayes' c, KLs in nats.
+    """Exact measures of a policy, an invalid response counted as the worst there can be.
+
+    win_rate, win, tie, lose, gold and proxy are unconditional: an invalid response loses to every
+    golden one and has the least reward of its prompt. What ends in _valid, and style, confidence
+    and kl_golden, are given that the response is valid; `mass` is the probability of that.
+    KLs are in nats: kl_golden = KL(policy || golden), kl_from_golden = KL(golden || policy), which
+    sees the mass, kl_reference = KL(policy || reference) with all that is invalid as one outcome.
 
     Args:
         world: gives the truth.
-        logps: [P, R] of the policy, normalised.
+        policy: over all prompts.
         prompts: indices of the prompts that means are taken over.
-        reference: [P, R]; with it comes kl_reference.
+        reference: with it comes kl_reference.
+        proxy: [P, R] the reward that ranked the data; with it come proxy and proxy_valid.
     """
-    result = outcome(world, logps)
+    result, mass = outcome(world, policy.logps), policy.mass
+    golden, gold = world.log_density[GOLDEN], expected(policy.logps, world.reward)
+    win, tie = mass * result.win, mass * result.tie
     measures = {
-        "win_rate": result.rate,
-        "win": result.win,
-        "tie": result.tie,
-        "lose": result.lose,
-        "reward": expected(logps, world.reward),
-        "style": expected(logps, world.style),
-        "confidence": expected(logps, 1 / (1 + _other_over_golden(world, None)[0])),
-        "kl_golden": kl(logps, world.log_density[GOLDEN]),
+        "win_rate": mass * result.rate,
+        "win": win,
+        "tie": tie,
+        "lose": 1 - win - tie,
+        "gold": _or_worst(gold, mass, world.reward),
+        "mass": mass,
+        "win_rate_valid": result.rate,
+        "gold_valid": gold,
+        "style": expected(policy.logps, world.style),
+        "confidence": expected(policy.logps, 1 / (1 + _other_over_golden(world, None)[0])),
+        "kl_golden": kl(policy.logps, golden),
+        "kl_from_golden": kl(golden, policy.logps) - mass.log(),
     }
     if reference is not None:
-        measures["kl_reference"] = kl(logps, reference)
+        measures["kl_reference"] = kl(_with_invalid(policy), _with_invalid(reference))
+    if proxy is not None:
+        paid = expected(policy.logps, proxy)
+        measures |= {"proxy": _or_worst(paid, mass, proxy), "proxy_valid": paid}
     return {name: float(value[prompts].mean()) for name, value in measures.items()}
+
+
+def _or_worst(valid: Tensor, mass: Tensor, reward: Tensor) -> Tensor:
+    """[P] an expectation given a valid response, with the least reward for an invalid one."""
+    return mass * valid + (1 - mass) * reward.min(-1).values
+
+
+def _with_invalid(policy: Enumeration) -> Tensor:
+    """[P, R + 1] log-probabilities of every response, and of anything else."""
+    rest = (1 - policy.mass).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.cat([policy.logps + policy.mass.log()[:, None], rest.log()[:, None]], -1)

@@ -35,6 +35,7 @@ class WorldConfig:
     golden_style: float = -0.6  # golden's liking of it
     accent: float = 0.5  # share of each source's own taste beside the common style
     shift: float = 1.0  # multiplies every liking of style; 0: sources differ in quality alone
+    support: float = 1.0  # share of all texts of `length` symbols that are responses
     held_out: float = 0.25  # share of the prompts that no data set contains
     seed: int = 0
 
@@ -48,6 +49,11 @@ class WorldConfig:
             raise ValueError("topics, tones, length must be at least 1 and symbols 2 to 26")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out must lie in [0, 1), got {self.held_out}")
+        if not 2 <= self.support * self.symbols**self.length <= self.symbols**self.length:
+            raise ValueError(
+                "support must lie in (0, 1] and leave two responses or more of "
+                f"{self.symbols**self.length}, got {self.support}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +64,7 @@ class World:
     prompts: tuple[str, ...]  # P texts
     responses: tuple[str, ...]  # R texts
     tokens: Tensor  # [R, L] symbol indices of each response
+    places: Tensor  # [R] of each response among all texts of L symbols, in their order
     reward: Tensor  # [P, R] true reward, mean 0 and sd 1 over the responses of a prompt
     style: Tensor  # [R] what the biased reward model likes, mean 0 and sd 1
     log_density: Tensor  # [n, P, R] log Q_i(y|x), nats
@@ -107,7 +114,9 @@ def _taste(tokens: Tensor, symbols: int, generator: torch.Generator) -> Tensor:
 def build(config: WorldConfig = WorldConfig()) -> World:
     """The world of a config; the same config gives the same world, bit for bit."""
     generator = torch_stream(config.seed, "toy world")
-    tokens = torch.tensor(list(itertools.product(range(config.symbols), repeat=config.length)))
+    texts = torch.tensor(list(itertools.product(range(config.symbols), repeat=config.length)))
+    places = _supported(config, texts)
+    tokens = texts[places]
     reward = _rewards(config, tokens, generator)
     style = _taste(tokens, config.symbols, generator)
     shared = _standardise(reward.mean(0))
@@ -124,12 +133,22 @@ def build(config: WorldConfig = WorldConfig()) -> World:
         prompts=tuple(prompts),
         responses=tuple(_text(symbols) for symbols in tokens.tolist()),
         tokens=tokens,
+        places=places,
         reward=reward,
         style=style,
         log_density=torch.log_softmax(energies, -1),
         train_prompts=order[held_out:].sort().values,
         held_out_prompts=order[:held_out].sort().values,
     )
+
+
+def _supported(config: WorldConfig, texts: Tensor) -> Tensor:
+    """[R] places of the texts that are responses: those that suit a taste of the world's best."""
+    count = round(config.support * len(texts))
+    if count == len(texts):
+        return torch.arange(len(texts))
+    taste = _taste(texts, config.symbols, torch_stream(config.seed, "toy support"))
+    return taste.argsort(descending=True)[:count].sort().values
 
 
 def _rewards(config: WorldConfig, tokens: Tensor, generator: torch.Generator) -> Tensor:
