@@ -47,10 +47,10 @@ LOSSES = (
     + OTHER_LOSSES
 )
 
-DOSES = {  # of what goes wrong, each alone
-    "contamination": (0.0, 0.2, 0.4, 0.6, 0.8),
-    "label_noise": (0.1, 0.2, 0.3, 0.4),
-}
+DOSES = (  # of what goes wrong, each alone
+    *(DataConfig(contamination=share) for share in (0.0, 0.2, 0.4, 0.6, 0.8)),
+    *(DataConfig(label_noise=share) for share in (0.1, 0.2, 0.3, 0.4)),
+)
 
 CONDITIONS = {  # one thing wrong at a time
     "clean": DataConfig(),
@@ -121,12 +121,8 @@ def losses_study(seeds: Sequence[int]) -> list[Run]:
 
 def dose_study(seeds: Sequence[int]) -> list[Run]:
     """ERM under ever more contamination and ever more flips: what a robust method could mend."""
-    runs = []
-    for seed, (knob, doses) in itertools.product(seeds, DOSES.items()):
-        for dose in doses:
-            data = dataclasses.replace(DataConfig(), **{knob: dose})
-            runs.append(Run(LOSS, setting=Setting(seed=seed, data=data)))
-    return runs
+    cells = itertools.product(seeds, DOSES)
+    return [Run(LOSS, setting=Setting(seed=seed, data=data)) for seed, data in cells]
 
 
 def h_study(
