@@ -36,8 +36,7 @@ def reference(logits: torch.Tensor, ids: torch.Tensor, config: SamplingConfig) -
 
 def dense(logits: torch.Tensor, ids: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
     """The kit's probabilities [B, V]."""
-    seen = torch.zeros(logits.shape, dtype=torch.bool).scatter(1, ids, True)
-    candidates, probabilities = decoding.next_tokens(logits, seen, config)
+    candidates, probabilities = decoding.next_tokens(logits, ids, config)
     return torch.zeros_like(logits).scatter(1, candidates, probabilities)
 
 
@@ -74,17 +73,18 @@ def greedy(model, prompt: list[int], config: SamplingConfig, ends: frozenset[int
     for _ in range(config.max_new_tokens):
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[:, -1]
-        seen = torch.zeros_like(logits, dtype=torch.bool)
-        seen[0, ids] = True
-        ids.append(int(decoding.next_tokens(logits, seen, config)[0][0, 0]))
+        candidates, _ = decoding.next_tokens(logits, torch.tensor([ids]), config)
+        ids.append(int(candidates[0, 0]))
         if ids[-1] in ends:
             break
     return ids[len(prompt) :]
 
 
+@pytest.mark.parametrize("together", [1, 3, 25])
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 @pytest.mark.parametrize("samples", [1, 3])
-def test_cache_prefix_and_padding_change_no_reply(samples, penalty):
+def test_cache_prefix_and_padding_change_no_reply(samples, penalty, together, monkeypatch):
+    monkeypatch.setattr(decoding, "PREFILL_ROWS", together)
     model = model_of()
     config = dataclasses.replace(GREEDY, samples=samples, repetition_penalty=penalty)
     found = decoding.decode(model, PROMPTS, config, ends=NO_END, pad=0, generator=torch.Generator())
@@ -111,15 +111,36 @@ def test_rows_that_end_are_dropped_and_the_others_go_on(monkeypatch):
     assert len(set(map(len, found))) > 1 and min(sizes[1:]) < len(PROMPTS)
 
 
+def test_memory_is_reserved_once_and_rows_move_in_it(monkeypatch):
+    model = model_of()
+    places, widths, forward = set(), set(), model.forward
+
+    def watched(**arguments):
+        cache = arguments["past_key_values"]
+        reserved = isinstance(cache.layers[0], decoding.ReservedLayer)
+        out = forward(**arguments)
+        if reserved:
+            places.add(tuple(buffer.data_ptr() for buffer in cache.layers[0].buffers))
+            widths.add(cache.layers[0].keys.shape)
+            assert all(buffer.is_contiguous() for buffer in cache.layers[0].buffers)
+        return out
+
+    monkeypatch.setattr(model, "forward", watched)
+    ends = frozenset(range(0, 200, 2))
+    config = SamplingConfig(max_new_tokens=9, top_k=0, temperature=3.0)
+    generator = torch.Generator().manual_seed(0)
+    found = decoding.decode(model, PROMPTS, config, ends=ends, pad=0, generator=generator)
+    assert len(set(map(len, found))) > 1
+    assert len(places) == 1 and len(widths) > 1 and len({shape[2] for shape in widths}) == 1
+
+
 def test_draws_follow_the_probabilities():
     model = model_of(torch.float32)
     config = SamplingConfig(max_new_tokens=1, top_k=8, samples=4000)
     generator = torch.Generator().manual_seed(0)
     drawn = decoding.decode(model, [PROMPTS[0]], config, ends=NO_END, pad=0, generator=generator)
     logits = model(torch.tensor([PROMPTS[0]])).logits[:, -1].detach()
-    seen = torch.zeros_like(logits, dtype=torch.bool)
-    seen[0, list(PROMPTS[0])] = True
-    candidates, probabilities = decoding.next_tokens(logits, seen, config)
+    candidates, probabilities = decoding.next_tokens(logits, torch.tensor([PROMPTS[0]]), config)
     counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=logits.shape[1])
     expected = 4000 * probabilities[0]
     real = expected > 0

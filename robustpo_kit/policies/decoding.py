@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-TIE_ROOM = (
-    14  # candidates beyond top-k: half precision has ties at the k-th place, and all of them stay
-)
+TIE_ROOM = 14  # candidates beyond top-k: half precision has ties there, and all of them stay
+PREFILL_ROWS = 25  # prompts read together
 
 
 @dataclass(frozen=True)
@@ -33,26 +32,50 @@ class SamplingConfig:
 
 
 class ReservedLayer(DynamicLayer):
-    """Keys and values of one layer, in memory reserved once instead of a larger copy a token."""
+    """Keys and values of one layer, in memory that is reserved once and never allocated again.
 
-    def __init__(self, room: int) -> None:
+    One new token sees the whole reservation, whose empty end the mask hides: products of matrices
+    would copy a part of it. Rows that are kept move together in place.
+    """
+
+    def __init__(self, rows: int, room: int) -> None:
         super().__init__()
-        self.room, self.length = room, 0
+        self.rows, self.room, self.length = rows, room, 0
         self.buffers: list[Tensor] = []  # keys and values, [B, heads, room, width]
+
+    def place(self, rows: list[int], states: Sequence[Tensor], prefix: int, end: int) -> None:
+        """Write what the prompts of `rows` gave: the prefix first, the rest before column `end`.
+
+        Args:
+            rows: n of the B rows.
+            states: keys and values [n, heads, prefix + T, width].
+            prefix: tokens that all prompts begin with.
+            end: columns that prompts take with their padding.
+        """
+        if not self.buffers:
+            self.dtype, self.device, self.is_initialized = states[0].dtype, states[0].device, True
+            # zeros: what the mask hides has weight 0, and 0 times NaN would be NaN
+            shapes = [(self.rows, part.shape[1], self.room, part.shape[3]) for part in states]
+            self.buffers = [states[0].new_zeros(shape) for shape in shapes]
+        for buffer, part in zip(self.buffers, states, strict=True):
+            own = part[:, :, prefix:]
+            buffer[rows, :, :prefix] = part[:, :, :prefix]
+            buffer[rows, :, end - own.shape[2] : end] = own
+        self.length = end
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Write new tokens behind those that are there; returns views of all keys and values."""
-        new = (key_states, value_states)
-        if not self.buffers:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.buffers = [s.new_empty(*s.shape[:2], self.room, s.shape[3]) for s in new]
-            self.is_initialized = True
-        start, self.length = self.length, self.length + key_states.shape[2]
-        for buffer, states in zip(self.buffers, new, strict=True):
-            buffer[:, :, start : self.length] = states
-        return self._show()
+        """Write one new token of every row behind the others; returns all keys and values."""
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, self.length : self.length + 1] = states
+        self.length += 1
+        self.keys, self.values = self.buffers
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a new token is shown, and where those begin."""
+        return self.room, 0
 
     def get_seq_length(self) -> int:
         """Tokens so far."""
@@ -60,12 +83,14 @@ class ReservedLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices` [n] alone, each as often as it is named."""
-        self.buffers = [buffer[indices] for buffer in self.buffers]
-        self._show()
-
-    def _show(self) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
-        return self.keys, self.values
+        kept = []
+        for buffer in self.buffers:
+            rows = buffer[indices]
+            if len(rows) <= len(buffer):
+                buffer = buffer[: len(rows)]
+                rows = buffer.copy_(rows)
+            kept.append(rows)
+        self.buffers = kept
 
 
 def decodes(model: nn.Module) -> bool:
@@ -77,21 +102,22 @@ def decodes(model: nn.Module) -> bool:
 def next_tokens(logits: Tensor, seen: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
     """Candidates [B, C] for the next token, most likely first, and their probabilities [B, C].
 
-    `logits` [B, V] in nats, `seen` [B, V] bool: tokens of the prompt and of the reply so far. The
-    probabilities are those of the whole vocabulary under repetition penalty, temperature, top-k and
-    top-p; all others are 0.
+    `logits` [B, V] in nats, `seen` [B, S]: tokens of the prompt and of the reply so far, some more
+    than once. The probabilities are those of the whole vocabulary under repetition penalty,
+    temperature, top-k and top-p; all others are 0.
     """
-    penalised = torch.where(
-        logits < 0, logits * config.repetition_penalty, logits / config.repetition_penalty
-    )
-    scores = torch.where(seen, penalised, logits.float()) / config.temperature
+    said = logits.gather(1, seen).float()
+    penalty = config.repetition_penalty
+    penalised = torch.where(said < 0, said * penalty, said / penalty)
+    scores = logits.to(torch.float32, copy=True).scatter_(1, seen, penalised)
     vocabulary = scores.shape[-1]
     k = min(config.top_k or vocabulary, vocabulary)
     top, candidates = scores.topk(min(k + TIE_ROOM, vocabulary), dim=-1)
     last = top[:, k - 1 : k]
     if top.shape[-1] < vocabulary and bool((top[:, -1:] == last).any()):  # more ties than room
         top, candidates = scores.sort(dim=-1, descending=True)
-    probabilities = torch.softmax(top.masked_fill(top < last, float("-inf")), dim=-1)
+    top = top.masked_fill(top < last, float("-inf")) / config.temperature
+    probabilities = torch.softmax(top, dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
     kept = torch.where(before < config.top_p, probabilities, 0.0)
     return candidates, kept / kept.sum(dim=-1, keepdim=True)
@@ -137,55 +163,65 @@ class _Rows:
     def __init__(
         self, model: nn.Module, prompts: Sequence[Sequence[int]], config: SamplingConfig, pad: int
     ) -> None:
-        self.model, self.samples = cast(Any, model), config.samples
+        self.model, self.samples, self.pad = cast(Any, model), config.samples, pad
         self.device = next(model.parameters()).device
-        ids, mask = left_padded(prompts, pad)
-        self.seen = torch.zeros(
-            len(prompts), self.model.get_output_embeddings().weight.shape[0], dtype=torch.bool
-        )
-        for row, prompt in enumerate(prompts):
-            self.seen[row, list(prompt)] = True
-        self.ids, self.mask, self.seen = (t.to(self.device) for t in (ids, mask, self.seen))
-        self.shared = _shared_prefix(prompts)
-        self.first = prompts[0][: self.shared]
+        self.prompts, self.shared = prompts, _shared_prefix(prompts)
+        ids, mask = (tensor.to(self.device) for tensor in left_padded(prompts, pad))
+        own, self.mask = self._own(range(len(prompts)))
+        # padding names a token that is there
+        self.seen = torch.where(mask.bool(), ids, ids[:, -1:])
+        self.width = self.shared + own.shape[1]
         self.cache = DynamicCache(config=self.model.config)
-        room = ids.shape[1] + config.max_new_tokens
-        self.layers = [ReservedLayer(room) for _ in self.cache.layers]
+        room = self.width + config.max_new_tokens
+        self.layers = [ReservedLayer(len(prompts), room) for _ in self.cache.layers]
         self.cache.layers = list(self.layers)
         self.places = list(range(len(prompts) * config.samples))
 
     def prefill(self) -> Tensor:
-        """Logits [B, V] after the prompts; what all prompts begin with is computed once."""
-        count, width = self.ids.shape
-        ids, mask = self.ids, self.mask
+        """Logits [B, V] after the prompts; what all prompts begin with is computed once.
+
+        Prompts of like lengths are read together, so that little is computed for padding.
+        """
+        count = len(self.prompts)
+        order = sorted(range(count), key=lambda row: len(self.prompts[row]))
+        prefix = DynamicCache(config=self.model.config)
         if self.shared:
-            start = DynamicCache(config=self.model.config)
-            prefix = torch.tensor([list(self.first)], device=self.device)
-            self.model(input_ids=prefix, past_key_values=start, use_cache=True, logits_to_keep=1)
-            for layer, source in zip(self.layers, cast(list[Any], start.layers), strict=True):
-                layer.update(*(s.expand(count, -1, -1, -1) for s in (source.keys, source.values)))
-            # the prefix moves in front of the padding
-            padding = width - mask.sum(1, keepdim=True)
-            place = torch.arange(width, device=self.device)[None]
-            mask = ((place < self.shared) | (place >= self.shared + padding)).long()
-            ids = ids[:, self.shared :]
-            inside = place[:, self.shared :] >= self.shared + padding
-            ids = torch.where(inside, ids, ids.new_zeros(()))
-        self.mask = mask
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, self.shared :]
-        logits = self._forward(ids, positions)
+            start = torch.tensor([list(self.prompts[0][: self.shared])], device=self.device)
+            self._forward(start, torch.ones_like(start), prefix)
+        logits = []
+        for place in range(0, count, PREFILL_ROWS):
+            logits.append(self._read(order[place : place + PREFILL_ROWS], prefix))
+        last = torch.cat(logits)[torch.tensor(order, device=self.device).argsort()]
         if self.samples > 1:
             self.keep([row for row in range(count) for _ in range(self.samples)])
             self.places = list(range(count * self.samples))
-            logits = logits.repeat_interleave(self.samples, dim=0)
+            last = last.repeat_interleave(self.samples, dim=0)
+        return last
+
+    def _read(self, rows: list[int], prefix: DynamicCache) -> Tensor:
+        """Logits [n, V] after the prompts of `rows`, whose keys and values go into the cache."""
+        ids, mask = self._own(rows)
+        cache = DynamicCache(config=self.model.config)
+        if self.shared:
+            for layer, source in zip(_layers(cache), _layers(prefix), strict=True):
+                both = (source.keys, source.values)
+                layer.update(*(states.expand(len(rows), -1, -1, -1) for states in both))
+        logits = self._forward(ids, mask, cache)
+        for reserved, filled in zip(self.layers, _layers(cache), strict=True):
+            reserved.place(rows, (filled.keys, filled.values), self.shared, self.width)
         return logits
+
+    def _own(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What rows have behind the prefix, left-padded [n, T]; the mask with it [n, P+T]."""
+        ids, mask = left_padded([self.prompts[row][self.shared :] for row in rows], self.pad)
+        mask = torch.cat([mask.new_ones(len(rows), self.shared), mask], dim=1)
+        return ids.to(self.device), mask.to(self.device)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits [B, V] after one more token [B] of every row."""
-        self.seen[torch.arange(len(tokens), device=self.device), tokens] = True
-        positions = self.mask.sum(1, keepdim=True)
+        self.seen = torch.cat([self.seen, tokens[:, None]], dim=1)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        return self._forward(tokens[:, None], positions)
+        return self._forward(tokens[:, None], self.mask, self.cache)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with `rows` alone."""
@@ -195,16 +231,22 @@ class _Rows:
         for layer in self.layers:
             layer.batch_select_indices(index)
 
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits [n, V] after the tokens `ids` [n, T]; `mask` [n, L] tells of those before, too."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         out = self.model(
             input_ids=ids,
-            attention_mask=self.mask,
+            attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return out.logits[:, -1].float()
+        return out.logits[:, -1]
+
+
+def _layers(cache: DynamicCache) -> list[Any]:
+    return cast(list[Any], cache.layers)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
