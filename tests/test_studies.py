@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from robustpo_kit import analysis
@@ -105,3 +107,71 @@ def test_every_committed_study_is_a_study():
 
     for path in paths.STUDIES.glob("*.json"):
         analysis.Study.load(path.stem)
+
+
+# ---------------------------------------------------------------- the table of a study
+
+EFFECTS = {("erm", 0.0): 0.0, ("erm", 0.6): -0.3, ("reweight", 0.0): 0.0, ("reweight", 0.6): -0.1}
+
+
+def outcomes(study, rng, names=("gold", "words")) -> pd.DataFrame:
+    """Tidy outcomes with the EFFECTS, equal in every outcome; ten prompts a seed."""
+    rows = []
+    for seed in study.seeds:
+        level = rng.normal(0, 0.05)
+        for (method, dose), effect in EFFECTS.items():
+            for name in names:
+                cell = {"seed": seed, "method": method, "dose": dose, "outcome": name}
+                values = effect + level + rng.normal(0, 0.05, 10)
+                rows += [cell | {"row_id": n, "value": v} for n, v in enumerate(values)]
+    return pd.DataFrame(rows).assign(study=study.name)
+
+
+@pytest.fixture
+def study(tmp_path):
+    return load(tmp_path, declaration())
+
+
+def test_primaries_come_first_with_holm_and_the_rest_is_exploratory(study):
+    table = analysis.study_table(study, outcomes(study, np.random.default_rng(0)))
+    assert table["kind"].tolist() == ["primary"] * 2 + ["exploratory"] * (len(table) - 2)
+    first, second = table.iloc[0], table.iloc[1]
+    assert first["difference"] == pytest.approx(0.2, abs=0.06) and first["shown"]
+    assert second["difference"] == pytest.approx(-0.3, abs=0.06) and second["shown"]
+    assert second["where"] == "dose 0.6 against dose 0"
+    smaller, larger = sorted(table["p_value"][:2])
+    holm = sorted(table["p_adjusted"][:2])
+    assert holm == pytest.approx([2 * smaller, max(2 * smaller, larger)])
+    # reweight at both doses and erm's own loss, in gold and words, less the two primaries
+    seen = table[table["kind"] == "exploratory"]
+    assert len(seen) == 4 and not seen["shown"].any()
+    assert (seen["p_adjusted"] >= seen["p_value"] - 0.05).all()
+
+
+def test_a_difference_against_the_declared_direction_is_not_shown(study, tmp_path):
+    declared = declaration()
+    declared["primary"][0]["direction"] = "lower"
+    declared["primary"][1]["direction"] = "equivalent"
+    declared["primary"][1]["margin"] = 0.5
+    other = load(tmp_path, declared)
+    table = analysis.study_table(other, outcomes(other, np.random.default_rng(0)))
+    assert table["p_adjusted"][0] < 0.05 and not table["shown"][0]
+    assert table["shown"][1]  # -0.3 lies within plus or minus 0.5
+    assert analysis.verdict(table.iloc[1]).startswith("no difference beyond 0.5: -0.3")
+
+
+def test_a_table_cannot_omit_what_was_declared(study):
+    table = outcomes(study, np.random.default_rng(0))
+    for left, message in (
+        (table[table["outcome"] == "words"], "primary outcome 'gold' is missing"),
+        (table[table["seed"] != 2], "reweight minus erm in gold (dose 0.6) lacks seed 2 of 4"),
+        (table[table["dose"] == 0], "reweight minus erm in gold (dose 0.6) lacks seed 0 of 4"),
+        (table.assign(seed=table["seed"] + 1), "seed 4 was not declared"),
+        (table.assign(study="flips"), "the outcomes are of flips"),
+        (table.drop(columns="dose"), "the outcomes lack the column 'dose'"),
+    ):
+        with pytest.raises(KitError) as raised:
+            analysis.study_table(study, left)
+        assert str(raised.value).startswith("study contamination: ") and message in str(
+            raised.value
+        )

@@ -10,15 +10,35 @@ from robustpo_kit.analysis.figures import (
     slope_difference,
     training_curves,
 )
+from robustpo_kit.analysis.paired import (
+    Difference,
+    equivalence,
+    mean_difference,
+    minimum_detectable,
+    paired_rows,
+    simultaneous,
+)
+from robustpo_kit.analysis.sentences import among_all, verdict
+from robustpo_kit.analysis.study_tables import holm, study_table
 
 __all__ = [
     "Contrast",
+    "Difference",
     "Study",
+    "among_all",
     "energy_distance",
+    "equivalence",
     "gap_quantiles",
+    "holm",
     "mean_by",
+    "mean_difference",
+    "minimum_detectable",
     "normalise",
+    "paired_rows",
     "reward_confidence",
+    "simultaneous",
     "slope_difference",
+    "study_table",
     "training_curves",
+    "verdict",
 ]

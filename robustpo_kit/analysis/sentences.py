@@ -1,0 +1,114 @@
+"""Sentences of effect, made from rows of tables, so that they say what their intervals say."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from robustpo_kit.analysis.study_tables import could_see, holm
+
+UNITS = ("seeds", "prompts", "n")  # columns that count independent units, the first one found
+
+
+def verdict(
+    row: Mapping[str, Any] | pd.Series,
+    value: str = "difference",
+    *,
+    places: int = 2,
+    verbs: tuple[str, str] = ("gains", "loses"),
+    level: float = 0.95,
+) -> str:
+    """What a row shows: "gains 0.03 [0.01, 0.05]", or that it shows no difference.
+
+    A difference is shown where the interval leaves out zero and, if the row has `p_adjusted`, that
+    is below 1 - `level`.
+
+    Args:
+        row: with VALUE, and its bounds in VALUE_low and VALUE_high or in low and high; `could_see`,
+            or a count of units (seeds, prompts or n), says what could have been seen; `margin`
+            makes it a test of equivalence.
+        value: the column of the difference.
+        places: digits after the point.
+        verbs: for a difference above and below zero, of which the second turns the sign.
+        level: of the interval.
+
+    Returns:
+        One of
+
+            gains 0.03 [0.01, 0.05]
+            loses 0.04 [0.02, 0.06]
+            no difference shown: 0.00 [-0.02, 0.02], could have seen 0.03
+            no difference shown: 0.03 [0.01, 0.05] but p 0.21 among all, could have seen 0.03
+            no difference beyond 0.05: 0.00 [-0.02, 0.02]
+            no interval: 0.03 from one unit
+    """
+    middle, low, high = _bounds(row, value)
+    if np.isnan(low) or np.isnan(high):
+        return f"no interval: {_shown(middle, places)} from one unit"
+    among = float(row.get("p_adjusted", 0.0))
+    numbers = _interval(middle, low, high, places)
+    margin = row.get("margin")
+    if margin is not None and not np.isnan(margin) and among < 1 - level:
+        return f"no difference beyond {margin:g}: {numbers}"
+    beyond = low > 0 or high < 0
+    if beyond and among < 1 - level:
+        if middle > 0:
+            return f"{verbs[0]} {numbers}"
+        return f"{verbs[1]} {_interval(-middle, -high, -low, places)}"
+    if beyond:
+        numbers += f" but p {among:.2f} among all"
+    seen = _could_see(row, low, high, level)
+    return f"no difference shown: {numbers}, could have seen {_shown(seen, places)}"
+
+
+def among_all(
+    table: pd.DataFrame, value: str = "difference", *, level: float = 0.95
+) -> pd.DataFrame:
+    """`table` with Holm's `p_adjusted` over all its rows, p values read back from the intervals.
+
+    Args:
+        table: rows as in `verdict`, with a count of units each; rows without an interval stay.
+        value: the column of the difference.
+        level: of the intervals.
+    """
+    p_values = []
+    for _, row in table.iterrows():
+        middle, low, high = _bounds(row, value)
+        se, df = _error(row, low, high, level)
+        p_values.append(2 * stats.t.sf(abs(middle) / max(se, 1e-300), df))
+    return table.assign(p_adjusted=holm(p_values))
+
+
+def _bounds(row: Mapping[str, Any] | pd.Series, value: str) -> tuple[float, float, float]:
+    """Value and bounds, these in VALUE_low and VALUE_high, or else in low and high."""
+    low, high = f"{value}_low", f"{value}_high"
+    if low not in row:
+        low, high = "low", "high"
+    return float(row[value]), float(row[low]), float(row[high])
+
+
+def _error(
+    row: Mapping[str, Any] | pd.Series, low: float, high: float, level: float
+) -> tuple[float, float]:
+    """Standard error and degrees of freedom that an interval of t tells."""
+    unit = next((name for name in UNITS if name in row and row[name] > 1), None)
+    df = float(row[unit]) - 1 if unit else np.inf
+    return (high - low) / 2 / float(stats.t.ppf((1 + level) / 2, df)), df
+
+
+def _could_see(row: Mapping[str, Any] | pd.Series, low: float, high: float, level: float) -> float:
+    if "could_see" in row:
+        return float(row["could_see"])
+    se, df = _error(row, low, high, level)
+    return could_see(se, min(df, 10**6), level)
+
+
+def _interval(middle: float, low: float, high: float, places: int) -> str:
+    return f"{_shown(middle, places)} [{_shown(low, places)}, {_shown(high, places)}]"
+
+
+def _shown(number: float, places: int) -> str:
+    """`number` to `places` digits; zero has no sign."""
+    return f"{round(number, places) + 0.0:.{places}f}"

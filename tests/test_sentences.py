@@ -1,0 +1,65 @@
+"""A sentence of effect says what its row says, and no more."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robustpo_kit import analysis
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ((0.034, 0.012, 0.056), "gains 0.03 [0.01, 0.06]"),
+        ((-0.04, -0.061, -0.02), "loses 0.04 [0.02, 0.06]"),
+        ((-0.001, -0.02, 0.02), "no difference shown: 0.00 [-0.02, 0.02], could have seen 0.03"),
+        ((0.03, np.nan, np.nan), "no interval: 0.03 from one unit"),
+    ],
+)
+def test_a_sentence_of_each_kind(row, sentence):
+    value, low, high = row
+    assert (
+        analysis.verdict({"difference": value, "low": low, "high": high, "seeds": 50}) == sentence
+    )
+    named = {"score": value, "score_low": low, "score_high": high, "low": 9.0, "high": 9.0}
+    assert analysis.verdict(pd.Series(named | {"prompts": 50}), "score") == sentence
+
+
+def test_one_of_many_is_no_difference_and_says_so():
+    row = {"difference": 0.03, "low": 0.01, "high": 0.05, "p_adjusted": 0.21, "could_see": 0.029}
+    assert analysis.verdict(row) == (
+        "no difference shown: 0.03 [0.01, 0.05] but p 0.21 among all, could have seen 0.03"
+    )
+    assert analysis.verdict(row | {"p_adjusted": 0.01}) == "gains 0.03 [0.01, 0.05]"
+
+
+def test_verbs_and_digits_are_the_writers():
+    row = {"difference": -0.1234, "low": -0.2, "high": -0.1}
+    words = analysis.verdict(row, places=3, verbs=("moves further by", "stays closer by"))
+    assert words == "stays closer by 0.123 [0.100, 0.200]"
+
+
+def test_equivalence_is_said_with_its_margin():
+    row = {"difference": 0.001, "low": -0.02, "high": 0.022, "margin": 0.05, "p_adjusted": 0.01}
+    assert analysis.verdict(row) == "no difference beyond 0.05: 0.00 [-0.02, 0.02]"
+    assert analysis.verdict(row | {"p_adjusted": 0.2, "could_see": 0.03}).startswith(
+        "no difference shown: 0.00"
+    )
+
+
+def test_holm_over_a_table_reads_p_back_from_its_intervals():
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    samples = [rng.normal(effect, 1, 10) for effect in (0.0, 0.9, 2.0)]
+    tests = [stats.ttest_1samp(sample, 0) for sample in samples]
+    bounds = [test.confidence_interval(0.95) for test in tests]
+    table = pd.DataFrame(bounds, columns=["low", "high"])
+    table = table.assign(difference=[sample.mean() for sample in samples], seeds=10)
+    blank = pd.DataFrame([{"difference": 0.5, "seeds": 1}])
+    found = analysis.among_all(pd.concat([table, blank], ignore_index=True))
+    first, second, third = np.argsort([test.pvalue for test in tests])
+    assert found["p_adjusted"][first] == pytest.approx(3 * tests[first].pvalue)
+    assert found["p_adjusted"][second] == pytest.approx(2 * tests[second].pvalue)
+    assert found["p_adjusted"][third] == pytest.approx(tests[third].pvalue)
+    assert np.isnan(found["p_adjusted"][3])
