@@ -1,10 +1,12 @@
 """Decoding: the distribution of transformers' processors, whatever is shared, cached or dropped."""
 
 import dataclasses
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LogitsProcessorList
+from transformers import AutoModelForCausalLM, LogitsProcessorList
 from transformers.generation.logits_process import (
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -14,7 +16,7 @@ from transformers.generation.logits_process import (
 
 from robustpo_kit import policies
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies import SamplingConfig, decoding
+from robustpo_kit.policies import SamplingConfig, decoding, framing
 
 GREEDY = SamplingConfig(
     temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=9
@@ -166,7 +168,7 @@ def test_seeds_reproduce_replies():
     assert runs[0] == runs[1] != runs[2]
 
 
-@pytest.mark.parametrize("backend", ["kit", "transformers"])
+@pytest.mark.parametrize("backend", ["kit", "transformers", "continuous"])
 def test_sampling_leaves_every_weight_as_it_was(backend):
     policy = policies.tiny(policies.byte_tokenizer(), seed=2).add_lora("all-linear", 4, seed=1)
     policy.model.bfloat16()
@@ -175,7 +177,8 @@ def test_sampling_leaves_every_weight_as_it_was(backend):
             if "lora_B" in name:
                 parameter.normal_(std=0.5)
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
-    texts, greedy = ["how do I", "what is the"], SamplingConfig(top_k=1)
+    texts = ["how do I", "what is the"]
+    greedy = SamplingConfig(top_k=1, repetition_penalty=1.0, max_new_tokens=9)
     options = {"template": policy.template, "seed": 0, "backend": backend}
     plain = policies.sample(policy.model, policy.tokenizer, texts, greedy, **options)
     with policy.model.disable_adapter():
@@ -202,8 +205,66 @@ def test_merged_adapter_computes_what_the_adapter_computes():
         assert torch.allclose(policy.model(input_ids=ids).logits, expected, atol=1e-6)
 
 
+def drawn(policy, config, backend, texts=("a", "how do I")):
+    options = {"template": policy.template, "seed": 0, "backend": backend}
+    return policies.sample(policy.model, policy.tokenizer, list(texts), config, **options)
+
+
 def test_an_unknown_backend_is_refused():
-    policy = policies.tiny(policies.byte_tokenizer())
-    with pytest.raises(KitError, match="backend: 'vllm' is unknown"):
-        options = {"template": policy.template, "seed": 0, "backend": "vllm"}
-        policies.sample(policy.model, policy.tokenizer, ["a"], SamplingConfig(), **options)
+    with pytest.raises(KitError, match="backend: 'tgi' is unknown; choose kit, .*vllm or auto"):
+        drawn(policies.tiny(policies.byte_tokenizer()), SamplingConfig(), "tgi")
+
+
+def test_continuous_batching_draws_what_the_kit_draws_and_refuses_a_penalty():
+    policy = policies.tiny(policies.byte_tokenizer(), seed=1)
+    before = policy.model.config._attn_implementation
+    with pytest.raises(KitError, match="'continuous'.* set repetition_penalty to 1.0"):
+        drawn(policy, SamplingConfig(), "continuous")
+    config = dataclasses.replace(GREEDY, samples=2)
+    state = torch.get_rng_state()
+    assert drawn(policy, config, "continuous") == drawn(policy, config, "kit")
+    assert torch.equal(state, torch.get_rng_state())
+    assert policy.model.config._attn_implementation == before
+
+
+def test_vllm_is_asked_for_the_same_distribution(monkeypatch):
+    asked = {}
+
+    class LLM:
+        def __init__(self, **settings):
+            asked["settings"] = settings
+            folder = settings["model"]
+            asked["model"] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+        def generate(self, prompts, wishes, **_):
+            asked.update(prompts=prompts, wishes=wishes)
+            reply = SimpleNamespace(token_ids=(5, 6, 7))
+            return [SimpleNamespace(outputs=[reply] * wishes[0]["n"]) for _ in prompts]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=dict))
+    policy = policies.tiny(policies.byte_tokenizer(), seed=2).add_lora("all-linear", 4, seed=1)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+        expected = policy.model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits
+    config = SamplingConfig(samples=3)
+    replies = drawn(policy, config, "vllm")
+    assert [len(row) for row in replies] == [3, 3]
+    found = asked["model"](input_ids=torch.tensor([[5, 6, 7, 8]])).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    first, second = asked["wishes"]
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    assert {name: first[name] for name in names} == {name: getattr(config, name) for name in names}
+    assert first["max_tokens"] == config.max_new_tokens
+    assert policy.tokenizer.eos_token_id in first["stop_token_ids"]
+    seeds = [{wish["seed"] + sample for sample in range(3)} for wish in (first, second)]
+    assert not seeds[0] & seeds[1]
+    ids = framing.prompt_tokens(["a", "how do I"], policy.tokenizer, policy.template)
+    assert [prompt["prompt_token_ids"] for prompt in asked["prompts"]] == ids
+
+
+def test_without_vllm_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(KitError, match="backend 'vllm'.*pip install vllm"):
+        drawn(policies.tiny(policies.byte_tokenizer()), SamplingConfig(), "vllm")

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies.decoding import SamplingConfig, decode, decodes, left_padded
+from robustpo_kit.policies.backends import BACKENDS, Ask
+from robustpo_kit.policies.decoding import SamplingConfig, decodes
 from robustpo_kit.policies.framing import end_tokens, prompt_tokens
 from robustpo_kit.policies.lora import merged_adapter
 from robustpo_kit.records import progress, stream_seed
@@ -83,7 +83,8 @@ def sample_batch(
         seed: of the whole run.
         number: of the batch in the run.
         backend: kit (a reserved cache that shrinks) | transformers (`generate`) | auto: the kit's
-            where it serves the model. Every backend draws from the same distribution, and each
+            where it serves the model; on a GPU also continuous (`generate_batch`, no repetition
+            penalty) | vllm. Every backend draws from the same distribution or refuses, and each
             from draws of its own.
 
     Raises:
@@ -100,71 +101,26 @@ def sample_batch(
     model.eval()
     try:
         with merged_adapter(model):
-            flat = draw(model, ids, config, ends, pad, stream_seed(seed, "reply", number))
+            flat = draw(model, Ask(ids, config, ends, pad, stream_seed(seed, "reply", number)))
     finally:
         model.train(was_training)
     replies = [_reply(tokens, ends, tokenizer) for tokens in flat]
     return [replies[i : i + config.samples] for i in range(0, len(replies), config.samples)]
 
 
-def _backend(name: str, model: nn.Module) -> Callable[..., list[list[int]]]:
+def _backend(name: str, model: nn.Module) -> Callable[[nn.Module, Ask], list[list[int]]]:
     """The function that draws; `auto` takes the kit's where every layer keeps a plain cache."""
     served = decodes(model)
     if name == "auto":
         name = "kit" if served else "transformers"
-    if name == "transformers":
-        return _by_transformers
-    if name != "kit":
-        raise KitError(f"backend: '{name}' is unknown; choose kit, transformers or auto")
-    if not served:
+    if name not in BACKENDS:
+        raise KitError(f"backend: '{name}' is unknown; choose {', '.join(BACKENDS)} or auto")
+    if name == "kit" and not served:
         raise KitError(
             f"backend: {type(model).__name__} has layers without a plain key-value cache, which "
             "the kit's decoding does not serve; choose transformers or auto"
         )
-    return _by_kit
-
-
-def _by_kit(
-    model: nn.Module,
-    prompts: list[list[int]],
-    config: SamplingConfig,
-    ends: frozenset[int],
-    pad: int,
-    seed: int,
-) -> list[list[int]]:
-    """Tokens of every reply by the kit's own loop."""
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    return decode(model, prompts, config, ends=ends, pad=pad, generator=generator)
-
-
-def _by_transformers(
-    model: nn.Module,
-    prompts: list[list[int]],
-    config: SamplingConfig,
-    ends: frozenset[int],
-    pad: int,
-    seed: int,
-) -> list[list[int]]:
-    """Tokens of every reply by `generate`, which pads a reply that has ended."""
-    device = next(model.parameters()).device
-    ids, mask = (tensor.to(device) for tensor in left_padded(prompts, pad))
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode():
-        torch.manual_seed(seed)
-        output = cast(Any, model).generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=True,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            repetition_penalty=config.repetition_penalty,
-            max_new_tokens=config.max_new_tokens,
-            num_return_sequences=config.samples,
-            eos_token_id=sorted(ends),
-            pad_token_id=pad,
-        )
-    return output[:, ids.shape[1] :].tolist()
+    return BACKENDS[name]
 
 
 def _reply(ids: list[int], ends: frozenset[int], tokenizer: PreTrainedTokenizerBase) -> Reply:
