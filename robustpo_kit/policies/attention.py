@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies.batches import Blocks
+from robustpo_kit.policies.blocks import Blocks
 
 ATTENTION = "robustpo_blocks"  # the name under which transformers finds `block_attention`
 MATRIX_TOKENS = 512  # the longest block computed by matrix products (CPU, half precision)

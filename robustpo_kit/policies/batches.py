@@ -1,98 +1,17 @@
-"""Batches that compute a prompt once for all its responses, and the blocks of a packed row."""
+"""Batches that compute a prompt once for all its responses."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustpo_kit.policies.blocks import TILE, Block, Blocks
 from robustpo_kit.policies.tokens import TokenRow
 
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
-
 KERNELS = ("sdpa", "plain_sdpa", "flex")
-FLEX_MULTIPLE = 128  # FlexAttention's block size: rows are padded to it, on GPUs only
-
-
-class Block(NamedTuple):
-    """Where one prompt and its responses lie in a packed row, [start, stop), and their lengths."""
-
-    start: int
-    stop: int
-    prompt: int
-    responses: tuple[int, ...]
-
-
-class Blocks:
-    """The block structure of one packed row, handed down to every attention layer.
-
-    Masks are made once a batch and window, on the device and in the dtype that attention asks for.
-    """
-
-    def __init__(self, blocks: list[Block], positions: Tensor, kernel: str = "sdpa"):
-        self.blocks, self.positions, self.kernel = blocks, positions, kernel
-        self.beyond_flex = False  # a layer asked for what FlexAttention does not have
-        self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
-        self._flex_masks: dict[tuple[int | None, int], BlockMask] = {}
-
-    def to(self, device: torch.device | str) -> "Blocks":
-        """The same structure on another device."""
-        return Blocks(self.blocks, self.positions.to(device), self.kernel)
-
-    def mask(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Additive mask [L, L] of block `index`: 0 where a token may look, -inf elsewhere."""
-        key = (index, window, dtype)
-        if key not in self._masks:
-            forbidden = ~self._allowed(self.blocks[index], window)
-            mask = torch.zeros(forbidden.shape, dtype=dtype, device=forbidden.device)
-            self._masks[key] = mask.masked_fill_(forbidden, float("-inf"))
-        return self._masks[key]
-
-    def flex(self, window: int | None, length: int) -> "BlockMask":
-        """FlexAttention's mask over the whole row of `length` tokens, padding included."""
-        key = (window, length)
-        if key not in self._flex_masks:
-            self._flex_masks[key] = self._flex_mask(window, length)
-        return self._flex_masks[key]
-
-    def _segments(self, block: Block) -> Tensor:
-        """Segment number [L] of each token: 0 = prompt, k = response k - 1."""
-        sizes = torch.tensor([block.prompt, *block.responses])
-        return torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(self.positions.device)
-
-    def _allowed(self, block: Block, window: int | None) -> Tensor:
-        """[L, L] bool: a token may look at earlier ones of its own segment or of the prompt."""
-        segment = self._segments(block)
-        place = torch.arange(len(segment), device=segment.device)
-        own = (segment[:, None] == segment[None, :]) | (segment[None, :] == 0)
-        allowed = own & (place[:, None] >= place[None, :])
-        if window is not None:  # by position, which restarts with each response, and not by place
-            position = self.positions[block.start : block.stop]
-            allowed &= position[:, None] - position[None, :] < window
-        return allowed
-
-    def _flex_mask(self, window: int | None, length: int) -> "BlockMask":
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        device = self.positions.device
-        number = torch.full((length,), -1, device=device)
-        segment = torch.zeros(length, dtype=torch.long, device=device)
-        for i, block in enumerate(self.blocks):
-            number[block.start : block.stop] = i
-            segment[block.start : block.stop] = self._segments(block)
-        position = F.pad(self.positions, (0, length - len(self.positions)))
-
-        def look(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            own = (segment[q] == segment[k]) | (segment[k] == 0)
-            allowed = (q >= k) & (number[q] == number[k]) & own
-            if window is None:
-                return allowed
-            return allowed & (position[q] - position[k] < window)
-
-        return create_block_mask(look, None, None, length, length, device=str(device))
 
 
 @dataclasses.dataclass
@@ -198,7 +117,7 @@ def _packed(
     position = torch.tensor(positions)
     structure = Blocks(blocks, position, kernel)
     if kernel == "flex":
-        extra = -len(ids) % FLEX_MULTIPLE
+        extra = -len(ids) % TILE
         ids.extend([pad] * extra)
         position = F.pad(position, (0, extra))
     return torch.tensor([ids]), position[None], structure
