@@ -1,5 +1,7 @@
 """Shared-prefix batches equal separate rows; tokens and boundaries are what they should be."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from transformers import (
 from robustpo_kit import policies
 from robustpo_kit.data import Preference, PreferenceSet, Template
 from robustpo_kit.errors import KitError
+from robustpo_kit.policies import projection
 from robustpo_kit.policies.attention import Terms, _matrix_attention
 
 VOCAB = 61
@@ -234,6 +237,16 @@ def test_no_tensor_of_batch_by_length_by_vocabulary():
         logps.sum().backward()
     assert max(shapes) <= 20 * 5000 + 1
     assert max(shapes) < 400 * 5000 / 10
+
+
+@pytest.mark.parametrize(("device", "rows"), [("cpu", 65), ("cuda", 1046), ("mps", 65)])
+def test_the_device_decides_how_many_rows_a_chunk_has(device, rows, monkeypatch):
+    taken = lambda *arguments: arguments[-1]  # noqa: E731
+    monkeypatch.setattr(projection._TokenLogps, "apply", taken)
+    hidden = SimpleNamespace(device=torch.device(device))
+    weight = SimpleNamespace(shape=(128_256, 4096))
+    assert policies.token_logps(hidden, weight, None) == rows
+    assert policies.token_logps(hidden, weight, None, chunk_bytes=4 * 128_256 * 20) == 20
 
 
 def test_log_sum_exp_is_fp32_under_bf16():

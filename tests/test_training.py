@@ -161,6 +161,8 @@ def test_accumulation_gives_the_gradient_of_the_one_big_batch(spec, tmp_path):
         {},
         {"micro_batch_size": 3},
         {"micro_batch_size": 1},
+        {"tokens_per_pass": 60},
+        {"tokens_per_pass": 90, "layout": "separate"},
         {"micro_batch_size": 2, "layout": "separate"},
     ):
         step = Step(spec, tmp_path, **settings)
@@ -225,6 +227,61 @@ def test_micro_batches_hold_every_place_once_and_as_many_on_every_rank():
             assert max(len(micro) for rank in ranks for micro in rank) <= limit
 
 
+@pytest.mark.parametrize("balance", [True, False])
+@pytest.mark.parametrize("world", [1, 3])
+def test_micro_batches_of_a_token_budget_are_few_and_stay_in_it(world, balance):
+    sizes = [400, 30, 20, 90, 25, 35, 80, 40, 10, 15, 120, 5]
+    (whole_step,) = training.micro_batches(sizes, 16, 1, balance=balance, tokens=10**6)
+    assert len(whole_step) == 1 and len(whole_step[0]) == len(sizes)
+    ranks = training.micro_batches(sizes, 16, world, balance=balance, tokens=250)
+    assert len(ranks) == world and len({len(rank) for rank in ranks}) == 1
+    batches = [micro for rank in ranks for micro in rank]
+    assert sorted(place for micro in batches for place in micro) == list(range(len(sizes)))
+    assert [0] in batches  # a prompt that has more by itself
+    for micro in batches:
+        tokens = [sizes[place] for place in micro]
+        spent = sum(tokens) if balance else len(tokens) * max(tokens, default=0)
+        assert len(micro) <= 1 or spent <= 250
+    if balance:  # 870 tokens, 400 of them in one prompt: 3 passes, or as many as there are ranks
+        assert len(batches) == 3
+    alone = training.micro_batches(sizes, 16, world, balance=balance, tokens=1)
+    assert max(len(micro) for rank in alone for micro in rank) == 1
+    few = training.micro_batches(sizes, 2, world, balance=balance, tokens=10**6)
+    assert max(len(micro) for rank in few for micro in rank) == 2
+
+
+def test_passes_stay_in_their_token_budget_in_training_and_scoring(tmp_path, monkeypatch):
+    passes, real = [], training.step.collate
+
+    def collated(rows, **how):
+        batch = real(rows, **how)
+        passes.append((len(rows), batch.input_ids.numel()))
+        return batch
+
+    monkeypatch.setattr(training.step, "collate", collated)
+    monkeypatch.setattr(training.forward, "collate", collated)
+    for layout in ("shared", "separate"):
+        policy, objective = tiny(), objectives.build("dpo(beta=0.1)")
+        cache = str(tmp_path / layout)
+        config = TrainConfig(tokens_per_pass=70, layout=layout, reference_cache=cache)
+        training.train(policy, dataset_for(objective), objective, config)
+        assert len(passes) > 4 and max(count for count, _ in passes) > 1
+        assert all(tokens <= 70 for count, tokens in passes if count > 1), passes
+        passes.clear()
+
+
+@pytest.mark.parametrize("spec", COUPLED)
+def test_out_of_memory_halves_the_tokens_of_a_pass(spec, tmp_path, monkeypatch, caplog):
+    expected = Step(spec, tmp_path).gradient()
+    step = Step(spec, tmp_path, tokens_per_pass=10**6)
+    exact_step = step.trainer.exact_step
+    monkeypatch.setattr(exact_step, "logps", functools.partial(starved, exact_step.logps))
+    assert error(step.gradient(), expected) <= 1e-5
+    assert 0 < step.trainer.token_limit < sum(row.tokens() for row in step.tokens.rows) / 2
+    assert step.trainer.micro_limit == ROWS
+    assert f"tokens_per_pass is {step.trainer.token_limit} from here on" in caplog.text
+
+
 @pytest.mark.parametrize("spec", COUPLED)
 def test_out_of_memory_halves_the_micro_batch_and_the_step_stays_exact(spec, tmp_path, monkeypatch):
     expected, state = (lambda s: (s.gradient(), s.objective.state_dict()))(Step(spec, tmp_path))
@@ -282,6 +339,7 @@ def test_two_ranks_give_the_gradient_of_one_process(tmp_path):
             assert error(gradients[f"{i}-{rows}-{micro}"], expected) <= 1e-5, (spec, rows, micro)
         assert error(gradients[f"{i}-starved"], Step(spec, tmp_path).gradient()) <= 1e-5, spec
     assert found["micro_limits"] == [2] * len(COUPLED)
+    assert error(gradients["tokens"], Step(COUPLED[0], tmp_path).gradient()) <= 1e-5
     micro = Step(COUPLED[0], tmp_path)
     sizes = [micro.tokens.rows[i].tokens() for i in whole(micro)]
     groups = [group for rank in training.micro_batches(sizes, 2, 2, balance=True) for group in rank]
@@ -583,6 +641,7 @@ def ranks(folder: Path) -> None:
         found[f"{i}-starved"] = step.gradient()
         limits.append(step.trainer.micro_limit)
     found["micro"] = Step(COUPLED[0], folder, micro_batch_size=2, window="micro").gradient()
+    found["tokens"] = Step(COUPLED[0], folder, tokens_per_pass=60).gradient()
     record, after = ranks_run(folder / "two")
     save_file(after, folder / f"weights{this_rank()}.safetensors")
     if this_rank() == 1:  # out of memory in the first forward pass, inside the wrapper

@@ -178,7 +178,11 @@ CHANGES = {
     },
     "window": (
         of_config(window="micro"),
-        ['window is "micro" and was "step"', "micro_batch_size is 2 and was not there"],
+        [
+            'window is "micro" and was "step"',
+            "micro_batch_size is 2 and was not there",
+            "tokens_per_pass is 0 and was not there",
+        ],
     ),
 }
 
@@ -203,6 +207,7 @@ def test_a_change_of_anything_that_decides_the_weights_is_refused_by_name(name, 
     [
         {},
         {"micro_batch_size": 1},
+        {"tokens_per_pass": 50},
         {"gradient_checkpointing": True},
         {"checkpoint_every": 1},
         {"reference_cache": None},
@@ -218,11 +223,15 @@ def test_what_decides_no_weight_may_change(settings, used, monkeypatch, tmp_path
 def test_what_memory_has_allowed_is_taken_up_again(used, tmp_path):
     run = of_config(checkpoint=str(tmp_path / "run"))(a_run(used), used)
     trainer = run.prepare()
-    trainer.micro_limit = 1
+    trainer.micro_limit, trainer.token_limit = 1, 40
     trainer.train()
     again = of_config(checkpoint=str(tmp_path / "run"))(a_run(used), used).prepare()
     again.resume()
-    assert again.micro_limit == 1
+    assert (again.micro_limit, again.token_limit) == (1, 40)
+    told = of_config(checkpoint=str(tmp_path / "run"), tokens_per_pass=90)(a_run(used), used)
+    told = told.prepare()
+    told.resume()
+    assert (told.micro_limit, told.token_limit) == (2, 90)
 
 
 @pytest.mark.parametrize("name", ["adam_beta1", "adam_beta2", "adam_epsilon"])

@@ -73,6 +73,45 @@ def test_masters_move_as_fp32_weights_do_where_bfloat16_stands_still(tmp_path, m
     assert float((rounded != 0).float().mean()) > 3 * float((lost != 0).float().mean())
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_gpu_takes_its_updates_by_the_fused_kernel(gpu, tmp_path, monkeypatch):
+    told: dict = {"n_gpu": 1, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+    with monkeypatch.context() as patch:
+        patch.setattr(launching, "TrainingArguments", lambda **how: SimpleNamespace(**told | how))
+        patch.setattr(torch.cuda, "is_available", lambda: gpu)
+        arguments = launching.trainer_arguments(settings(tmp_path), str(tmp_path), 2)
+    assert arguments.optim == ("adamw_torch_fused" if gpu else "adamw_torch")
+    assert arguments.use_cpu is not gpu
+    weights = [weight for _, weight in short().trainable()]
+    kind, how = optimizer_choice(weights, settings(tmp_path), arguments)
+    assert kind is MasterAdamW and how["fused"] is gpu
+    optimizer = kind(weights, **how)
+    weights[0].grad = torch.ones_like(weights[0])
+    optimizer.step()
+    assert optimizer.state[weights[0]]["step"] == 1
+
+
+def test_the_fused_kernel_moves_masters_alike_and_its_state_is_taken_up(tmp_path):
+    """On a CPU, which has the kernel too: 6 steps, and 3 + 3 over a stored state."""
+    gradients = [torch.randn(7, 5, generator=torch.Generator().manual_seed(n)) for n in range(6)]
+    start = torch.randn(7, 5, generator=torch.Generator().manual_seed(9)).bfloat16()
+    found = []
+    for fused, stops in ((False, ()), (True, ()), (True, (3,))):
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = MasterAdamW([weight], lr=1e-2, weight_decay=0.1, fused=fused)
+        for number, gradient in enumerate(gradients):
+            if number in stops:
+                state, optimizer = optimizer.state_dict(), None
+                optimizer = MasterAdamW([weight], lr=1e-2, weight_decay=0.1, fused=fused)
+                optimizer.load_state_dict(state)
+            weight.grad = gradient.bfloat16()
+            optimizer.step()
+        found.append(optimizer.state[weight][MASTER])
+        assert torch.equal(weight, found[-1].bfloat16())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-7)
+    assert torch.equal(found[2], found[1])
+
+
 def test_weights_are_the_rounded_masters(tmp_path):
     policy, config = short(), settings(tmp_path, learning_rate=1e-3)
     trainer = training.prepare(

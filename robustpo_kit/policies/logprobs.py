@@ -13,17 +13,17 @@ from robustpo_kit.errors import KitError
 from robustpo_kit.policies.batches import Batch
 from robustpo_kit.policies.passes import batch_token_logps
 from robustpo_kit.policies.probing import fit_of
-from robustpo_kit.policies.projection import CHUNK_BYTES, unwrap
+from robustpo_kit.policies.projection import unwrap
 
 
-def sequence_logps(model: nn.Module, batch: Batch, *, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+def sequence_logps(model: nn.Module, batch: Batch, *, chunk_bytes: int | None = None) -> Tensor:
     """Summed response log-probabilities [B, K] in nats, fp32; absent columns are 0.
 
     Args:
         model: a transformers causal language model, with or without peft adapters, on the batch's
             device; examined the first time (`fit_of`).
         batch: B prompts, K responses each.
-        chunk_bytes: fp32 logits held at once.
+        chunk_bytes: fp32 logits held at once; default: by the device.
 
     Raises:
         KitError: where the model's log-probs cannot be computed rightly, or not in this layout.

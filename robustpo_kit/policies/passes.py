@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from robustpo_kit.policies.batches import Batch
-from robustpo_kit.policies.projection import CHUNK_BYTES, LogitScale, token_logps
+from robustpo_kit.policies.projection import LogitScale, token_logps
 
 
 def batch_token_logps(
@@ -24,7 +24,7 @@ def batch_token_logps(
     batch: Batch,
     scale: LogitScale | None,
     *,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Tensor:
     """Log-probabilities [N] (fp32, nats) of the scored tokens, in the order of `batch.labels`.
 
@@ -33,7 +33,7 @@ def batch_token_logps(
         batch: what is scored; for a shared one the model's attention obeys blocks.
         scale: what lies between the head's product and the logits; None takes the model's own
             logits, fp32 [N, V] in memory.
-        chunk_bytes: fp32 logits held at once, where they are computed here.
+        chunk_bytes: fp32 logits held at once, where they are computed here; default: by the device.
     """
     if scale is None:
         return F.cross_entropy(_own_logits(core, batch), batch.labels, reduction="none").neg()

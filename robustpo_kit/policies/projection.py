@@ -7,7 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-CHUNK_BYTES = 32 * 2**20  # fp32 logits held at once
+# fp32 logits held at once, by kind of device. A CPU is fastest while a chunk stays near its caches.
+# A GPU reads the whole head once a chunk: with n rows it does n operations for each byte of it (in
+# 16 bits), and needs some 300 to be busy. 512 MiB are 1,024 rows of a vocabulary of 128k, and a few
+# such chunks, which live for a moment, are 2 of 80 GiB. Not by what memory is free: a run would
+# round otherwise from one day to the next.
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 
 
 class LogitScale(NamedTuple):
@@ -47,7 +52,7 @@ def token_logps(
     *,
     bias: Tensor | None = None,
     scale: LogitScale = PLAIN_LOGITS,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Tensor:
     """Log-probability [N] (fp32, nats) of `labels`, softmax over all V tokens.
 
@@ -57,8 +62,10 @@ def token_logps(
         labels: [N] tokens.
         bias: [V] of the head.
         scale: of the logits.
-        chunk_bytes: fp32 logits held at once.
+        chunk_bytes: fp32 logits held at once; default: by the device, from `CHUNK_BYTES`.
     """
+    if chunk_bytes is None:
+        chunk_bytes = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
     rows = max(8, chunk_bytes // (4 * weight.shape[0]))
     return _TokenLogps.apply(hidden, weight, bias, labels, scale, rows)
 

@@ -41,9 +41,15 @@ class TokenRow(NamedTuple):
             len(response) - skip for response, skip in zip(self.responses, self.skips, strict=True)
         ]
 
-    def tokens(self) -> int:
-        """Tokens that a shared-prefix block computes: a response's last one is a target only."""
-        return len(self.prompt) + sum(len(response) - 1 for response in self.responses)
+    def tokens(self, layout: str = "shared") -> int:
+        """Tokens that are computed of this row alone, as `collate` lays it out.
+
+        A response's last one is a target only.
+        """
+        lengths = [len(response) - 1 for response in self.responses]
+        if layout == "shared":
+            return len(self.prompt) + sum(lengths)
+        return len(lengths) * (len(self.prompt) + max(lengths))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +59,11 @@ class TokenTable:
     rows: tuple[TokenRow, ...]
     counts: dict[str, int]
     mismatched: bool = False  # a row's last response is another prompt's (KTO's KL term)
+
+    def pass_tokens(self, numbers: Sequence[int], layout: str) -> int:
+        """Tokens of a forward pass over the rows of these numbers, padding included."""
+        sizes = [self.rows[number].tokens(layout) for number in numbers]
+        return sum(sizes) if layout == "shared" else len(sizes) * max(sizes)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -29,8 +29,7 @@ class Checkpoint:
 
     run: Identity  # what decides the run
     layout: str  # ranks, and how state is cut up over them
-    micro_batch_size: int  # as the run was told
-    micro_limit: int  # prompts of a micro-batch, as memory has allowed so far
+    passes: dict[str, list[int]]  # prompts and tokens: as "told", and as memory has "allowed"
     history: list[dict[str, Any]]
     trainer: TrainerState
     scheduler: dict[str, Any]
@@ -52,8 +51,7 @@ def write_checkpoint(root: Path, checkpoint: Checkpoint) -> None:
         summary = {
             "run": checkpoint.run,
             "layout": checkpoint.layout,
-            "micro_batch_size": checkpoint.micro_batch_size,
-            "micro_limit": checkpoint.micro_limit,
+            "passes": checkpoint.passes,
             "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
         }
         write_json(folder / SUMMARY, summary)

@@ -15,6 +15,7 @@ class TrainConfig:
 
     batch_size: int = 16
     micro_batch_size: int = 16  # a forward pass on one rank; halved when memory runs out
+    tokens_per_pass: int = 0  # at most, unless one prompt has more; 0: by micro_batch_size alone
     epochs: int = 1
     max_steps: int = 0  # 0: as many as the epochs need
     learning_rate: float = 5e-4
@@ -48,3 +49,5 @@ class TrainConfig:
         for name in ("batch_size", "micro_batch_size", "epochs", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise KitError(f"{name}: {getattr(self, name)} should be at least 1")
+        if self.tokens_per_pass < 0:
+            raise KitError(f"tokens_per_pass: {self.tokens_per_pass} should be at least 0")

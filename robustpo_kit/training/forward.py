@@ -24,7 +24,7 @@ def response_logps(
     *,
     layout: str = "shared",
     kernel: str = "sdpa",
-    budget: int = SCORING_TOKENS,
+    budget: int = 0,
 ) -> Tensor:
     """Log-probabilities of every response without gradients; rows are split over the ranks.
 
@@ -33,8 +33,8 @@ def response_logps(
         tokens: N rows of at most K responses.
         layout: "shared" or "separate", as `policies.collate` takes it.
         kernel: Attention of shared rows, as `policies.collate` takes it.
-        budget: Tokens of a forward pass; a longer row is a pass of its own. Halved, as often as
-            needed, where memory runs out.
+        budget: Tokens of a forward pass, 0 for `SCORING_TOKENS`; a longer row is a pass of its own.
+            Halved, as often as needed, where memory runs out.
 
     Returns:
         Log-probs [N, K] in nats on the CPU, on every rank; 0 in columns that a row does not have.
@@ -45,15 +45,16 @@ def response_logps(
     width = max(len(row.responses) for row in tokens.rows)
     logps = torch.zeros(len(tokens), width)
     device = next(model.parameters()).device
-    order = sorted(range(len(tokens)), key=lambda number: tokens.rows[number].tokens())
+    budget = budget or SCORING_TOKENS
+    order = sorted(range(len(tokens)), key=lambda number: tokens.rows[number].tokens(layout))
     waiting = order[this_rank() :: world_size()]
     bar = iter(progress(range(len(waiting)), "scoring"))
     while waiting:
-        group = waiting[: _fitting(tokens, waiting, budget)]
+        group = waiting[: _fitting(tokens, waiting, budget, layout)]
         batch = collate([tokens.rows[number] for number in group], layout=layout, kernel=kernel)
         found = _logps_in_memory(model, batch.to(device))
         if found is None:
-            budget = _smaller_budget(tokens, group)
+            budget = _smaller_budget(tokens, group, layout)
             continue
         logps[group, : found.shape[1]] = found
         waiting = waiting[len(group) :]
@@ -66,12 +67,16 @@ def response_logps(
     return logps
 
 
-def _fitting(tokens: TokenTable, waiting: list[int], budget: int) -> int:
-    """How many of the rows in turn make a forward pass of at most `budget` tokens; at least 1."""
-    room = budget
+def _fitting(tokens: TokenTable, waiting: list[int], budget: int, layout: str) -> int:
+    """How many of the rows, short ones first, make a pass of at most `budget` tokens; at least 1.
+
+    Separate rows are padded to the last of them.
+    """
+    used = 0
     for count, number in enumerate(waiting):
-        room -= tokens.rows[number].tokens()
-        if room < 0:
+        size = tokens.rows[number].tokens(layout)
+        used = used + size if layout == "shared" else (count + 1) * size
+        if used > budget:
             return max(1, count)
     return len(waiting)
 
@@ -88,13 +93,13 @@ def _logps_in_memory(model: nn.Module, batch: Batch) -> Tensor | None:
     return None
 
 
-def _smaller_budget(tokens: TokenTable, group: list[int]) -> int:
+def _smaller_budget(tokens: TokenTable, group: list[int], layout: str) -> int:
     """Half the tokens of a pass that did not fit; raises KitError where it was one row."""
-    sizes = [tokens.rows[number].tokens() for number in group]
+    size = tokens.pass_tokens(group, layout)
     if len(group) == 1:
         raise KitError(
-            f"row {tokens.rows[group[0]].row_id}: out of memory when scoring its {sizes[0]} tokens "
+            f"row {tokens.rows[group[0]].row_id}: out of memory when scoring its {size} tokens "
             "alone; lower max_length, drop the row, or free memory on the device"
         )
-    log.warning("out of memory: scoring passes of %d tokens from here on", sum(sizes) // 2)
-    return sum(sizes) // 2
+    log.warning("out of memory: scoring passes of %d tokens from here on", size // 2)
+    return size // 2

@@ -22,6 +22,7 @@ FREE = (
     "reference_cache",
     "gradient_checkpointing",
     "micro_batch_size",
+    "tokens_per_pass",
 )
 DIGITS = 16  # of a digest
 NAMED = 6  # differences that a message names
@@ -55,6 +56,7 @@ def run_identity(
         settings.pop(name)
     if config.window == "micro":
         settings["micro_batch_size"] = config.micro_batch_size
+        settings["tokens_per_pass"] = config.tokens_per_pass
     parts = {
         "tokens": tokens.digest()[:DIGITS],
         "rewards": _digest_or_none(signals.rewards),
@@ -109,7 +111,7 @@ def _digest_or_none(value: Any) -> str | None:
 
 def _optimizer(arguments: TrainingArguments) -> dict[str, Any]:
     return {
-        "name": OptimizerNames(arguments.optim).value,
+        "name": OptimizerNames(arguments.optim).value.removesuffix("_fused"),
         "betas": [arguments.adam_beta1, arguments.adam_beta2],
         "epsilon": arguments.adam_epsilon,
         "mixed precision": arguments.mixed_precision,

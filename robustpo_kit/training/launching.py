@@ -35,7 +35,7 @@ def trainer_arguments(config: TrainConfig, folder: str, total: int) -> TrainingA
         max_grad_norm=config.max_grad_norm,
         seed=config.seed % 2**32,  # numpy takes no more
         data_seed=config.seed % 2**32,
-        optim="adamw_torch",
+        optim="adamw_torch_fused" if torch.cuda.is_available() else "adamw_torch",
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
         disable_tqdm=True,

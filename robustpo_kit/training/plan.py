@@ -23,9 +23,9 @@ def step_rows(rows: int, config: TrainConfig) -> list[list[int]]:
 
 
 def micro_batches(
-    sizes: Sequence[int], limit: int, world: int, *, balance: bool
+    sizes: Sequence[int], limit: int, world: int, *, balance: bool, tokens: int = 0
 ) -> list[list[list[int]]]:
-    """Cut a step into micro-batches, as many on every rank.
+    """Cut a step into micro-batches, as few as the limits allow and as many on every rank.
 
     Args:
         sizes: Tokens of each prompt of the step, with its responses.
@@ -33,20 +33,35 @@ def micro_batches(
         world: Ranks.
         balance: Whether to even out tokens, as suits packed rows, which have no padding; otherwise
             neighbours in length go together.
+        tokens: That a micro-batch of several prompts may hold, padding included; 0: any number.
 
     Returns:
         [rank][micro-batch] -> places 0 to len(sizes) - 1 in the step; some may hold none.
     """
     per_rank = -(-len(sizes) // (limit * world))
-    count = per_rank * world
+    batches = _dealt(sizes, limit, per_rank * world, balance=balance, tokens=tokens)
+    while tokens and not all(_fits(sizes, batch, tokens, balance=balance) for batch in batches):
+        per_rank += 1
+        batches = _dealt(sizes, limit, per_rank * world, balance=balance, tokens=tokens)
+    return [batches[rank * per_rank : (rank + 1) * per_rank] for rank in range(world)]
+
+
+def _fits(sizes: Sequence[int], batch: Sequence[int], tokens: int, *, balance: bool) -> bool:
+    """Whether a micro-batch, packed where it is balanced and padded otherwise, has `tokens`."""
+    own = [sizes[place] for place in batch]
+    return len(own) < 2 or (sum(own) if balance else len(own) * max(own)) <= tokens
+
+
+def _dealt(
+    sizes: Sequence[int], limit: int, count: int, *, balance: bool, tokens: int
+) -> list[list[int]]:
+    """All places in `count` micro-batches; some may hold none."""
     capacity = -(-len(sizes) // count)
     order = sorted(range(len(sizes)), key=lambda place: (-sizes[place], place))
-    if balance:
-        batches = _balanced(sizes, order, count, capacity)
-    else:
-        starts = range(0, count * capacity, capacity)
-        batches = [order[start : start + capacity] for start in starts]
-    return [batches[rank * per_rank : (rank + 1) * per_rank] for rank in range(world)]
+    if balance:  # many short prompts beside few long ones, where tokens are what counts
+        return _balanced(sizes, order, count, limit if tokens else capacity)
+    starts = range(0, count * capacity, capacity)
+    return [order[start : start + capacity] for start in starts]
 
 
 def _balanced(

@@ -44,7 +44,7 @@ class MasterAdamW(AdamW):
     def _update(self, weight: nn.Parameter, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
-            state.update(_fresh_state(weight))
+            state.update(_fresh_state(weight, fused=bool(group["fused"])))
         beta1, beta2 = group["betas"]
         master = state.get(MASTER, weight)
         adamw(
@@ -61,6 +61,7 @@ class MasterAdamW(AdamW):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
+            fused=group["fused"],
         )
         if MASTER in state:
             weight.copy_(master)
@@ -76,9 +77,9 @@ class MasterAdamW(AdamW):
                     self.state[weight][entry] = value.to(weight.device, copy=True)
 
 
-def _fresh_state(weight: Tensor) -> dict[str, Tensor]:
+def _fresh_state(weight: Tensor, *, fused: bool) -> dict[str, Tensor]:
     state = {
-        "step": torch.tensor(0.0),
+        "step": torch.zeros((), device=weight.device if fused else "cpu"),
         "exp_avg": torch.zeros_like(weight, dtype=torch.float32),
         "exp_avg_sq": torch.zeros_like(weight, dtype=torch.float32),
     }
@@ -111,7 +112,8 @@ def optimizer_choice(
         )
     if config.master_weights:
         betas = (arguments.adam_beta1, arguments.adam_beta2)
-        settings = {"lr": config.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
+        settings: dict[str, Any] = {"lr": config.learning_rate, "betas": betas}
+        settings |= {"eps": arguments.adam_epsilon, "fused": arguments.optim.endswith("fused")}
         return MasterAdamW, settings
     lost = share_lost(short, config.learning_rate)
     if lost > MOST:

@@ -18,7 +18,7 @@ from robustpo_kit.records import atomic_write, code_key, digest
 from robustpo_kit.training.config import TrainConfig
 from robustpo_kit.training.forward import response_logps
 from robustpo_kit.training.ranks import this_rank, world_size
-from robustpo_kit.training.scoring import kernel_of, layout_of
+from robustpo_kit.training.scoring import pass_settings
 
 # Modules whose code, with what they import, decides reference log-probs.
 CODE = ("robustpo_kit.training.forward", "robustpo_kit.policies.probing")
@@ -80,12 +80,11 @@ def model_config(policy: Policy) -> dict[str, Any]:
 
 
 def _scored(policy: Policy, tokens: TokenTable, config: TrainConfig) -> Tensor:
-    layout, kernel = layout_of(policy, config), kernel_of(policy, config)
     if policy.has_adapter:
         with policy.reference() as model:
-            return response_logps(model, tokens, layout=layout, kernel=kernel)
+            return response_logps(model, tokens, **pass_settings(policy, config))
     policy.model.eval()
-    return response_logps(policy.model, tokens, layout=layout, kernel=kernel)
+    return response_logps(policy.model, tokens, **pass_settings(policy, config))
 
 
 def _write_cache(path: Path, key: str, logps: Tensor) -> None:

@@ -39,7 +39,8 @@ class ResumableTrainer(Trainer):
     objective: StepObjective
     run: Identity  # what decides the run
     history: list[dict[str, Any]]  # one row a step
-    micro_limit: int
+    micro_limit: int  # prompts of a forward pass, as memory has allowed so far
+    token_limit: int  # and tokens
 
     def resume(self) -> str | None:
         """The last complete checkpoint; raises KitError where the folder holds another run's."""
@@ -56,8 +57,8 @@ class ResumableTrainer(Trainer):
             )
         self._refuse_another_run(folder.parent, summary["run"])
         self.history = read_json(folder / checkpoints.HISTORY)
-        if summary["micro_batch_size"] == self.config.micro_batch_size:
-            self.micro_limit = summary["micro_limit"]
+        if summary["passes"]["told"] == self._told():
+            self.micro_limit, self.token_limit = summary["passes"]["allowed"]
         self.objective.load_state_dict(self._rank_state(folder)["objective"])
         return str(folder)
 
@@ -85,8 +86,7 @@ class ResumableTrainer(Trainer):
             checkpoint = checkpoints.Checkpoint(
                 run=self.run,
                 layout=self._rank_layout(),
-                micro_batch_size=self.config.micro_batch_size,
-                micro_limit=self.micro_limit,
+                passes={"told": self._told(), "allowed": [self.micro_limit, self.token_limit]},
                 history=self.history,
                 trainer=self.state,
                 scheduler=_present(self.lr_scheduler).state_dict(),
@@ -145,6 +145,10 @@ class ResumableTrainer(Trainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """No scaler: bf16 and fp32 need none."""
+
+    def _told(self) -> list[int]:
+        """Limits of a forward pass, as the run was told."""
+        return [self.config.micro_batch_size, self.config.tokens_per_pass]
 
     def _rank_layout(self) -> str:
         """How the state of a checkpoint is cut up."""

@@ -1,5 +1,7 @@
 """Log-probabilities of responses: as a module for a step, and of a data set under a policy."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from robustpo_kit.data import PreferenceSet
@@ -42,6 +44,15 @@ def kernel_of(policy: Policy, config: TrainConfig) -> str:
     return "flex" if policy.device.type == "cuda" and flex_serves(policy.model) else "sdpa"
 
 
+def pass_settings(policy: Policy, config: TrainConfig) -> dict[str, Any]:
+    """How `response_logps` takes its passes, as a config says."""
+    return {
+        "layout": layout_of(policy, config),
+        "kernel": kernel_of(policy, config),
+        "budget": config.tokens_per_pass,
+    }
+
+
 def score(
     policy: Policy,
     dataset: PreferenceSet,
@@ -68,8 +79,6 @@ def score(
     )
     was_training = policy.model.training
     policy.model.eval()
-    logps = response_logps(
-        policy.model, tokens, layout=layout_of(policy, config), kernel=kernel_of(policy, config)
-    )
+    logps = response_logps(policy.model, tokens, **pass_settings(policy, config))
     policy.model.train(was_training)
     return logps, Signals.of(dataset, tokens, None).lengths

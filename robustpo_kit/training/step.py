@@ -103,11 +103,12 @@ class ExactStep:
     window: str = "step"  # "micro": the authors' step
     forward_passes: int = 0  # so far, on this rank
 
-    def cut(self, rows: list[int], limit: int) -> CutStep:
-        """The step of `rows` in micro-batches of at most `limit` prompts."""
-        sizes = [self.tokens.rows[number].tokens() for number in rows]
+    def cut(self, rows: list[int], limit: int, tokens: int = 0) -> CutStep:
+        """The step of `rows` in micro-batches of at most `limit` prompts, and of so many tokens."""
+        sizes = [self.tokens.rows[number].tokens(self.layout) for number in rows]
         balance = self.layout == "shared"
-        return CutStep(rows, micro_batches(sizes, limit, world_size(), balance=balance))
+        shares = micro_batches(sizes, limit, world_size(), balance=balance, tokens=tokens)
+        return CutStep(rows, shares)
 
     def take(self, model: nn.Module, cut: CutStep) -> StepResult:
         """Leave the gradient of a whole step in the parameters' `grad`, the same on every rank.

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import itertools
 import logging
 import math
 import time
@@ -83,7 +84,7 @@ class StepTrainer(ResumableTrainer):
         self.objective, self.config, self.run = objective, config, run
         self.plan = step_rows(len(tokens), config)
         self.history = []
-        self.micro_limit = config.micro_batch_size
+        self.micro_limit, self.token_limit = config.micro_batch_size, config.tokens_per_pass
         if config.gradient_checkpointing:
             unwrap(policy.model).gradient_checkpointing_enable({"use_reentrant": False})
         self.scorer = Scorer(policy.model)
@@ -158,7 +159,7 @@ class StepTrainer(ResumableTrainer):
     def _step_in_memory(self, model: nn.Module, rows: list[int]) -> StepResult:
         """The step of `rows`, in micro-batches as small as memory needs."""
         while True:
-            cut = self.exact_step.cut(rows, self.micro_limit)
+            cut = self.exact_step.cut(rows, self.micro_limit, self.token_limit)
             generators = pack_generators()
             state = copy.deepcopy(self.objective.state_dict())
             try:
@@ -171,19 +172,37 @@ class StepTrainer(ResumableTrainer):
                 self._refuse_to_halve(cut)
                 with contextlib.suppress(AnotherRankStarved):
                     self.exact_step.exchange.agree_on_memory(starved=True)
-            self.micro_limit = max(1, max(cut.sizes) // 2)
-            log.warning("out of memory: micro-batches of %d prompts from here on", self.micro_limit)
+            self._halve(cut)
             model.zero_grad(set_to_none=True)
             unpack_generators(generators)
             self.objective.load_state_dict(state)
             free_memory()
+
+    def _halve(self, cut: CutStep) -> None:
+        """Smaller micro-batches from here on, on every rank alike."""
+        name, half = self._half(cut)
+        if self.token_limit:
+            self.token_limit = half
+        else:
+            self.micro_limit = half
+        log.warning("out of memory: %s is %d from here on", name, half)
+
+    def _half(self, cut: CutStep) -> tuple[str, int]:
+        """The setting that makes a pass smaller: tokens, where those are limited, or prompts."""
+        if not self.token_limit:
+            return "micro_batch_size", max(cut.sizes) // 2
+        several = [places for places in itertools.chain(*cut.shares) if len(places) > 1]
+        layout = self.exact_step.layout
+        sizes = [self.tokens.pass_tokens(cut.rows_at(places), layout) for places in several]
+        return "tokens_per_pass", max(sizes) // 2
 
     def _refuse_to_halve(self, cut: CutStep) -> None:
         """Raises KitError where memory ran out and a smaller micro-batch here would not mend it."""
         size = max(cut.sizes)
         mend = "set gradient_checkpointing=true, or lower max_length"
         if size > 1:
-            mend = f"set micro_batch_size={size // 2}, or gradient_checkpointing=true"
+            name, half = self._half(cut)
+            mend = f"set {name}={half}, or gradient_checkpointing=true"
         step = f"step {self.place + 1}: out of memory"
         again = "and start again: the run goes on from its last checkpoint, if it has one"
         if self.exact_step.exchange.hooks_reduce:
