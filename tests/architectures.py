@@ -2,8 +2,8 @@
 
 `python tests/architectures.py --write` (`make architectures`) examines all of them in float32 and
 bfloat16, holds each result against the model's own logits, and writes the committed table
-data/results/engine/architectures.csv with its provenance; with names it prints theirs.
-test_architectures.py holds the common ones against that table, and all of them when marked `long`.
+data/results/engine/architectures.csv with its provenance, and docs/architectures.md; with names it
+prints theirs. test_architectures.py examines the common ones, and by `make check-all` all of them.
 
 A model is made from its configuration's own defaults with small sizes. Whatever moves logits or
 attention is switched on and away from 1: scales, soft-caps, windows shorter than the texts.
@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from robustpo_kit import policies, records
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import probing
+from robustpo_kit.policies.passes import no_cache
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "data" / "results" / "engine" / "architectures.csv"
@@ -337,14 +338,15 @@ def ragged_rows() -> list[policies.TokenRow]:
 
 def by_hand(model: torch.nn.Module, rows: list[policies.TokenRow]) -> torch.Tensor:
     """[B, K] log-probs from the model's own logits, one plain text a pass; absent columns are 0."""
-    out = [[torch.zeros(()) for _ in range(3)] for _ in rows]
+    found = [[torch.zeros(()) for _ in range(3)] for _ in rows]
     for b, row in enumerate(rows):
         for k, response in enumerate(row.responses):
             ids = torch.tensor([row.prompt + response])
-            logits = model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1].float()
+            out = model(input_ids=ids, **no_cache(model)).logits
+            logits = out[0, len(row.prompt) - 1 : -1].float()
             logps = torch.log_softmax(logits, -1)
-            out[b][k] = logps[range(len(response)), list(response)].sum()
-    return torch.stack([torch.stack(row) for row in out])
+            found[b][k] = logps[range(len(response)), list(response)].sum()
+    return torch.stack([torch.stack(row) for row in found])
 
 
 def with_gradients(
@@ -455,8 +457,13 @@ def table_row(name: str) -> dict[str, Any]:
         found = findings(name)
     except NotMade as reason:
         return row | dict.fromkeys(DTYPES, "not made") | {"reason": str(reason)}
+    except Exception as error:  # the sweep goes on, and ends in failure
+        return row | dict.fromkeys(DTYPES, "fails") | {"reason": repr(error), "wrong": True}
     row |= {dtype: finding.way for dtype, finding in zip(DTYPES, found, strict=True)}
-    return row | {"reason": found[0].reasons, "wrong": any(f.wrong() for f in found)}
+    reason, *others = [finding.reasons for finding in found]
+    if found[1].way != found[0].way:
+        reason = "; ".join(filter(None, [reason, *(f"{DTYPES[1]}: {other}" for other in others)]))
+    return row | {"reason": reason, "wrong": any(f.wrong() for f in found)}
 
 
 def main(arguments: list[str]) -> int:
@@ -470,17 +477,57 @@ def main(arguments: list[str]) -> int:
         row = table_row(name)
         rows.append(row)
         print(" | ".join(str(value) for value in row.values()), flush=True)
-        shown = findings(name) if row.get("wrong") or len(names) < 9 else ()
+        shown = findings(name) if row["float32"] not in ("not made", "fails") else ()
+        shown = shown if row.get("wrong") or len(names) < 9 else ()
         for dtype, finding in zip(DTYPES, shown, strict=False):
             print("   ", dtype, finding)
-    if "--write" in arguments:
+    wrong = [row["model_type"] for row in rows if row.get("wrong")]
+    if wrong:
+        print(f"wrong, so nothing is written: {', '.join(wrong)}")
+    elif "--write" in arguments:
         write(pd.DataFrame(rows).drop(columns="wrong"), started)
-    return int(any(row.get("wrong") for row in rows))
+    return int(bool(wrong))
 
 
 def write(table: pd.DataFrame, started: float) -> None:
-    """The table with its provenance."""
-    records.write_table(TABLE, table, records.provenance({"parameters": LARGEST}, 0, started))
+    """The table with its provenance, and the page."""
+    config = {"parameters": LARGEST, "command": "python tests/architectures.py --write"}
+    record = records.provenance(config, 0, started)
+    records.write_table(TABLE, table, record)
+    records.write_text(PAGE, page(table, record["versions"]))
+
+
+INTRODUCTION = """# How each architecture is computed
+
+Written by `make architectures`. When a model is loaded, the kit holds its log-probs and a gradient
+against the model's own logits, and takes the fastest way that differs by no more than rounding.
+Here is the way of every causal language model of transformers {transformers} (torch {torch}), made
+tiny and random, in float32 and bfloat16; the same table with its origin is
+[data/results/engine/architectures.csv](../data/results/engine/architectures.csv).
+
+- **shared**: a prompt is computed once for all its responses.
+- **separate**: each response is computed with its own copy of the prompt.
+- **own logits**: the model's own head is asked, which keeps [tokens, vocabulary] in memory.
+- **refused**: no way is right; loading the model says why.
+- **not made**: no tiny model of it can be built here, and the check at load decides.
+
+{counts}. No way differed from float32 by more than twice the model's own rounding.
+
+| model type | model | float32 | bfloat16 | reason |
+|---|---|---|---|---|
+"""
+
+
+def page(table: pd.DataFrame, versions: dict[str, str]) -> str:
+    """docs/architectures.md."""
+    ways = table["float32"].value_counts()
+    counts = ", ".join(f"{count} {way}" for way, count in ways.items())
+    lines = [
+        "| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |"
+        for row in table.fillna("").itertuples(index=False)
+    ]
+    head = INTRODUCTION.format(counts=f"In float32: {counts}", **versions)
+    return head + "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -210,6 +210,36 @@ def drawn(policy, config, backend, texts=("a", "how do I")):
     return policies.sample(policy.model, policy.tokenizer, list(texts), config, **options)
 
 
+def test_every_setting_reaches_generate(monkeypatch):
+    policy, given = policies.tiny(policies.byte_tokenizer()), []
+    real = policy.model.generate
+    monkeypatch.setattr(policy.model, "generate", lambda **o: given.append(o) or real(**o))
+    config = SamplingConfig(
+        temperature=0.7, top_k=13, top_p=0.6, repetition_penalty=1.3, max_new_tokens=5, samples=3
+    )
+    tokenizer, prompts = policy.tokenizer, ["a", "bcd"]
+    replies = drawn(policy, config, "transformers", prompts)
+    ids, mask = given[0].pop("input_ids"), given[0].pop("attention_mask")
+    ends = framing.end_tokens(tokenizer, policy.template, policy.model)
+    read = [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
+    assert read == framing.prompt_tokens(prompts, tokenizer, policy.template)
+    assert given == [
+        {
+            "do_sample": True,
+            "temperature": 0.7,
+            "top_k": 13,
+            "top_p": 0.6,
+            "repetition_penalty": 1.3,
+            "max_new_tokens": 5,
+            "num_return_sequences": 3,
+            "eos_token_id": sorted(ends),
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    ]
+    assert [len(of_prompt) for of_prompt in replies] == [3, 3]
+    assert max(reply.tokens for of_prompt in replies for reply in of_prompt) <= 5
+
+
 def test_an_unknown_backend_is_refused():
     with pytest.raises(KitError, match="backend: 'tgi' is unknown; choose kit, .*vllm or auto"):
         drawn(policies.tiny(policies.byte_tokenizer()), SamplingConfig(), "tgi")

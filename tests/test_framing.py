@@ -149,6 +149,12 @@ def test_a_response_that_begins_with_an_end_token_is_refused():
         table("a ", "b", "</s> c")
 
 
+def test_a_cut_prompt_keeps_its_bos_and_its_end_a_cut_response_its_beginning():
+    rows = table("a b c x kvw wvk ", "c b a", "x", max_length=5, max_response=2).rows
+    assert names(rows[0].prompt) == "<s> kvw wvk"
+    assert [names(response) for response in rows[0].responses] == ["c b", "x </s>"]
+
+
 def merging_tokenizer() -> PreTrainedTokenizerFast:
     """Characters; "aaaa" followed by "x" is one token with its last three letters: "aaax"."""
     vocabulary = {t: i for i, t in enumerate(["<e>", "a", "x", "y", "ax", "aax", "aaax"])}

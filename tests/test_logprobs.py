@@ -356,13 +356,17 @@ def test_a_merge_across_the_boundary_is_found_counted_and_scored_as_the_model_re
 
 
 def test_over_length_cuts_by_the_stated_rule_and_drops_nothing(tokenizer):
-    data = preferences(("p" * 50, ("r" * 40, "s")), ("q", ("t", "u")))
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    data = preferences((letters, (letters[::-1], "s")), ("q", ("t", "u")))
     table = policies.tokenize(data, tokenizer, Template("plain"), max_length=30, max_response=10)
     long, short = table.rows
-    assert len(table) == 2 and [len(r) for r in long.responses] == [10, 2]
-    assert tokenizer.eos_token_id not in long.responses[0]  # a cut text has not ended
-    assert long.responses[1][-1] == tokenizer.eos_token_id
-    assert len(long.prompt) == 20 and short.prompt == tuple(tokenizer("q")["input_ids"])
+    prompt, cut, whole, next_prompt = (
+        tuple(tokenizer(text)["input_ids"])
+        for text in ("a" + letters[-19:], letters[:-11:-1], "s", "q")
+    )
+    assert len(table) == 2 and long.prompt == prompt and short.prompt == next_prompt
+    # the beginning of a cut text, which has not ended
+    assert long.responses == (cut, (*whole, tokenizer.eos_token_id))
     assert (table.counts["cut_response"], table.counts["cut_prompt"]) == (1, 1)
 
 

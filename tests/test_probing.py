@@ -157,6 +157,13 @@ def test_a_model_that_fails_is_refused_in_one_line():
     assert "\n" not in str(error.value)
 
 
+def test_a_model_that_fails_beyond_its_chunk_is_refused():
+    """xLSTM in bfloat16 computes one chunk, which the probe's texts fit into, and fails at two."""
+    with pytest.raises(KitError, match=r"xLSTM.*its own forward fails \(RuntimeError"):
+        policies.fit_of(tiny_model("xlstm", "bfloat16"))
+    assert not policies.fit_of(tiny_model("xlstm")).shared
+
+
 def test_weights_that_are_not_there_are_refused():
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(hidden_size=32, num_hidden_layers=1))

@@ -1,5 +1,6 @@
 """What a run is told reaches what computes it: optimizer, schedule, dropout, LoRA, kernels."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -17,8 +18,10 @@ from training_setting import (
     weights,
     whole,
 )
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from robustpo_kit import objectives, policies, training
+from robustpo_kit.errors import KitError
 from robustpo_kit.losses import Scores
 from robustpo_kit.policies import collate, sequence_logps, tokenize
 from robustpo_kit.training import ExactStep, TrainConfig
@@ -138,15 +141,27 @@ def test_a_step_of_rate_zero_changes_nothing_and_the_next_one_does(tmp_path):
 # --- two passes
 
 
+def dropping(policy: policies.Policy, where: str) -> None:
+    """Dropout of an adapter that does something, or of attention weights."""
+    if where == "adapter":
+        policy.add_lora(rank=4, dropout=0.5)
+        with torch.no_grad():
+            for _, weight in policy.trainable():
+                weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(3))
+    else:
+        for layer in policy.model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+
+
 @pytest.mark.parametrize("spec", ["kto(beta=0.1)", "gamma(dpo(beta=0.1), gamma0=0.4, tau=2)"])
-def test_the_second_pass_drops_what_the_first_one_dropped(spec, tmp_path):
+@pytest.mark.parametrize(
+    ("where", "layout"), [("adapter", "shared"), ("attention", "shared"), ("attention", "separate")]
+)
+def test_the_second_pass_drops_what_the_first_one_dropped(spec, where, layout, tmp_path):
     """The gradient by two passes is that of plain autograd through the first pass' own masks."""
-    step = Step(spec, tmp_path, micro_batch_size=3)
-    step.policy.add_lora(rank=4, dropout=0.5)
+    step = Step(spec, tmp_path, micro_batch_size=3, layout=layout)
+    dropping(step.policy, where)
     step.trainer.scorer.model = step.policy.model
-    with torch.no_grad():  # an adapter that does something
-        for _, weight in step.policy.trainable():
-            weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(3))
     exact_step, model = step.trainer.exact_step, step.trainer.scorer.train()
     cut = exact_step.cut(whole(step), limit=3)
     assert len(cut.mine) == 3
@@ -168,6 +183,20 @@ def test_the_second_pass_drops_what_the_first_one_dropped(spec, tmp_path):
     model.zero_grad()
     in_two_passes(exact_step, model, cut)
     assert error(flat(step.policy.model), expected) <= 1e-5
+
+
+def test_flex_refuses_attention_that_drops(tmp_path):
+    """FlexAttention has no dropout: said in words before a step, and never chosen by itself."""
+    settings = tiny().model.config.to_dict() | {"attention_dropout": 0.5}
+    model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
+    policy = dataclasses.replace(tiny(), model=model)
+    start = weights(policy)
+    config = TrainConfig(batch_size=ROWS, kernel="flex", reference_cache=str(tmp_path))
+    with pytest.raises(KitError, match="kernel 'flex': it has no attention dropout"):
+        training.train(policy, preferences(2), objectives.build("dpo(beta=0.1)"), config)
+    assert all(torch.equal(weight, start[name]) for name, weight in weights(policy).items())
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), model=model)
+    assert kernel_of(on_gpu, TrainConfig()) == "sdpa"
 
 
 # --- gradient checkpointing

@@ -20,6 +20,7 @@ from robustpo_kit.policies.tokens import TokenRow
 PROMPT, RESPONSES = 6, (3, 6)  # tokens; ragged, so that a separate row is padded
 WINDOW = 4  # positions; the probe's texts are longer, whatever a model's own windows are
 WINDOWS = ("window", "local_attention", "attention_chunk_size")  # in the names of their settings
+LONGEST_CHUNK = 1024  # tokens; a text longer than a larger chunk takes too long to try
 TF32_EPS = 2.0**-10
 
 
@@ -135,6 +136,22 @@ def own_answer(core: PreTrainedModel, probe: Probe) -> tuple[Answer, bool]:
         first_token = watch.gradient(parts[-1][0])
     ahead = bool(first_token[list(probe.places.responses[-1])].any())
     return Answer(torch.cat(parts).detach(), gradient), ahead
+
+
+def longer_than_a_chunk(core: PreTrainedModel, probe: Probe) -> None:
+    """Pass a text of more than one chunk, where a model computes in chunks: other code runs then.
+
+    Raises whatever the model's forward does.
+    """
+    settings = vars(core.config.get_text_config(decoder=True)).items()
+    sizes = [v for name, v in settings if name.endswith("chunk_size") and isinstance(v, int)]
+    longest = max((size for size in sizes if size <= LONGEST_CHUNK), default=0)
+    if longest < PROMPT:
+        return
+    text = list(probe.row.prompt) * (longest // PROMPT + 1)
+    ids = torch.tensor([text], device=next(core.parameters()).device)
+    with torch.no_grad():
+        core(input_ids=ids, **no_cache(core))
 
 
 def rounding(core: PreTrainedModel, probe: Probe, own: Answer, draws: int) -> Tensor:

@@ -23,6 +23,7 @@ from robustpo_kit.policies.own_answers import (
     Answer,
     Probe,
     embedded,
+    longer_than_a_chunk,
     own_answer,
     rounding,
     small_windows,
@@ -167,7 +168,7 @@ class _Yardsticks:
         self.core, self.own_attention = core, core.config._attn_implementation
         self.kept: list[tuple[Probe, Answer, Tensor]] = []
         try:
-            self.at(0)
+            longer_than_a_chunk(core, self.at(0)[0])
         except _Unfit:
             raise
         except Exception as error:
