@@ -13,10 +13,10 @@ BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env series test lab notebooks figures report reference check lint types dist docs reading lock bench clean
+.PHONY: help env series test lab notebooks figures report reference check lint types dist docs reading lock bench bench-gpu clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 env: $(READY)  ## the environment in .venv, and the models and texts in the cache
 
@@ -77,6 +77,10 @@ reading: env  ## measure how the package reads, into the table of CONTRIBUTING.m
 
 bench: env  ## throughput and memory against TRL on the same work
 	$(BIN)/robustpo bench
+
+bench-gpu: env  ## all that a GPU is asked for: both models, every sampling backend that is installed
+	$(BIN)/robustpo bench --model smollm2-135m-instruct,llama-8b --penalty 1 \
+	  --backends kit,continuous,vllm,transformers --out data/results/gpu/bench
 
 lock:  ## write requirements.lock from what .venv holds: versions only
 	$(BIN)/python -m pip list --format=freeze --exclude pip --exclude setuptools --exclude robustpo-kit \

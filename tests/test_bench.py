@@ -1,6 +1,7 @@
 """The bench on a tiny model: every contender runs, and its file says what it should."""
 
 import importlib.util
+import itertools
 import json
 
 import pytest
@@ -62,6 +63,9 @@ def test_the_file_holds_every_ratio_with_its_values_and_its_provenance(found):
     )
     assert written["data"]["source"] == "hh.jsonl"  # no path of this machine
     assert len(written["scaling"]) == len(bench.SCALING)
+    sizes = {(row["contender"], row["prompt_tokens"], row["k"]) for row in written["sizes"]}
+    assert sizes == set(itertools.product(bench.CONTENDERS, (64, 256), (2, 4, 8)))
+    assert set(written["skipped"]) == {"trl_liger", "flash_pref"}
     engine, *trl = (written[name][0] for name in bench.CONTENDERS)
     assert written["ratio_vs_trl_pairs"]["values"] == [
         min(t["seconds"] for t in trl) / engine["seconds"]

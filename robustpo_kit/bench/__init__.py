@@ -8,6 +8,7 @@ clock.
 """
 
 from robustpo_kit.bench.config import CONTENDERS, SCALING, BenchConfig
+from robustpo_kit.bench.replies import run_sampling, sampling_summary
 from robustpo_kit.bench.report import summary
 from robustpo_kit.bench.runner import run
 
@@ -16,5 +17,7 @@ __all__ = [
     "SCALING",
     "BenchConfig",
     "run",
+    "run_sampling",
+    "sampling_summary",
     "summary",
 ]

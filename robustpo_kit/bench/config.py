@@ -13,9 +13,21 @@ LLAMA_8B: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
 }
 
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from data sheets
+PEAK_FLOPS = {  # dense bf16 a second, by a part of the device's name: NVIDIA's data sheets
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
 
 CONTENDERS = ("engine", "trl", "trl_checkpointing")
+PEERS = (
+    "trl_liger",
+    "flash_pref",
+)  # where they can run, else left out with a reason
 
 OVERHEADS = {  # published name of the ratio: (objective, its base, prompts a micro-batch)
     "dora_over_erm": ("dora(dpo(beta=0.1), lam=1.0)", "dpo(beta=0.1)", 4),
@@ -36,6 +48,9 @@ SCALING = (  # prompt tokens, K, prompts a batch; responses have 32 tokens
     (128, 2, 1),
     (128, 2, 4),
 )
+
+SIZES_K = (2, 4, 8)  # responses a prompt, each of 32 tokens
+SIZES_PROMPT = {"cpu": (64, 256), "cuda": (256, 2048)}  # tokens of short and long prompts
 
 
 @dataclasses.dataclass(frozen=True)

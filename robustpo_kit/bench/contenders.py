@@ -8,7 +8,7 @@ import torch
 
 from robustpo_kit import records
 from robustpo_kit.bench.config import BenchConfig
-from robustpo_kit.bench.epochs import engine_epoch, trl_epoch
+from robustpo_kit.bench.epochs import measure
 from robustpo_kit.bench.inside import (
     compare_layouts,
     compare_objectives,
@@ -16,30 +16,35 @@ from robustpo_kit.bench.inside import (
     scale_sizes,
 )
 from robustpo_kit.bench.models import bench_policy
+from robustpo_kit.bench.replies import measure_replies
+from robustpo_kit.bench.sizes import measure_sizes
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.records import stream_seed
 
 
-def contender(task: dict[str, Any], folder: Path) -> dict[str, Any]:
+def contender(task: dict[str, Any], folder: Path) -> Any:
     """What one process measures.
 
     Args:
-        task: `config` (fields of BenchConfig), `contender` (one of CONTENDERS, or "inside") and,
-            for "inside", `alternations` and `scaling`.
+        task: `config` (fields of BenchConfig), `contender` (one of CONTENDERS or PEERS,
+            "inside" or "replies"), whether `sizes` are measured instead of epochs; for "inside"
+            `alternations` and `scaling`, for "replies" `backend`, `prompts` and `penalty`.
         folder: Holds the rows: pairs.jsonl, lists.jsonl, short.jsonl.
     """
     config = BenchConfig(**task["config"])
     torch.set_num_threads(config.threads)
     torch.manual_seed(stream_seed(config.seed, "bench"))
+    if task["contender"] == "replies":
+        return measure_replies(task)
     rows = {
         name: PreferenceSet.from_jsonl(folder / f"{name}.jsonl")
         for name in ("pairs", "lists", "short")
     }
     name, alternations = task["contender"], task["alternations"]
-    if name == "engine":
-        return engine_epoch(config, rows["pairs"])
+    if task.get("sizes"):
+        return measure_sizes(config, name)
     if name != "inside":
-        return trl_epoch(config, rows["pairs"], checkpointing=name == "trl_checkpointing")
+        return measure(config, name, rows)
     policy = bench_policy(config)  # one for all: these steps leave the weights alone
     return {
         "layouts_k4": compare_layouts(config, policy, rows["lists"], alternations),

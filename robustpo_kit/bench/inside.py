@@ -13,9 +13,9 @@ from torch import nn
 
 from robustpo_kit import objectives, policies, training
 from robustpo_kit.bench.config import OVERHEADS, SCALING, BenchConfig
-from robustpo_kit.bench.epochs import set_lora_layers
 from robustpo_kit.bench.meters import clock
 from robustpo_kit.bench.models import train_config
+from robustpo_kit.bench.peers import set_lora_layers
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.records import torch_stream
 

@@ -16,6 +16,12 @@ def clock() -> float:
     return time.process_time()
 
 
+def synchronize() -> None:
+    """Wait for what the GPU still does."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def memory_in_use() -> int:
     """Bytes in use: allocated on the GPU, else resident in this process."""
     if torch.cuda.is_available():

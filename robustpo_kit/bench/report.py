@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from robustpo_kit import plots, records
-from robustpo_kit.bench.config import CONTENDERS
+from robustpo_kit.bench.config import CONTENDERS, PEERS
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -20,6 +20,14 @@ def summary(results: dict[str, Any]) -> str:
         values, median = results[name]["values"], results[name]["median"]
         spread = f"{min(values):.3f} to {max(values):.3f}, {len(values)} values"
         lines.append(f"{name:<32} {median:.3f}   target {target}   ({spread})")
+    lines += [f"{name:<32} left out: {reason}" for name, reason in results["skipped"].items()]
+    for row in results["sizes"]:
+        name = f"{row['contender']}, prompt {row['prompt_tokens']}, K {row['k']}"
+        lines.append(f"{name:<32} {row['seconds']:.2f} s   {row['times']:.2f} times the engine's")
+    shares = [measured["share_of_peak"] for measured in results["engine"]]
+    flops = statistics.median(measured["flops_per_second"] for measured in results["engine"])
+    share = f", {100 * statistics.median(shares):.1f} % of the card's peak" if shares[0] > 0 else ""
+    lines.append(f"{'engine, operations a second':<32} {flops:.3g}{share}")
     return "\n".join(lines)
 
 
@@ -93,10 +101,13 @@ def table(results: dict[str, Any]) -> pd.DataFrame:
     for name, values in columns.items():
         for turn, value in enumerate(values):
             rows.append({"quantity": name, "alternation": turn, "value": value})
-    for name in CONTENDERS:
-        for turn, measured in enumerate(results[name]):
+    for name in (*CONTENDERS, *PEERS):
+        for turn, measured in enumerate(results.get(name, ())):
             for field, value in measured.items():
                 rows.append({"quantity": f"{name}_{field}", "alternation": turn, "value": value})
+    for row in results["sizes"]:
+        name = f"{row['contender']}_seconds_prompt_{row['prompt_tokens']}_k_{row['k']}"
+        rows.append({"quantity": name, "alternation": 0, "value": row["seconds"]})
     return pd.DataFrame(rows)
 
 

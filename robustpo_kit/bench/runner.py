@@ -3,11 +3,7 @@
 import dataclasses
 import importlib.metadata
 import importlib.util
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +11,10 @@ from typing import Any, NamedTuple
 import torch
 
 from robustpo_kit import records
-from robustpo_kit.bench.config import CONTENDERS, BenchConfig
+from robustpo_kit.bench.children import child
+from robustpo_kit.bench.config import CONTENDERS, PEERS, BenchConfig
 from robustpo_kit.bench.models import bench_tokenizer
+from robustpo_kit.bench.peers import missing
 from robustpo_kit.bench.report import speed_ratios, speed_targets, write_results
 from robustpo_kit.data import Preference, PreferenceSet, load
 from robustpo_kit.errors import KitError
@@ -30,6 +28,10 @@ class BenchRows(NamedTuple):
     lists: list[Preference]  # of four responses
     short: list[Preference]  # pairs with calibration factors
     prompt_tokens: list[int]  # of each pair
+
+    def by_name(self) -> dict[str, list[Preference]]:
+        """What contenders read."""
+        return {"pairs": self.pairs, "lists": self.lists, "short": self.short}
 
 
 def run(
@@ -76,12 +78,17 @@ def run(
     config = BenchConfig(model=model, dtype=dtype, pairs=pairs, seed=seed)
     rows = _rows(data, bench_tokenizer(model), config)
     task = {"config": dataclasses.asdict(config), "alternations": alternations}
-    epochs = _epochs(task, rows, out)
-    inside = _child(task | {"contender": "inside", "scaling": scaling}, rows)
+    skipped = {name: reason for name in PEERS if (reason := missing(name))}
+    names = [*CONTENDERS, *(name for name in PEERS if name not in skipped)]
+    epochs = _epochs(task, names, rows, out)
+    sizes = _sizes(task, names, rows) if scaling else []
+    inside = child(task | {"contender": "inside", "scaling": scaling}, rows.by_name())
     results = {
         **speed_ratios(epochs, inside),
         "targets": speed_targets(),
         **epochs,
+        "skipped": skipped,
+        "sizes": sizes,
         **inside,
         "clock": "wall" if torch.cuda.is_available() else "CPU time of a process with one thread",
         "data": {
@@ -101,19 +108,32 @@ def run(
 
 
 def _epochs(
-    task: dict[str, Any], rows: BenchRows, out: str | None
+    task: dict[str, Any], contenders: list[str], rows: BenchRows, out: str | None
 ) -> dict[str, list[dict[str, Any]]]:
     """What each contender measures in each turn; a bench that is stopped leaves it in `out`."""
-    epochs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    epochs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for turn in range(task["alternations"]):
-        names = list(CONTENDERS)
+        names = list(contenders)
         if turn % 2:
             names.reverse()
         for name in names:
-            epochs[name].append(_child(task | {"contender": name}, rows))
+            epochs[name].append(child(task | {"contender": name}, rows.by_name()))
             if out is not None:
                 records.write_json(Path(out) / "partial.json", epochs)
     return epochs
+
+
+def _sizes(task: dict[str, Any], contenders: list[str], rows: BenchRows) -> list[dict[str, Any]]:
+    """Seconds of every contender by the prompt's length and K, and how many times the engine's."""
+    table = []
+    for name in contenders:
+        table += child(task | {"contender": name, "sizes": True}, rows.by_name())
+    own = {
+        (row["prompt_tokens"], row["k"]): row["seconds"]
+        for row in table
+        if row["contender"] == "engine"
+    }
+    return [row | {"times": row["seconds"] / own[row["prompt_tokens"], row["k"]]} for row in table]
 
 
 def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> BenchRows:
@@ -170,23 +190,3 @@ def _lists(pairs: list[Preference]) -> list[Preference]:
             dataclasses.replace(row, responses=responses, sources=sources, rewards=rewards)
         )
     return lists
-
-
-def _child(task: dict[str, Any], rows: BenchRows) -> Any:
-    """What one contender measures in a process of its own; raises KitError with its last words."""
-    threads = str(task["config"]["threads"])
-    environment = os.environ | {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "ROBUSTPO_PROGRESS": "off",
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder) / "task.json", Path(folder) / "result.json"
-        records.write_json(before, task)
-        for name in ("pairs", "lists", "short"):
-            PreferenceSet(getattr(rows, name)).to_jsonl(Path(folder) / f"{name}.jsonl")
-        command = [sys.executable, "-m", "robustpo_kit.bench.contenders", str(before), str(after)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise KitError(f"bench: contender {task['contender']} failed: {done.stderr[-600:]}")
-        return records.read_json(after)

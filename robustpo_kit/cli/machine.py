@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from robustpo_kit import paths, records
-from robustpo_kit.cli.parsing import Commands
+from robustpo_kit.cli.parsing import Commands, comma_list
+from robustpo_kit.errors import KitError
 
 NEEDED_PACKAGES = ("torch", "transformers", "peft", "papermill")
+BENCH_PARTS = ("training", "sampling")
 DISK_GB = 3.0  # models, their float32 copies and the checkpoints of a series under profile cpu
 
 
@@ -79,7 +81,10 @@ def add_bench(commands: Commands) -> None:
         help="where bench.json, bench.csv and bench.png go (default: runs/bench)",
     )
     parser.add_argument(
-        "--model", default="smollm2-135m-instruct", help="an asset, a folder or a Hub id"
+        "--model",
+        default="smollm2-135m-instruct",
+        help="an asset, a folder, a Hub id, tiny, or llama-8b (random weights, needs a GPU); "
+        "several with commas, each in a folder of its name",
     )
     parser.add_argument("--dtype", default="auto", help="bfloat16 | float32 (default: bfloat16)")
     parser.add_argument("--pairs", type=int, default=8, help="pairs of an epoch (default: 8)")
@@ -88,26 +93,50 @@ def add_bench(commands: Commands) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--gpu-llama",
-        action="store_true",
-        help="an 8B Llama of random weights instead; needs a GPU",
+        "--parts", default=",".join(BENCH_PARTS), help="(default: training,sampling)"
+    )
+    parser.add_argument(
+        "--backends",
+        default="kit,transformers",
+        help="of sampling: kit | continuous | vllm | transformers; those that refuse are left out, "
+        "the last is what the others are compared with",
+    )
+    parser.add_argument(
+        "--penalty", type=float, default=1.1, help="repetition penalty of sampling (default: 1.1)"
     )
     parser.set_defaults(run=_bench)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    models, parts = comma_list(arguments.model), comma_list(arguments.parts)
+    for part in parts:
+        if part not in BENCH_PARTS:
+            raise KitError(f"--parts: '{part}' is unknown; choose {' or '.join(BENCH_PARTS)}")
+    for model in models:
+        out = Path(arguments.out or paths.RUNS / "bench")
+        if len(models) > 1:
+            out /= model.rsplit("/")[-1]
+        for part in parts:
+            print(_bench_part(part, model, out, arguments))
+        print(f"-> {paths.show(out)}")
+    return 0
+
+
+def _bench_part(part: str, model: str, out: Path, arguments: argparse.Namespace) -> str:
+    """Summary of one part of the bench, which writes its files into `out`."""
     from robustpo_kit import bench
 
-    out = arguments.out or str(paths.RUNS / "bench")
-    results = bench.run(
-        arguments.data,
-        out,
-        model="llama-8b" if arguments.gpu_llama else arguments.model,
-        pairs=arguments.pairs,
+    shared: dict[str, Any] = {"model": model, "seed": arguments.seed}
+    if part == "training":
+        shared |= {"pairs": arguments.pairs, "dtype": arguments.dtype}
+        turns = arguments.alternations
+        return bench.summary(bench.run(arguments.data, str(out), alternations=turns, **shared))
+    backends = tuple(comma_list(arguments.backends))
+    found = bench.run_sampling(
+        str(out),
+        backends=backends,
         alternations=arguments.alternations,
-        dtype=arguments.dtype,
-        seed=arguments.seed,
+        penalty=arguments.penalty,
+        **shared,
     )
-    print(bench.summary(results))
-    print(f"-> {paths.show(Path(out))}")
-    return 0
+    return bench.sampling_summary(found)
