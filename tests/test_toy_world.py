@@ -42,9 +42,6 @@ def test_densities_sum_to_one(world):
     assert torch.allclose(
         world.log_density.exp().sum(-1), torch.ones(world.n, 48).double(), atol=1e-12, rtol=0
     )
-    mixture = toy.truth.mixture_log_density(world, world.shares((0.4, 0.3, 0.2, 0.1))).exp()
-    by_hand = sum(a * q for a, q in zip((0.4, 0.3, 0.2, 0.1), world.log_density.exp(), strict=True))
-    assert torch.allclose(mixture, by_hand, atol=1e-15)
 
 
 def test_style_is_no_quality(world):
@@ -121,6 +118,10 @@ def test_true_h_by_hand(small):
     assert float(toy.truth.true_h(small, prompt, row, mixture=shares)) == pytest.approx(
         shared, abs=1e-12
     )
+    others = sum(shares[i] * q[i] for i in (1, 2, 3))
+    probs = toy.truth.bayes_probs(small, prompt, row, mixture=shares)
+    by_hand = 1 / (1 + others / (0.4 * q[0]))
+    torch.testing.assert_close(probs, by_hand[row], rtol=0, atol=1e-12)
     own = [whole] + [0.4 * q[0] + shares[i] * q[i] for i in (1, 2, 3)]
     each = sum(float(q[0, r] / other[r]) for r, other in zip(row[0], own, strict=True)) / 4
     found = toy.truth.true_h(small, prompt, row, torch.tensor([[0, 1, 2, 3]]), mixture=shares)

@@ -7,21 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from robustpo_kit.losses.coupled import BetaState, beta_dpo, kto, kto_pair
-from robustpo_kit.losses.listwise import dpo_pl, lire, rrhf, sft
-from robustpo_kit.losses.pairwise import (
-    cdpo,
-    cpo,
-    dpo,
-    dpo_gap,
-    exo,
-    ipo,
-    orpo,
-    r_dpo_length,
-    rdpo,
-    simpo,
-    simpo_gap,
-)
+from robustpo_kit.losses import coupled, listwise, pairwise
 
 SUPPLIED = ("scores", "margin", "state", "generator", "training")  # what the objective fills in
 TARGETS = ("gamma0", "gamma_beta_ratio")  # a constant target margin, in either published form
@@ -99,20 +85,26 @@ class Base:
 
 
 BASES: dict[str, Base] = {
-    "dpo": Base(dpo, "pair", gap=dpo_gap),
-    "cdpo": Base(cdpo, "pair", gap=dpo_gap),
-    "rdpo": Base(rdpo, "pair", gap=dpo_gap),
-    "r_dpo_length": Base(r_dpo_length, "pair", gap=dpo_gap),
-    "ipo": Base(ipo, "pair", logp="reduction"),
-    "exo": Base(exo, "pair"),
-    "simpo": Base(simpo, "pair", needs_reference=False, logp="mean", gap=simpo_gap),
-    "cpo": Base(cpo, "pair", needs_reference=False),
-    "orpo": Base(orpo, "pair", needs_reference=False, logp="mean"),
-    "kto": Base(kto, "pair", needs_kl=True, coupled=True, bounded=True),
-    "kto_pair": Base(kto_pair, "pair", coupled=True, bounded=True),
-    "beta_dpo": Base(beta_dpo, "pair", coupled=True, state=BetaState, share_kept="keep"),
-    "dpo_pl": Base(dpo_pl, "list", needs_rewards=True),
-    "rrhf": Base(rrhf, "list", needs_reference=False, needs_rewards=True, logp="reduction"),
-    "lire": Base(lire, "list", needs_reference=False, needs_rewards=True),
-    "sft": Base(sft, "one", needs_reference=False, logp="reduction"),
+    "dpo": Base(pairwise.dpo, "pair", gap=pairwise.dpo_gap),
+    "cdpo": Base(pairwise.cdpo, "pair", gap=pairwise.dpo_gap),
+    "rdpo": Base(pairwise.rdpo, "pair", gap=pairwise.dpo_gap),
+    "r_dpo_length": Base(pairwise.r_dpo_length, "pair", gap=pairwise.dpo_gap),
+    "ipo": Base(pairwise.ipo, "pair", logp="reduction"),
+    "exo": Base(pairwise.exo, "pair"),
+    "simpo": Base(
+        pairwise.simpo, "pair", needs_reference=False, logp="mean", gap=pairwise.simpo_gap
+    ),
+    "cpo": Base(pairwise.cpo, "pair", needs_reference=False),
+    "orpo": Base(pairwise.orpo, "pair", needs_reference=False, logp="mean"),
+    "kto": Base(coupled.kto, "pair", needs_kl=True, coupled=True, bounded=True),
+    "kto_pair": Base(coupled.kto_pair, "pair", coupled=True, bounded=True),
+    "beta_dpo": Base(
+        coupled.beta_dpo, "pair", coupled=True, state=coupled.BetaState, share_kept="keep"
+    ),
+    "dpo_pl": Base(listwise.dpo_pl, "list", needs_rewards=True),
+    "rrhf": Base(
+        listwise.rrhf, "list", needs_reference=False, needs_rewards=True, logp="reduction"
+    ),
+    "lire": Base(listwise.lire, "list", needs_reference=False, needs_rewards=True),
+    "sft": Base(listwise.sft, "one", needs_reference=False, logp="reduction"),
 }

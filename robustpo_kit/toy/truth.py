@@ -8,11 +8,6 @@ from torch import Tensor
 from robustpo_kit.toy.world import GOLDEN, World
 
 
-def mixture_log_density(world: World, shares: Tensor) -> Tensor:
-    """[P, R] log of P = sum_i shares_i Q_i (DoRA Def. 2.1, Eq. 1); shares [n] of `World.shares`."""
-    return torch.logsumexp(world.log_density + shares.log()[:, None, None], 0)
-
-
 def bayes_probs(
     world: World,
     prompt_ids: Tensor,
@@ -49,38 +44,14 @@ def _other_over_golden(world: World, mixture: tuple[float, ...] | None) -> Tenso
     return torch.cat([others.sum(0, keepdim=True), others]) / golden
 
 
-def true_h(
-    world: World,
-    prompt_ids: Tensor,
-    response_ids: Tensor,
-    source_ids: Tensor | None = None,
-    *,
-    mixture: tuple[float, ...] | None = None,
-) -> Tensor:
-    """h~(z) from the true densities: the closed form that the factor `relative` estimates (Eq. 6).
+def true_h(world: World, *ids: Tensor, mixture: tuple[float, ...] | None = None) -> Tensor:
+    """h~(z) [N] from the true densities: the closed form that the factor `relative` estimates.
 
-    Args:
-        world: gives the densities.
-        prompt_ids: [N].
-        response_ids: [N, K].
-        source_ids: None for mean_k Q0 / P, with P the whole mixture (Def. 2.1); [N, K] for
-            mean_k Q0 / (alpha Q0 + beta_i Q_i) with the source i that column k is labelled with.
-            Golden columns (0) are held against P.
-        mixture: alpha, beta_1..; None: 1/n each.
-
-    Returns:
-        [N].
+    With c the probabilities that `bayes_probs` has for the same arguments, c / alpha is Q0 / P of
+    the whole mixture P (DoRA Def. 2.1, Eq. 6), and Q0 / (alpha Q0 + beta_i Q_i) for the source i
+    that a column is labelled with; h~ is its mean over the columns.
     """
-    shares = world.shares(mixture)
-    densities = world.log_density.exp()
-    golden = densities[GOLDEN]
-    pairs = shares[GOLDEN] * golden + shares[1:, None, None] * densities[1:]  # [n - 1, P, R]
-    whole = mixture_log_density(world, shares).exp()[None]
-    if source_ids is None:
-        source_ids = torch.zeros_like(response_ids)
-    rows = prompt_ids[:, None]
-    against = torch.cat([whole, pairs])[source_ids, rows, response_ids]
-    return (golden[rows, response_ids] / against).mean(-1)
+    return bayes_probs(world, *ids, mixture=mixture).mean(-1) / world.shares(mixture)[GOLDEN]
 
 
 class Enumeration(NamedTuple):
