@@ -48,6 +48,14 @@ def pytest_xdist_make_scheduler(config, log):
     return Together(config, log)
 
 
+@pytest.fixture(scope="session")
+def tiny():
+    """A random BERT of a few thousand weights."""
+    from robustpo_kit import encoders
+
+    return encoders.load("tiny")
+
+
 PARAMETERS = 'profile = "auto"  # auto | smoke | cpu | gpu | paper\nseed = 0\noverrides = {}'
 # A notebook's done file without the kit's imports, which take seconds.
 DONE = (

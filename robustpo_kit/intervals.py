@@ -5,7 +5,7 @@ replacement.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -142,11 +142,19 @@ def mean_by_group(
         clusters = None if cluster is None else part[cluster]
         units = len(part) if clusters is None else clusters.nunique()
         row = dict(zip(by, names, strict=True)) | {"clusters": units, "n": len(part)}
-        for value in values:
-            mean = bootstrap_mean(part[value], clusters, draws=draws, level=level, seed=seed)
-            row |= mean.columns(value)
-        rows.append(row)
+        means = column_means(part, values, clusters, draws=draws, level=level, seed=seed)
+        rows.append(row | means)
     return pd.DataFrame(rows, columns=columns)  # an empty table has its columns as well
+
+
+def column_means(
+    table: pd.DataFrame, values: Sequence[str], clusters: ArrayLike | None = None, **options: Any
+) -> dict[str, float]:
+    """NAME, NAME_low, NAME_high of every column in `values`; options as `bootstrap_mean`."""
+    row: dict[str, float] = {}
+    for value in values:
+        row |= bootstrap_mean(table[value], clusters, **options).columns(value)
+    return row
 
 
 def _present(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from robustpo_kit.intervals import bootstrap_mean, mean_by_group
+from robustpo_kit.intervals import column_means, mean_by_group
 from robustpo_kit.records import stream
 from robustpo_kit.rewards import RewardModel
 
@@ -214,38 +214,8 @@ def difference_table(
             continue
         paired = (means.loc[policy] - means.loc[baseline]).dropna()
         row = {"policy": policy, "baseline": baseline, "prompts": len(paired)}
-        for name in outcomes:
-            mean = bootstrap_mean(paired[name], draws=draws, level=level, seed=seed)
-            row |= mean.columns(name)
-        rows.append(row)
+        rows.append(row | column_means(paired, outcomes, draws=draws, level=level, seed=seed))
     return pd.DataFrame(rows)
-
-
-def mean_table(
-    table: pd.DataFrame,
-    values: Sequence[str],
-    *,
-    by: str = "policy",
-    cluster: str = "prompt_id",
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Means of columns by policy with intervals over prompts: for rewards, confidences, words, KL.
-
-    Args:
-        table: a row a reply.
-        values: the columns to take means of.
-        by: the column that names the policy.
-        cluster: the column that names the prompt.
-        draws, level, seed: of the bootstrap over prompts.
-
-    Returns:
-        A row a policy: `by`, prompts, n (replies), then NAME, NAME_low, NAME_high for each of
-        `values`.
-    """
-    means = mean_by_group(table, by, values, cluster=cluster, draws=draws, level=level, seed=seed)
-    return means.rename(columns={"clusters": "prompts"})
 
 
 def _with_outcomes(verdicts: pd.DataFrame) -> pd.DataFrame:

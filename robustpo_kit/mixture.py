@@ -11,8 +11,6 @@ from typing import Any, TypedDict
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from robustpo_kit import paths
 from robustpo_kit.data import Preference, PreferenceSet
@@ -57,8 +55,7 @@ def digest(text: str) -> str:
 
 def synthesise(
     preferences: PreferenceSet,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
     config: SamplingConfig,
     out: Path,
     *,
@@ -72,8 +69,7 @@ def synthesise(
 
     Args:
         preferences: the rows whose prompts are answered.
-        model: the language model.
-        tokenizer: of the model.
+        policy: the language model, with the template of the prompts.
         config: decoding, and prompts a batch.
         out: the store, a .jsonl file; its record is written beside it as .json.
         seed: of the sampling.
@@ -88,14 +84,14 @@ def synthesise(
             if number < finished:
                 continue
             rows = preferences[start : start + config.batch_size]
-            for entry in _batch_entries(rows, model, tokenizer, config, seed=seed, number=number):
+            for entry in _batch_entries(rows, policy, config, seed=seed, number=number):
                 stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
             stream.flush()
     write_text(out, part.read_text(encoding="utf-8"))
     record = {
         "task": preferences.name,
         "rows": len(preferences),
-        "system": preferences.template.system,
+        "system": policy.template.system,
         "sampling": dataclasses.asdict(config),
         "seed": seed,
         "sha256": file_digest(out),
@@ -105,20 +101,11 @@ def synthesise(
 
 
 def _batch_entries(
-    rows: PreferenceSet,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    config: SamplingConfig,
-    *,
-    seed: int,
-    number: int,
+    rows: PreferenceSet, policy: Policy, config: SamplingConfig, *, seed: int, number: int
 ) -> Iterator[StoredReplies]:
     """One batch of the store."""
-    texts = [rows.template.render(row.prompt, tokenizer) for row in rows]
-    prompts, template = [row.prompt for row in rows], rows.template
-    batch = sample_batch(
-        model, tokenizer, prompts, config, template=template, seed=seed, number=number
-    )
+    texts = [policy.template.render(row.prompt, policy.tokenizer) for row in rows]
+    batch = sample_batch(policy, [row.prompt for row in rows], config, seed=seed, number=number)
     for row, text, replies in zip(rows, texts, batch, strict=True):
         yield StoredReplies(
             row_id=row.row_id,
@@ -137,13 +124,12 @@ def draw(
 
     Args:
         rows: the N rows of the batch.
-        policy: model and tokenizer.
+        policy: as in the synthesis.
         config: of the synthesis.
         seed: of the synthesis.
         number: of the batch.
     """
-    model, tokenizer = policy.model, policy.tokenizer
-    entries = _batch_entries(rows, model, tokenizer, config, seed=seed, number=number)
+    entries = _batch_entries(rows, policy, config, seed=seed, number=number)
     return [entry["replies"] for entry in entries]
 
 

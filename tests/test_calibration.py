@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
+from training_setting import made_up_rows, made_up_word
 
 from robustpo_kit import calibration, encoders
 from robustpo_kit.calibration.classifiers import _combine, raw_logits
@@ -197,28 +198,15 @@ def test_measures_refuse_nonsense():
 
 def made_up(count, *, readable=True, seed=0):
     """Golden replies of the letters a-h, two other sources of i-p and q-x; or all of the same."""
-    rng = np.random.default_rng(seed)
     letters = ("abcdefgh", "ijklmnop", "qrstuvwx") if readable else ("abcdefgh",) * 3
 
-    def text(alphabet):
-        return " ".join("".join(rng.choice(list(alphabet), 4)) for _ in range(rng.integers(2, 6)))
+    def text(rng, alphabet):
+        return " ".join(made_up_word(rng, alphabet) for _ in range(rng.integers(2, 6)))
 
-    rows = [
-        Preference(
-            f"r{seed}-{i}",
-            f"g{seed}-{i // 2}",
-            text("aeiou"),
-            tuple(text(a) for a in letters),
-            ("human", "model1", "model2"),
-        )
-        for i in range(count)
-    ]
-    return PreferenceSet(rows, name="made up")
+    def write(rng, i):
+        return i // 2, text(rng, "aeiou"), tuple(text(rng, alphabet) for alphabet in letters)
 
-
-@pytest.fixture(scope="module")
-def tiny():
-    return encoders.load("tiny")
+    return made_up_rows(count, seed, ("human", "model1", "model2"), write)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +226,9 @@ def test_frozen_classifier_tells_sources_apart_on_new_rows(tiny, kind):
     )
 
 
-def test_fine_tuned_classifier_learns_and_leaves_the_encoder_and_the_global_seed_alone(tiny):
+def test_fine_tuned_classifier_learns_and_leaves_the_encoder_and_the_global_seed_alone(
+    tiny,
+):
     before, state = tiny.about(), torch.get_rng_state()
     config = FineTune(epochs=4, learning_rate=3e-3, frozen_layers=0)
     fitted = calibration.fit_classifier(

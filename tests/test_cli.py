@@ -18,6 +18,8 @@ PAIRS = [
     for i in range(6)
 ]
 
+TINY = ["--objective", "dpo(beta=0.1)", "--model", "tiny"]  # what `train` trains
+
 
 @pytest.fixture
 def pairs(tmp_path):
@@ -56,18 +58,7 @@ def refused(capsys, *arguments: str) -> str:
 def test_malformed_row_is_named(capsys, tmp_path, pairs, line, said):
     pairs.write_text(json.dumps(PAIRS[0]) + "\n" + line + "\n")
     out = tmp_path / "policy"
-    error = refused(
-        capsys,
-        "train",
-        "--data",
-        pairs,
-        "--objective",
-        "dpo(beta=0.1)",
-        "--model",
-        "tiny",
-        "--out",
-        out,
-    )
+    error = refused(capsys, "train", "--data", pairs, "--out", out, *TINY)
     assert said in error
     assert not out.exists()
     assert "pairs.jsonl" in refused(
@@ -108,16 +99,7 @@ def test_train_refuses(capsys, tmp_path, pairs, arguments, said):
 def test_train_does_not_replace_a_folder_of_something_else(capsys, tmp_path, pairs):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    arguments = [
-        "--data",
-        pairs,
-        "--objective",
-        "dpo(beta=0.1)",
-        "--model",
-        "tiny",
-        "--out",
-        tmp_path / "thesis",
-    ]
+    arguments = ["--data", pairs, "--out", tmp_path / "thesis", *TINY]
     assert "exists and is not a policy" in refused(capsys, "train", *arguments)
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
@@ -204,18 +186,7 @@ def test_train_then_score_the_policy(capsys, tmp_path, pairs, monkeypatch):
     config.write_text(
         json.dumps({"data": str(pairs), "model": "nobody", "batch_size": 3, "micro_batch_size": 3})
     )
-    arguments = [
-        "--config",
-        config,
-        "--objective",
-        "dpo(beta=0.1)",
-        "--model",
-        "tiny",
-        "--out",
-        out,
-        "--seed",
-        "4",
-    ]
+    arguments = ["--config", config, "--out", out, "--seed", "4", *TINY]
     assert cli.main(["train", *map(str, arguments), "--set", "epochs=2", "--rank", "4"]) == 0
     record = records.RunRecord.from_json(out / "record.json")
     assert record.objective == "dpo(beta=0.1)" and record.seed == 4

@@ -179,10 +179,9 @@ def test_sampling_leaves_every_weight_as_it_was(backend):
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     texts = ["how do I", "what is the"]
     greedy = SamplingConfig(top_k=1, repetition_penalty=1.0, max_new_tokens=9)
-    options = {"template": policy.template, "seed": 0, "backend": backend}
-    plain = policies.sample(policy.model, policy.tokenizer, texts, greedy, **options)
+    plain = policies.sample(policy, texts, greedy, seed=0, backend=backend)
     with policy.model.disable_adapter():
-        base = policies.sample(policy.model, policy.tokenizer, texts, greedy, **options)
+        base = policies.sample(policy, texts, greedy, seed=0, backend=backend)
     assert len(plain) == len(base) == 2
     for name, parameter in policy.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
@@ -206,8 +205,7 @@ def test_merged_adapter_computes_what_the_adapter_computes():
 
 
 def drawn(policy, config, backend, texts=("a", "how do I")):
-    options = {"template": policy.template, "seed": 0, "backend": backend}
-    return policies.sample(policy.model, policy.tokenizer, list(texts), config, **options)
+    return policies.sample(policy, list(texts), config, seed=0, backend=backend)
 
 
 def test_every_setting_reaches_generate(monkeypatch):

@@ -9,11 +9,6 @@ from robustpo_kit.errors import KitError
 TEXTS = ["how to boil an egg", "a", "boil it for six minutes, then cool it", "a"]
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return encoders.load("tiny")
-
-
 def test_embeddings_have_length_one_and_ignore_the_batch(tiny):
     together = tiny.embed(TEXTS)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(4))

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from robustpo_kit import experiments, objectives, paths, profiles, robust
+from robustpo_kit import (
+    cli,
+    data,
+    experiments,
+    mixture,
+    objectives,
+    paths,
+    policies,
+    profiles,
+    robust,
+)
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
 from robustpo_kit.experiments import Lab, keeping, kept, workers
@@ -273,6 +283,21 @@ def test_a_step_imports_no_more_than_it_needs(step, beyond):
     reached = closure([f"robustpo_kit.experiments.{step}"]) - {"robustpo_kit"}
     beyond = beyond | {"profiles", "plots", "analysis", "notebook", "series", "toy"}
     assert not {name.split(".")[1] for name in reached} & beyond
+
+
+@pytest.mark.parametrize("task", [*data.TASKS, "own.jsonl"])
+def test_a_task_has_one_template_for_synthesis_and_for_training(task, monkeypatch):
+    """Tasks without a system prompt were synthesised as plain text and trained as a chat."""
+    rows = PreferenceSet([Preference("r", "g", "prompt", ("a", "b"), ("x", "y"))], name=task)
+    monkeypatch.setattr(data, "load", lambda _: rows)
+    templates = []
+    monkeypatch.setattr(policies, "load", lambda *_, template, **__: templates.append(template))
+    monkeypatch.setattr(mixture, "synthesise", lambda *_, **__: None)
+    monkeypatch.setattr(mixture, "store_path", lambda _: paths.RUNS / "absent.jsonl")
+    assert cli.main(["synthesise", "--task", task]) == 0
+    Lab(profiles.get("smoke", {"task": task}), seed=0).base_policy()
+    own = data.TASKS[task].template if task in data.TASKS else None
+    assert templates == [own, own]
 
 
 def test_scores_asked_for_later_are_made(lab):

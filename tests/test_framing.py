@@ -72,7 +72,8 @@ def test_training_and_sampling_read_the_same_prompt(model, monkeypatch, template
 
     monkeypatch.setattr(model, "forward", watched)
     config = SamplingConfig(max_new_tokens=1)
-    policies.sample(model, TOKENIZER, ["a b "], config, template=template, seed=0, backend=backend)
+    policy = policies.Policy(model, TOKENIZER, template)
+    policies.sample(policy, ["a b "], config, seed=0, backend=backend)
     assert read[0][0].tolist() == list(trained) and names(trained).startswith(begins)
 
 
@@ -103,9 +104,8 @@ def test_a_model_taught_to_close_its_turn_is_sampled_to_that_end(backend):
     )
     config = training.TrainConfig(epochs=30, batch_size=8, learning_rate=2e-2, schedule="constant")
     training.train(policy, data, objectives.build("sft()"), config)
-    options = {"template": policy.template, "seed": 0, "backend": backend}
     greedy = SamplingConfig(top_k=1, max_new_tokens=8, repetition_penalty=1.0)
-    ((reply,),) = policies.sample(policy.model, tokenizer, ["a"], greedy, **options)
+    ((reply,),) = policies.sample(policy, ["a"], greedy, seed=0, backend=backend)
     assert (reply.text, reply.finished) == ("b c", True)
 
 
@@ -205,7 +205,7 @@ def test_empty_replies_are_kept(model, monkeypatch):
 def test_replies_are_sampled_under_the_policys_own_template(model, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        sampled, "sample", lambda *a, **options: seen.append(options["template"]) or [[]]
+        sampled, "sample", lambda policy, *a, **k: seen.append(policy.template) or [[]]
     )
     policy = policies.Policy(model, TOKENIZER, CHAT)
     sampled.sampled_replies(policy, preferences("a", "b"), SamplingConfig(), seed=0)

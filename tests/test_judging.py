@@ -135,17 +135,6 @@ def test_win_intervals_are_over_prompts_not_replies():
     assert narrow["replies"] == 160 and narrow["prompts"] == 40
 
 
-def test_mean_table_takes_prompts_as_the_unit():
-    table = pd.DataFrame({"policy": "a", "prompt_id": [0, 0, 1, 1], "reward": [1.0, 1.0, 3.0, 3.0]})
-    row = judging.mean_table(table, ["reward"], draws=500).iloc[0]
-    assert (row["reward"], row["reward_low"], row["reward_high"], row["prompts"]) == (
-        2.0,
-        1.0,
-        3.0,
-        2,
-    )
-
-
 def test_text_table_by_hand():
     row = judging.text_table({"a": ["the cat", "The cat sat on"]}).iloc[0]
     assert row["mean_words"] == 3 and row["duplicates"] == 0

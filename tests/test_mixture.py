@@ -38,14 +38,12 @@ CONFIG = SamplingConfig(max_new_tokens=6, batch_size=2, samples=2)
 
 
 def test_a_batch_can_be_drawn_again_alone(policy):
-    model, tokenizer, template = policy.model, policy.tokenizer, rows().template
     prompts = [row.prompt for row in rows()]
-    every = sample(model, tokenizer, prompts, CONFIG, template=template, seed=7)
-    again = sample_batch(
-        model, tokenizer, prompts[2:4], CONFIG, template=template, seed=7, number=1
-    )
+    every = sample(policy, prompts, CONFIG, seed=7)
+    again = sample_batch(policy, prompts[2:4], CONFIG, seed=7, number=1)
     assert every[2:4] == again and len(every) == 5 and all(len(replies) == 2 for replies in every)
-    assert sample(model, tokenizer, prompts, CONFIG, template=template, seed=8) != every
+    assert sample(policy, prompts, CONFIG, seed=8) != every
+    assert sample(policy, prompts, CONFIG, seed=7, purpose="evaluation") != every
 
 
 def test_sampling_leaves_the_global_random_stream_and_the_model_as_they_were(policy):
@@ -54,15 +52,13 @@ def test_sampling_leaves_the_global_random_stream_and_the_model_as_they_were(pol
     policy.model.train()
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    options = {"template": Template("plain"), "seed": 0, "number": 0}
-    sample_batch(policy.model, policy.tokenizer, ["hello"], CONFIG, **options)
+    sample_batch(policy, ["hello"], CONFIG, seed=0, number=0)
     assert torch.equal(before, torch.get_rng_state()) and policy.model.training
 
 
 def test_an_empty_prompt_is_refused(policy):
-    options = {"template": Template("plain"), "seed": 0, "number": 0}
     with pytest.raises(ValueError, match="prompts: an empty one"):
-        sample_batch(policy.model, policy.tokenizer, ["a", ""], CONFIG, **options)
+        sample_batch(policy, ["a", ""], CONFIG, seed=0, number=0)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +81,7 @@ def test_a_killed_synthesis_continues_and_ends_like_an_uninterrupted_one(
     policy, tmp_path, monkeypatch
 ):
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    mixture.synthesise(rows(), policy.model, policy.tokenizer, CONFIG, whole, seed=3, about={})
+    mixture.synthesise(rows(), policy, CONFIG, whole, seed=3, about={})
     calls = []
     real = mixture.sample_batch
 
@@ -97,11 +93,11 @@ def test_a_killed_synthesis_continues_and_ends_like_an_uninterrupted_one(
 
     monkeypatch.setattr(mixture, "sample_batch", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        mixture.synthesise(rows(), policy.model, policy.tokenizer, CONFIG, cut, seed=3, about={})
+        mixture.synthesise(rows(), policy, CONFIG, cut, seed=3, about={})
     assert not cut.exists()
     part = tmp_path / "cut.jsonl.part"
     part.write_text(part.read_text() + '{"row_id": "torn')
-    mixture.synthesise(rows(), policy.model, policy.tokenizer, CONFIG, cut, seed=3, about={})
+    mixture.synthesise(rows(), policy, CONFIG, cut, seed=3, about={})
     assert calls == [0, 1, 2, 2] and not part.exists()
     assert cut.read_text() == whole.read_text()
 
@@ -111,9 +107,7 @@ def test_a_store_is_held_against_its_sha256(policy, tmp_path, monkeypatch):
     with pytest.raises(KitError, match=r"toy\.jsonl: no stored replies for task 'toy'"):
         mixture.load_store("toy")
     path = mixture.store_path("toy")
-    mixture.synthesise(
-        rows(), policy.model, policy.tokenizer, CONFIG, path, seed=3, about={"model": "tiny"}
-    )
+    mixture.synthesise(rows(), policy, CONFIG, path, seed=3, about={"model": "tiny"})
     assert set(mixture.load_store("toy")) == {row.row_id for row in rows()}
     path.write_text(path.read_text().replace("r0", "r9"))
     with pytest.raises(KitError, match=r"toy\.jsonl: differs from its recorded sha256"):
@@ -146,7 +140,7 @@ def test_a_row_with_fewer_replies_than_asked_for_is_dropped():
 
 def test_a_batch_of_a_store_is_drawn_again_alone(policy, tmp_path):
     out = tmp_path / "toy.jsonl"
-    mixture.synthesise(rows(), policy.model, policy.tokenizer, CONFIG, out, seed=3, about={})
+    mixture.synthesise(rows(), policy, CONFIG, out, seed=3, about={})
     stored = [json.loads(line)["replies"] for line in out.read_text().splitlines()]
     batch = rows()[2:4]
     assert mixture.draw(batch, policy, CONFIG, seed=3, number=1) == stored[2:4]

@@ -314,12 +314,17 @@ STATEFUL = (
 )
 
 
+def stepped(spec, steps):
+    """The objective after so many steps."""
+    objective = build(spec)
+    for step in range(steps):
+        objective.step_loss(toy(seed=step))
+    return objective
+
+
 @pytest.mark.parametrize("spec", STATEFUL)
 def test_resume_is_bit_for_bit(spec):
-    straight, first = build(spec), build(spec)
-    for step in range(4):
-        straight.step_loss(toy(seed=step))
-        first.step_loss(toy(seed=step))
+    straight, first = stepped(spec, 4), stepped(spec, 4)
     as_json = json.dumps(
         {k: v.tolist() if torch.is_tensor(v) else v for k, v in first.state_dict().items()}
     )
@@ -333,13 +338,11 @@ def test_resume_is_bit_for_bit(spec):
 
 @pytest.mark.parametrize("spec", STATEFUL)
 def test_evaluation_changes_nothing(spec):
-    objective, twin = build(spec), build(spec)
-    for step in range(3):
-        objective.step_loss(toy(seed=step))
-        twin.step_loss(toy(seed=step))
+    for steps in (1, 2, 3):
+        objective, twin = stepped(spec, steps), stepped(spec, steps)
         one = objective.step_loss(toy(seed=99), training=False).loss
         assert torch.equal(one, objective.step_loss(toy(seed=99), training=False).loss)
-    assert torch.equal(objective.step_loss(toy(seed=7)).loss, twin.step_loss(toy(seed=7)).loss)
+        assert torch.equal(objective.step_loss(toy(seed=7)).loss, twin.step_loss(toy(seed=7)).loss)
     assert objective.state_dict()
 
 

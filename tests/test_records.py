@@ -250,31 +250,6 @@ def test_stream_refuses_what_names_no_stream(make):
         make(0)
 
 
-# ---------------------------------------------------------------- profiles
-
-
-@pytest.mark.parametrize(
-    ("name", "overrides", "said"),
-    [
-        ("huge", None, "profile: 'huge' is unknown; choose one of smoke, cpu, gpu, paper"),
-        ("cpu", {"speed": 1}, "'speed' is not a setting"),
-        ("cpu", {"name": "x"}, "'name' is not a setting"),
-        ("cpu", {"epochs": "2"}, "epochs = '2' should be of type int"),
-        ("cpu", {"epochs": True}, "epochs = True should be of type int"),
-    ],
-)
-def test_profile_refuses(name, overrides, said):
-    with pytest.raises(KitError, match=said.replace("(", r"\(")):
-        profiles.get(name, overrides)
-
-
-def test_profile_takes_what_json_gives():
-    cfg = profiles.get("cpu", {"lam": 2, "listwise": ["rrhf"], "epochs": 3})
-    assert (cfg.lam, cfg.listwise, cfg.epochs) == (2.0, ("rrhf",), 3)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        cfg.lam = 3.0
-
-
 def test_a_digest_refuses_what_has_no_stable_value():
     with pytest.raises(TypeError, match="two keys"):
         records.digest({1: "a", "1": "b"})

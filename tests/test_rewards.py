@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from training_setting import made_up_rows, made_up_word
 
 from robustpo_kit import encoders, rewards
 from robustpo_kit.data import Preference, PreferenceSet
@@ -15,31 +16,18 @@ TOPICS = ("aaaa", "bbbb", "cccc", "dddd", "eeee", "ffff")
 
 def made_up(count, *, seed=0):
     """The prompt names a topic; both writers repeat it, the model twice as long."""
-    rng = np.random.default_rng(seed)
 
-    def say(alphabet, topic, words):
-        return " ".join(
-            ["".join(rng.choice(list(alphabet), 4)) for _ in range(words)] + [topic] * 3
-        )
-
-    rows = []
-    for i in range(count):
+    def write(rng, i):
         topic = TOPICS[i % len(TOPICS)]
-        responses = (
-            say("mnopqr", topic, rng.integers(2, 5)),
-            say("mnopqr", topic, rng.integers(2, 5)),
-            say("uvwxyz", topic, rng.integers(5, 9)),
-        )
-        sources = ("human_correct", "human_wrong", "model")
-        rows.append(
-            Preference(f"r{seed}-{i}", f"g{seed}-{i}", f"{topic} {topic}?", responses, sources)
-        )
-    return PreferenceSet(rows, name="made up")
+        words = [("mnopqr", rng.integers(2, 5)), ("mnopqr", rng.integers(2, 5))]
+        words.append(("uvwxyz", rng.integers(5, 9)))
+        responses = []
+        for alphabet, length in words:
+            said = [made_up_word(rng, alphabet) for _ in range(length)]
+            responses.append(" ".join([*said, topic, topic, topic]))
+        return i, f"{topic} {topic}?", tuple(responses)
 
-
-@pytest.fixture(scope="module")
-def tiny():
-    return encoders.load("tiny")
+    return made_up_rows(count, seed, ("human_correct", "human_wrong", "model"), write)
 
 
 @pytest.fixture(scope="module")

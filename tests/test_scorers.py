@@ -13,11 +13,6 @@ from robustpo_kit.errors import KitError
 PAIRS = [("p", "aaa"), ("p", "zzz"), ("question", "answer")]
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return encoders.load("tiny")
-
-
 def bce(scores, targets):
     return torch.nn.functional.binary_cross_entropy_with_logits(scores[:, 0], targets)
 

@@ -30,6 +30,7 @@ from training_setting import (
     gpus_by_name,
     preferences,
     replaced,
+    small_steps,
     starved,
     tiny,
     weights,
@@ -462,10 +463,11 @@ def test_launch_files_are_read_by_accelerate(name):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-2), ("bfloat16", 0.2)])
-def test_lora_under_fsdp2_learns_what_one_process_learns(dtype, tolerance, tmp_path):
+def test_lora_under_fsdp2_learns_what_one_process_learns(dtype, tolerance, tmp_path, monkeypatch):
     tiny().save(tmp_path / "base")
-    torchrun(tmp_path, "sharded_lora", **FSDP2, DTYPE=dtype)
-    one = lora_run(tmp_path, "one", dtype)
+    monkeypatch.setenv("DTYPE", dtype)
+    torchrun(tmp_path, "sharded_checkpoints", **FSDP2)
+    one = checkpointed_run(tmp_path, "one")
     for name in ("straight", "resumed"):
         two = policies.load(tmp_path / name, dtype=dtype)
         for (key, ours), (_, theirs) in zip(one.trainable(), two.trainable(), strict=True):
@@ -483,8 +485,8 @@ def test_lora_under_fsdp2_learns_what_one_process_learns(dtype, tolerance, tmp_p
 
 
 def test_full_fine_tuning_in_bfloat16_under_fsdp2_keeps_masters_and_resumes(tmp_path):
-    torchrun(tmp_path, "sharded_masters", **FSDP2)
-    one = masters_run(tmp_path, "one")
+    torchrun(tmp_path, "sharded_checkpoints", **FSDP2)
+    one = checkpointed_run(tmp_path, "one")
     start = dict(tiny().model.to(torch.bfloat16).named_parameters())
     two = policies.load(tmp_path / "straight", dtype="bfloat16")
     for (key, ours), (_, theirs) in zip(one.trainable(), two.trainable(), strict=True):
@@ -502,42 +504,29 @@ def test_full_fine_tuning_in_bfloat16_under_fsdp2_keeps_masters_and_resumes(tmp_
     assert_same(*weights_after)
 
 
-def masters_run(folder: Path, name: str, max_steps: int = 0) -> policies.Policy:
-    """Full fine-tuning of bfloat16 weights by a coupled objective, 8 steps with checkpoints."""
+def checkpointed_run(folder: Path, name: str, max_steps: int = 0) -> policies.Policy:
+    """A coupled objective, 8 steps with checkpoints, of one of two policies.
+
+    LoRA over the saved base where there is one, else full fine-tuning of bfloat16 weights.
+    """
     _, objective, config = sharded_run(folder / name, max_steps)
-    policy = tiny()
-    policy.model.to(torch.bfloat16)
+    if (folder / "base").exists():
+        policy = policies.load(folder / "base", dtype=os.environ["DTYPE"]).add_lora(rank=2)
+    else:
+        policy = tiny()
+        policy.model.to(torch.bfloat16)
     config = dataclasses.replace(config, checkpoint=str(folder / f"{name}-checkpoints"))
     training.train(policy, dataset_for(objective), objective, config)
     return policy
 
 
-def sharded_masters(folder: Path) -> None:
+def sharded_checkpoints(folder: Path) -> None:
     """Under torchrun with FSDP2: straight through, and in two halves."""
     gpus_by_name()
     training.runs.run_identity = lambda *_: {"a run": "whatever its max_steps"}
-    masters_run(folder, "straight").save(folder / "straight")
-    masters_run(folder, "resumed", max_steps=4)
-    masters_run(folder, "resumed").save(folder / "resumed")
-
-
-def lora_run(folder: Path, name: str, dtype: str, max_steps: int = 0) -> policies.Policy:
-    """LoRA over a saved base by a coupled objective, 8 steps with checkpoints."""
-    _, objective, config = sharded_run(folder / name, max_steps)
-    policy = policies.load(folder / "base", dtype=dtype).add_lora(rank=2)
-    config = dataclasses.replace(config, checkpoint=str(folder / f"{name}-checkpoints"))
-    training.train(policy, dataset_for(objective), objective, config)
-    return policy
-
-
-def sharded_lora(folder: Path) -> None:
-    """Under torchrun with FSDP2: straight through, and in two halves."""
-    gpus_by_name()
-    training.runs.run_identity = lambda *_: {"a run": "whatever its max_steps"}
-    dtype = os.environ["DTYPE"]
-    lora_run(folder, "straight", dtype).save(folder / "straight")
-    lora_run(folder, "resumed", dtype, max_steps=4)
-    lora_run(folder, "resumed", dtype).save(folder / "resumed")
+    checkpointed_run(folder, "straight").save(folder / "straight")
+    checkpointed_run(folder, "resumed", max_steps=4)
+    checkpointed_run(folder, "resumed").save(folder / "resumed")
 
 
 def sharded_run(folder: Path, max_steps: int = 0) -> tuple:
@@ -675,15 +664,8 @@ def run(name: str, folder: Path) -> tuple:
     policy, objective = tiny(), objectives.build(spec)
     if dropout is not None:
         policy.add_lora(rank=2, dropout=dropout)
-    config = TrainConfig(
-        batch_size=4,
-        micro_batch_size=2,
-        epochs=2,
-        learning_rate=1e-3,
-        checkpoint=str(folder),
-        checkpoint_every=2,
-        reference_cache=str(folder.parent / "cache"),
-    )
+    checkpoints = {"checkpoint": str(folder), "checkpoint_every": 2}
+    config = small_steps(folder.parent, epochs=2, learning_rate=1e-3, **checkpoints)
     record = training.train(policy, dataset_for(objective, 16), objective, config)
     return record, weights(policy), objective.state_dict()
 
@@ -882,13 +864,7 @@ def test_a_bad_setting_is_named(name, value):
 
 def test_a_run_learns_and_its_record_says_how(tmp_path):
     policy, objective = tiny(), objectives.build("dpo(beta=0.1)")
-    config = TrainConfig(
-        batch_size=4,
-        micro_batch_size=2,
-        epochs=12,
-        learning_rate=3e-3,
-        reference_cache=str(tmp_path),
-    )
+    config = small_steps(tmp_path, epochs=12, learning_rate=3e-3)
     record = training.train(policy, preferences(2), objective, config)
     assert len(record.history) == record.metrics["steps"] == 24
     assert record.history[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-4)
@@ -928,7 +904,7 @@ def test_every_epoch_shuffles_and_drops_no_row():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] != "killed":
-        scenes = (ranks, sharded, sharded_lora, sharded_masters)
+        scenes = (ranks, sharded, sharded_checkpoints)
         {scene.__name__: scene for scene in scenes}[sys.argv[1]](Path(sys.argv[2]))
         training.end_ranks()
     else:

@@ -15,6 +15,7 @@ from training_setting import Step as OneStep
 from training_setting import (
     assert_same,
     preferences,
+    sigterm_at_second_step,
     starved,
     tiny,
     weights,
@@ -318,15 +319,7 @@ def test_a_reference_cache_that_cannot_be_written_does_not_end_the_run(
 def test_sigterm_ends_the_run_at_its_next_step_and_it_resumes_bit_for_bit(tmp_path, monkeypatch):
     expected = weights(take_run(tmp_path / "whole"))
     before = signal.getsignal(signal.SIGTERM)
-    real, steps = ExactStep.take, []
-
-    def take(self, model, cut):
-        steps.append(1)
-        if len(steps) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return real(self, model, cut)
-
-    monkeypatch.setattr(ExactStep, "take", take)
+    steps = sigterm_at_second_step(monkeypatch)
     with pytest.raises(training.Terminated) as end:
         take_run(tmp_path, checkpoint_every=100)
     assert end.value.code == 143 and len(steps) == 2
@@ -361,15 +354,7 @@ def test_the_command_exits_with_143_and_goes_on_when_asked_again(tmp_path, monke
     arguments += ["--model", "tiny", "--out", tmp_path / "policy", "--set", "batch_size=2"]
     arguments += ["--set", f'checkpoint="{tmp_path / "run"}"', "--lora", "none"]
     arguments += ["--set", f'reference_cache="{tmp_path / "cache"}"']
-    real, steps = ExactStep.take, []
-
-    def take(self, model, cut):
-        steps.append(1)
-        if len(steps) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return real(self, model, cut)
-
-    monkeypatch.setattr(ExactStep, "take", take)
+    steps = sigterm_at_second_step(monkeypatch)
     with pytest.raises(SystemExit) as end:
         cli.main([str(argument) for argument in arguments])
     assert end.value.code == 143 and not (tmp_path / "policy").exists()

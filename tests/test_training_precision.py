@@ -1,18 +1,24 @@
 """Full fine-tuning in bfloat16 at the papers' rates: the weights get what fp32 weights would."""
 
 import dataclasses
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_setting import assert_same, preferences, tiny, weights
+from training_setting import (
+    assert_same,
+    preferences,
+    sigterm_at_second_step,
+    small_steps,
+    tiny,
+    weights,
+)
 
 from robustpo_kit import cli, objectives, policies, training
 from robustpo_kit.errors import KitError
-from robustpo_kit.training import ExactStep, TrainConfig, launching
+from robustpo_kit.training import TrainConfig, launching
 from robustpo_kit.training.precision import MASTER, MasterAdamW, optimizer_choice, share_lost
 
 RATE = 6e-7  # of the papers' full fine-tuning
@@ -26,16 +32,8 @@ def short(kind: torch.dtype = torch.bfloat16) -> policies.Policy:
 
 
 def settings(folder: Path, **changed) -> TrainConfig:
-    values = {
-        "batch_size": 4,
-        "micro_batch_size": 2,
-        "epochs": 10,
-        "learning_rate": RATE,
-        "schedule": "constant",
-        "warmup": 0.0,
-        "reference_cache": str(folder / "cache"),
-    }
-    return TrainConfig(**(values | changed))
+    constant = {"epochs": 10, "learning_rate": RATE, "schedule": "constant", "warmup": 0.0}
+    return small_steps(folder, **(constant | changed))
 
 
 def movement(folder: Path, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,8 +154,6 @@ def test_state_comes_back_bit_for_bit_where_torch_would_round_it():
 
 
 def test_a_run_with_masters_resumes_bit_for_bit(tmp_path, monkeypatch):
-    real, steps = ExactStep.take, []
-
     def run(folder: Path) -> dict[str, torch.Tensor]:
         config = settings(folder, checkpoint=str(folder / "run"), epochs=2)
         policy, objective = short(), objectives.build("dora(dpo(beta=0.1), lam=0.7)")
@@ -166,14 +162,7 @@ def test_a_run_with_masters_resumes_bit_for_bit(tmp_path, monkeypatch):
         return weights(policy) | masters
 
     expected = run(tmp_path / "whole")
-
-    def take(self, model, cut):
-        steps.append(1)
-        if len(steps) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return real(self, model, cut)
-
-    monkeypatch.setattr(ExactStep, "take", take)
+    steps = sigterm_at_second_step(monkeypatch)
     with pytest.raises(training.Terminated):
         run(tmp_path / "halves")
     assert_same(run(tmp_path / "halves"), expected)

@@ -86,11 +86,12 @@ def compare(ours, theirs, leaf, tolerance=1e-12):
     torch.testing.assert_close(our_gradient, their_gradient, rtol=tolerance, atol=tolerance)
 
 
-def trl_dpo(trainers, loss_type, beta, label_smoothing=0.0, seed=0):
+def trl_dpo(trainers, loss_type, beta, label_smoothing=0.0, seed=0, reference=None):
     """TRL's DPO loss of a batch, our scores of the same batch, and the leaf both depend on."""
     tokens, mask, lengths = responses(2 * PAIRS, seed)
-    g = torch.Generator().manual_seed(seed + 1)
-    reference = -10 * torch.rand(2 * PAIRS, generator=g, dtype=torch.float64)
+    if reference is None:
+        g = torch.Generator().manual_seed(seed + 1)
+        reference = -10 * torch.rand(2 * PAIRS, generator=g, dtype=torch.float64)
     trainer = stand_in(
         ld_alpha=None,
         f_divergence_type="reverse_kl",
@@ -333,26 +334,9 @@ def test_orpo_of_trl_trains_on_the_prompt_too_and_in_single_precision(trainers):
 
 
 def test_dpo_at_the_start_is_ln_2_in_both(trainers):
-    tokens, mask, _ = responses(2 * PAIRS)
-    reference = tokens.detach().sum(dim=1)
-    trainer = stand_in(
-        ld_alpha=None,
-        f_divergence_type="reverse_kl",
-        loss_types=["sigmoid"],
-        loss_weights=[1.0],
-        beta=0.1,
-        label_smoothing=0.0,
-        use_weighting=False,
-    )
-    chosen, rejected = reference.chunk(2)
-    inputs = {
-        "input_ids": torch.zeros_like(mask),
-        "attention_mask": torch.ones_like(mask),
-        "completion_mask": mask,
-        "ref_chosen_logps": chosen,
-        "ref_rejected_logps": rejected,
-    }
-    theirs = trainers.dpo._compute_loss(trainer, fake_model(tokens), inputs, False)
+    tokens, _, _ = responses(2 * PAIRS)
+    own = tokens.detach().sum(dim=1)
+    theirs, scores, _ = trl_dpo(trainers, "sigmoid", beta=0.1, reference=own)
     assert float(theirs.detach()) == pytest.approx(math.log(2), rel=1e-12)
-    scores = Scores(as_pairs(reference), as_pairs(reference), torch.ones(PAIRS, 2))
-    assert float(losses.dpo(scores, beta=0.1).mean()) == pytest.approx(math.log(2), rel=1e-12)
+    ours = losses.dpo(scores, beta=0.1).mean()
+    assert float(ours.detach()) == pytest.approx(math.log(2), rel=1e-12)

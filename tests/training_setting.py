@@ -1,15 +1,17 @@
 """What the tests of training share: rows, a tiny policy, one step beside plain autograd."""
 
 import dataclasses
+import signal
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
 from robustpo_kit import objectives, policies, training
 from robustpo_kit.data import Preference, PreferenceSet, Template
 from robustpo_kit.policies import collate, sequence_logps, tokenize
-from robustpo_kit.training import TrainConfig
+from robustpo_kit.training import ExactStep, TrainConfig
 from robustpo_kit.training.launching import trainer_arguments
 from robustpo_kit.training.signals import fitting_rows
 
@@ -46,6 +48,20 @@ def preferences(k: int = 3, rows: int = ROWS, seed: int = 0) -> PreferenceSet:
         )
         for i in range(rows)
     )
+
+
+def made_up_rows(count: int, seed: int, sources: tuple[str, ...], write) -> PreferenceSet:
+    """`count` rows; write(rng, i) gives the name of row i's group, its prompt, its responses."""
+    rng, rows = np.random.default_rng(seed), []
+    for i in range(count):
+        group, prompt, responses = write(rng, i)
+        rows.append(Preference(f"r{seed}-{i}", f"g{seed}-{group}", prompt, responses, sources))
+    return PreferenceSet(rows, name="made up")
+
+
+def made_up_word(rng, alphabet: str) -> str:
+    """Four letters of the alphabet."""
+    return "".join(rng.choice(list(alphabet), 4))
 
 
 def dataset_for(objective, rows: int = ROWS) -> PreferenceSet:
@@ -172,3 +188,23 @@ def gpus_by_name() -> None:
             self.distributed_type = DistributedType.MULTI_GPU
 
     PartialState.__init__ = init
+
+
+def small_steps(folder: Path, **changed) -> TrainConfig:
+    """Steps of four rows in two micro-batches, with a reference cache in the folder."""
+    values = {"batch_size": 4, "micro_batch_size": 2, "reference_cache": str(folder / "cache")}
+    return TrainConfig(**(values | changed))
+
+
+def sigterm_at_second_step(monkeypatch) -> list[int]:
+    """SIGTERM comes as the second step begins; returns a list that grows by one a step."""
+    real, steps = ExactStep.take, []
+
+    def take(self, model, cut):
+        steps.append(1)
+        if len(steps) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, model, cut)
+
+    monkeypatch.setattr(ExactStep, "take", take)
+    return steps

@@ -186,11 +186,9 @@ def _sampling(task: dict[str, Any], policy: policies.Policy, prompts: int) -> Ca
     decoding = policies.SamplingConfig(
         batch_size=prompts, max_new_tokens=NEW_TOKENS, repetition_penalty=task["penalty"]
     )
-    options: dict[str, Any] = {"template": rows.template, "seed": task["config"]["seed"]}
-    model, tokenizer = policy.model, policy.tokenizer
-    return lambda: policies.sample(
-        model, tokenizer, texts, decoding, backend=task["backend"], **options
-    )
+    told = dataclasses.replace(policy, template=rows.template)
+    seed = task["config"]["seed"]
+    return lambda: policies.sample(told, texts, decoding, seed=seed, backend=task["backend"])
 
 
 def _usage() -> resource.struct_rusage:

@@ -1,7 +1,7 @@
 """Source classifiers: c, the probability that a response is golden, on rows they never saw."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +69,8 @@ class SourceClassifier:
         Raises:
             ValueError: lengths differ, or the classifier learned from a row of `row_ids`.
         """
-        if len(prompts) != len(responses):
-            raise ValueError(
-                f"prompts, responses: {len(prompts)} and {len(responses)}; equally many are "
-                "expected"
-            )
-        if row_ids is not None:
-            self._refuse_trained(row_ids)
-        pairs = list(zip(prompts, responses, strict=True))
+        trained = self.out_of_fold["row_id"]
+        pairs = encoders.unseen_pairs(prompts, responses, row_ids, trained)
         probs = {}
         for head, models in self.models.items():
             logits = np.mean([raw_logits(model, self.encoder, pairs) for model in models], axis=0)
@@ -93,10 +87,10 @@ class SourceClassifier:
             ValueError: K differs between rows, or the classifier learned from a row.
         """
         count = responses_per_row(preferences)
-        self._refuse_trained(row.row_id for row in preferences)
         flat = flat_responses(preferences)
-        sources = flat["source"].mask(flat["claimed"], REST)
-        probs = self.score(list(flat["prompt"]), list(flat["response"]), sources=list(sources))
+        sources = list(flat["source"].mask(flat["claimed"], REST))
+        prompts, responses = list(flat["prompt"]), list(flat["response"])
+        probs = self.score(prompts, responses, sources=sources, row_ids=list(flat["row_id"]))
         return probs.reshape(len(preferences), count)
 
     def metrics(self, *, bins: int = 10, draws: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -143,14 +137,6 @@ class SourceClassifier:
                 parts.append(part.assign(head=head, stage=stage))
         return pd.concat(parts, ignore_index=True)
 
-    def _refuse_trained(self, row_ids: Iterable[str]) -> None:
-        seen = set(self.out_of_fold["row_id"]).intersection(row_ids)
-        if seen:
-            raise ValueError(
-                f"row_ids: '{min(seen)}' ({len(seen)} in all) was trained on; a classifier never "
-                "scores its own training rows: take them from out_of_fold, or score other rows"
-            )
-
     def save(self, folder: str | Path) -> None:
         """Write classifier.safetensors, out_of_fold.csv and, last, classifier.json (sha256)."""
         tensors = {}
@@ -172,15 +158,7 @@ class SourceClassifier:
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder | None = None) -> "SourceClassifier":
-        """Read what `save` wrote.
-
-        Args:
-            folder: that `save` was given.
-            encoder: the one that the classifier was trained on; None loads it by its name.
-
-        Raises:
-            KitError: naming the file that is missing or damaged.
-        """
+        """Read what `save` wrote; arguments and errors as `encoders.load_bundle`."""
         bundle = encoders.load_bundle(Path(folder), "classifier", encoder)
         about = bundle.about
         fine_tune = about["config"]["fine_tune"]
@@ -205,9 +183,7 @@ def raw_logits(
     model: LinearScorer | PairScorer, encoder: Encoder, pairs: Sequence[Pair]
 ) -> np.ndarray:
     """[N] logits of golden against the rest, not calibrated, of (prompt, response) pairs."""
-    if isinstance(model, LinearScorer):
-        return model(encoders.response_features(encoder, pairs))
-    return encoders.score_pairs(model, encoder, pairs)
+    return encoders.raw_scores(model, encoder, pairs, encoders.response_features)
 
 
 def _prefix(head: str, fold: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robustpo_kit import paths, records
-from robustpo_kit.cli.parsing import Commands, comma_list
+from robustpo_kit.cli.parsing import Commands, add_seed, comma_list
 from robustpo_kit.errors import KitError
 
 NEEDED_PACKAGES = ("torch", "transformers", "peft", "papermill")
@@ -91,7 +91,7 @@ def add_bench(commands: Commands) -> None:
     parser.add_argument(
         "--alternations", type=int, default=5, help="turns of every contender (default: 5)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed(parser)
     parser.add_argument(
         "--parts", default=",".join(BENCH_PARTS), help="(default: training,sampling)"
     )

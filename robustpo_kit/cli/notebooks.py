@@ -2,14 +2,21 @@
 
 import argparse
 
-from robustpo_kit.cli.parsing import Commands, assignments, comma_list, notebook_numbers
+from robustpo_kit.cli.parsing import (
+    Commands,
+    add_assignments,
+    add_seed,
+    assignments,
+    comma_list,
+    notebook_numbers,
+)
 from robustpo_kit.errors import KitError
 
 
 def add_series(commands: Commands) -> None:
     parser = commands.add_parser("series", help="run the numbered notebooks headless")
     parser.add_argument("--profile", default="cpu", help="smoke | cpu | gpu | paper (default: cpu)")
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed(parser)
     parser.add_argument(
         "--only",
         default="",
@@ -19,20 +26,8 @@ def add_series(commands: Commands) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="keep notebooks that are finished and unchanged"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting of the profile, as JSON",
-    )
-    parser.add_argument(
-        "-P",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a further notebook parameter, as JSON",
-    )
+    add_assignments(parser, "--set", "a setting of the profile, as JSON")
+    add_assignments(parser, "-P", "a further notebook parameter, as JSON")
     parser.add_argument(
         "--time-limit",
         type=float,

@@ -39,6 +39,16 @@ def notebook_numbers(text: str) -> tuple[str, ...]:
     return tuple(item.split("_")[0].zfill(2) for item in comma_list(text))
 
 
+def add_seed(parser: argparse.ArgumentParser, about: str = "of every draw (default: 0)") -> None:
+    """The flag --seed, a whole number."""
+    parser.add_argument("--seed", type=int, default=0, help=about)
+
+
+def add_assignments(parser: argparse.ArgumentParser, flag: str, about: str) -> None:
+    """A flag that may come several times, each time with KEY=VALUE; `assignments` reads them."""
+    parser.add_argument(flag, action="append", default=[], metavar="KEY=VALUE", help=about)
+
+
 def assignments(flag: str, given: list[str]) -> dict[str, Any]:
     """KEY=VALUE items as a dict; a value that is not JSON is a string.
 

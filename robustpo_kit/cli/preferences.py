@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustpo_kit import paths, records
-from robustpo_kit.cli.parsing import Commands, write_lines
+from robustpo_kit import data, paths, records
+from robustpo_kit.cli.parsing import Commands, add_seed, write_lines
 from robustpo_kit.errors import KitError
 
 if TYPE_CHECKING:  # commands import what they need when they run: `robustpo --help` stays quick
@@ -21,9 +21,11 @@ def add_synthesise(commands: Commands) -> None:
     parser.add_argument(
         "--task",
         required=True,
-        help="how_to | dialogue | summaries | hh | tldr | ultrafeedback | FILE.jsonl",
+        help=" | ".join([*data.TASKS, "FILE.jsonl"]),
     )
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="asset, Hub id or folder")
+    parser.add_argument(
+        "--model", default="smollm2-135m-instruct", help="asset, Hub id, folder, or tiny"
+    )
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument(
         "--rows", type=int, default=0, metavar="N", help="a seeded choice of N rows (default: all)"
@@ -36,12 +38,12 @@ def add_synthesise(commands: Commands) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace replies that are there")
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts a batch")
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed(parser)
     parser.set_defaults(run=_synthesise)
 
 
 def _synthesise(arguments: argparse.Namespace) -> int:
-    from robustpo_kit import data, mixture, policies
+    from robustpo_kit import mixture, policies
     from robustpo_kit.policies import SamplingConfig
 
     rows = data.load(arguments.task)
@@ -50,7 +52,8 @@ def _synthesise(arguments: argparse.Namespace) -> int:
     if arguments.rows:
         rows = rows.split({"rows": arguments.rows}, arguments.seed)["rows"][: arguments.rows]
         rows = rows.select(sorted(range(len(rows)), key=lambda row: len(rows[row].prompt)))
-    policy = policies.load(arguments.model, template=rows.template, dtype=arguments.dtype)
+    template = data.template_of(arguments.task)
+    policy = policies.load(arguments.model, template=template, dtype=arguments.dtype)
     name, samples, seed = rows.name, 2, arguments.seed
     if arguments.extra:
         name, samples, seed = (
@@ -65,7 +68,7 @@ def _synthesise(arguments: argparse.Namespace) -> int:
     if out.exists() and not arguments.overwrite:
         raise KitError(f"{paths.show(out)}: holds replies; --overwrite replaces them")
     origin = {"model": arguments.model, "dtype": arguments.dtype}
-    mixture.synthesise(rows, policy.model, policy.tokenizer, config, out, seed=seed, about=origin)
+    mixture.synthesise(rows, policy, config, out, seed=seed, about=origin)
     print(f"{len(rows)} rows, {samples * len(rows)} replies -> {paths.show(out)}")
     return 0
 
@@ -136,9 +139,7 @@ def add_judge(commands: Commands) -> None:
     parser.add_argument(
         "--tie-band", type=float, default=0.05, help="|preference - 1/2| within it is a tie"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the order in which the judge sees two replies"
-    )
+    add_seed(parser, "of the order in which the judge sees two replies (default: 0)")
     parser.add_argument(
         "--out", metavar="FILE.csv", help="the table, with its provenance beside it as JSON"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robustpo_kit import paths, records
-from robustpo_kit.cli.parsing import Commands, assignments
+from robustpo_kit.cli.parsing import Commands, add_assignments, assignments
 from robustpo_kit.errors import KitError
 
 REQUIRED = ("data", "objective", "model", "out")
@@ -37,13 +37,7 @@ def add_train(commands: Commands) -> None:
     parser.add_argument("--dtype", help="float32 | bfloat16")
     parser.add_argument("--lora", help="attention | all-linear | none")
     parser.add_argument("--rank", type=int, help="of the LoRA adapter")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a field of TrainConfig, as JSON",
-    )
+    add_assignments(parser, "--set", "a field of TrainConfig, as JSON")
     parser.set_defaults(run=_train)
 
 

@@ -2,7 +2,7 @@
 
 from robustpo_kit.data.preferences import PreferenceSet
 from robustpo_kit.data.rows import Preference, take
-from robustpo_kit.data.tasks import TASKS, Task, load
+from robustpo_kit.data.tasks import TASKS, Task, load, template_of
 from robustpo_kit.data.template import Template
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "Template",
     "load",
     "take",
+    "template_of",
 ]

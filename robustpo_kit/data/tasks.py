@@ -65,6 +65,11 @@ def load(task: str, source: str | Path | None = None) -> PreferenceSet:
     raise KitError(f"task: '{task}' is unknown; choose {', '.join(TASKS)} or give a .jsonl file")
 
 
+def template_of(task: str) -> Template | None:
+    """The template that prompts of a task have everywhere; None, of a file: the model's own."""
+    return TASKS[task].template if task in TASKS else None
+
+
 def _read_how_to(records: Iterator[Record], sieve: Sieve) -> None:
     """PIQA (Bisk et al., 2020): y0 the correct solution of a goal, y1 the subtly wrong one."""
     for name, _, value in records:

@@ -1,6 +1,6 @@
 """BERT encoders, and heads on them."""
 
-from robustpo_kit.encoders.bundles import load_bundle, save_bundle
+from robustpo_kit.encoders.bundles import load_bundle, raw_scores, save_bundle, unseen_pairs
 from robustpo_kit.encoders.encoder import Encoder, load
 from robustpo_kit.encoders.fine_tuning import (
     DEFAULT_FINE_TUNE,
@@ -33,8 +33,10 @@ __all__ = [
     "length_bucketed",
     "load",
     "load_bundle",
+    "raw_scores",
     "relevance_features",
     "response_features",
     "save_bundle",
     "score_pairs",
+    "unseen_pairs",
 ]

@@ -1,10 +1,11 @@
 """A fitted scorer on disk: safetensors, tables and a JSON that names their sha256."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from robustpo_kit import paths, records
 from robustpo_kit.encoders.encoder import Encoder, load
-from robustpo_kit.encoders.fine_tuning import PairScorer
-from robustpo_kit.encoders.linear import LinearScorer
+from robustpo_kit.encoders.fine_tuning import PairScorer, score_pairs
+from robustpo_kit.encoders.linear import LinearScorer, Pair
 from robustpo_kit.errors import KitError
 
 MADE_BY = "robustpo_kit.encoders"  # marks a stored scorer
@@ -52,6 +53,48 @@ class Bundle:
         return scorer.eval()
 
 
+def unseen_pairs(
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    row_ids: Sequence[str] | None,
+    trained: Iterable[str],
+) -> list[Pair]:
+    """The N pairs (prompt, response) to score, which a fitted scorer must not have learned from.
+
+    Args:
+        prompts: [N].
+        responses: [N].
+        row_ids: ids of the rows that the responses come from.
+        trained: ids of the rows that the scorer learned from.
+
+    Raises:
+        ValueError: lengths differ, or a row is among the trained ones.
+    """
+    if len(prompts) != len(responses):
+        raise ValueError(
+            f"prompts, responses: {len(prompts)} and {len(responses)}; equally many are expected"
+        )
+    seen = set(trained).intersection(row_ids or ())
+    if seen:
+        raise ValueError(
+            f"row_ids: '{min(seen)}' ({len(seen)} in all) was trained on; score rows of another "
+            "split"
+        )
+    return list(zip(prompts, responses, strict=True))
+
+
+def raw_scores(
+    model: LinearScorer | PairScorer,
+    encoder: Encoder,
+    pairs: Sequence[Pair],
+    features: Callable[[Encoder, Sequence[Pair]], np.ndarray],
+) -> np.ndarray:
+    """[N] scores of (prompt, response) pairs, not calibrated; a linear head reads `features`."""
+    if isinstance(model, LinearScorer):
+        return model(features(encoder, pairs))
+    return score_pairs(model, encoder, pairs)
+
+
 def save_bundle(
     folder: Path,
     name: str,
@@ -88,7 +131,7 @@ def save_bundle(
 
 
 def load_bundle(folder: Path, name: str, encoder: Encoder | None) -> Bundle:
-    """Read what `save_bundle` wrote.
+    """Read what `save_bundle` wrote; a scorer's own `load` has the same arguments and errors.
 
     Args:
         folder: where from.

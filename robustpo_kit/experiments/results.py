@@ -12,6 +12,7 @@ from robustpo_kit.experiments.method import SCORES
 from robustpo_kit.experiments.sampled import RECORD
 from robustpo_kit.experiments.scoring import REPLIES
 from robustpo_kit.experiments.specs import SIMPO_BETA
+from robustpo_kit.intervals import mean_by_group
 from robustpo_kit.records import RunRecord, read_json
 
 
@@ -44,7 +45,9 @@ def all_replies(methods: Sequence[Trained]) -> pd.DataFrame:
 def reply_quality(methods: Sequence[Trained], *, draws: int, seed: int) -> pd.DataFrame:
     """By method: words, reward, confidence and KL to the reference with CIs, distinct-n."""
     measures = ["words", "reward", "confidence", "log_ratio"]
-    means = judging.mean_table(all_replies(methods), measures, draws=draws, seed=seed)
+    means = mean_by_group(
+        all_replies(methods), "policy", measures, cluster="prompt_id", draws=draws, seed=seed
+    ).rename(columns={"clusters": "prompts"})
     texts = judging.text_table({method.name: list(method.replies["reply"]) for method in methods})
     return means.merge(texts[["policy", "distinct_1", "distinct_2", "duplicates"]], on="policy")
 

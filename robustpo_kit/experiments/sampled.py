@@ -46,8 +46,7 @@ def sampled_replies(
     KL(pi || pi_ref).
     """
     texts = [row.prompt for row in prompts]
-    options: dict[str, Any] = {"template": policy.template, "seed": seed, "desc": "replies"}
-    sampled = sample(policy.model, policy.tokenizer, texts, config, **options)
+    sampled = sample(policy, texts, config, seed=seed, purpose="evaluation", desc="replies")
     answered: list[tuple[Preference, Reply]] = []
     for row, replies in zip(prompts, sampled, strict=True):
         answered += [(row, reply) for reply in replies]

@@ -45,11 +45,8 @@ class Steps:
 
     @property
     def template(self) -> Template | None:
-        """The task's template where it has a system prompt; None stands for the model's own."""
-        task = data.TASKS.get(self.cfg.task)
-        if task is None or not task.template.system:
-            return None
-        return task.template
+        """The task's template, that of its synthetic replies; None stands for the model's own."""
+        return data.template_of(self.cfg.task)
 
     def classifier(self, kind: str | None = None, features: str | None = None) -> ClassifierStep:
         """The profile's source classifier, or one of another kind or features."""

@@ -7,12 +7,12 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies.backends import BACKENDS, Ask
 from robustpo_kit.policies.decoding import SamplingConfig, decodes
 from robustpo_kit.policies.framing import end_tokens, prompt_tokens
 from robustpo_kit.policies.lora import merged_adapter
+from robustpo_kit.policies.policy import Policy
 from robustpo_kit.records import progress, stream_seed
 
 
@@ -26,62 +26,47 @@ class Reply:
 
 
 def sample(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
     prompts: Sequence[str],
     config: SamplingConfig,
     *,
-    template: Template,
     seed: int,
+    purpose: str = "reply",
     desc: str = "sampling",
     backend: str = "auto",
 ) -> list[list[Reply]]:
-    """Replies [N][samples] to N prompts.
+    """Replies [N][samples] to N prompts, `config.batch_size` of them at a time.
 
-    Args:
-        model: a causal language model, on its device.
-        tokenizer: the model's, with a padding token.
-        prompts: N texts of users.
-        config: decoding.
-        template: makes model input of a prompt, and says what ends a reply, as in training.
-        seed: batch b draws from its own stream, so that it can be drawn again alone.
-        desc: what the progress bar says.
-        backend: as in `sample_batch`.
-
-    Raises:
-        ValueError: when a prompt is empty.
-        KitError: for a backend that is unknown or cannot serve the model.
+    `desc` is what the progress bar says; the rest, and errors, as `sample_batch`.
     """
-    batches = range(0, len(prompts), config.batch_size)
+    draws: Any = {"seed": seed, "purpose": purpose, "backend": backend}
     replies: list[list[Reply]] = []
-    for number, start in enumerate(progress(batches, desc)):
+    for number, start in enumerate(progress(range(0, len(prompts), config.batch_size), desc)):
         part = prompts[start : start + config.batch_size]
-        options: Any = {"template": template, "seed": seed, "number": number, "backend": backend}
-        replies += sample_batch(model, tokenizer, part, config, **options)
+        replies += sample_batch(policy, part, config, number=number, **draws)
     return replies
 
 
 def sample_batch(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
     prompts: Sequence[str],
     config: SamplingConfig,
     *,
-    template: Template,
     seed: int,
     number: int,
+    purpose: str = "reply",
     backend: str = "auto",
 ) -> list[list[Reply]]:
     """Replies [len(prompts)][samples] to one batch; equal arguments give equal replies.
 
     Args:
-        model: a causal language model, on its device; its mode and weights are left as they were.
-        tokenizer: the model's, with a padding token.
+        policy: its template makes model input of a prompt, and says what ends a reply, as in
+            training; mode and weights of its model are left as they were.
         prompts: texts of users.
         config: decoding.
-        template: of prompts, as in `sample`.
         seed: of the whole run.
-        number: of the batch in the run.
+        number: of the batch in the run, which draws from a stream of its own.
+        purpose: names the stream, so that replies for two purposes share no draws.
         backend: kit (a reserved cache that shrinks) | transformers (`generate`) | auto: the kit's
             where it serves the model; on a GPU also continuous (`generate_batch`, no repetition
             penalty) | vllm. Every backend draws from the same distribution or refuses, and each
@@ -91,6 +76,7 @@ def sample_batch(
         ValueError: when a prompt is empty.
         KitError: for a backend that is unknown or cannot serve the model.
     """
+    model, tokenizer, template = policy.model, policy.tokenizer, policy.template
     if any(not prompt for prompt in prompts):
         raise ValueError("prompts: an empty one; remove it before sampling")
     draw = _backend(backend, model)
@@ -101,7 +87,7 @@ def sample_batch(
     model.eval()
     try:
         with merged_adapter(model):
-            flat = draw(model, Ask(ids, config, ends, pad, stream_seed(seed, "reply", number)))
+            flat = draw(model, Ask(ids, config, ends, pad, stream_seed(seed, purpose, number)))
     finally:
         model.train(was_training)
     replies = [_reply(tokens, ends, tokenizer) for tokens in flat]

@@ -57,18 +57,7 @@ class RewardModel:
         Raises:
             ValueError: lengths differ, or the model learned from a row of `row_ids`.
         """
-        if len(prompts) != len(responses):
-            raise ValueError(
-                f"prompts, responses: {len(prompts)} and {len(responses)}; equally many are "
-                "expected"
-            )
-        seen = self.trained_rows.intersection(row_ids or ())
-        if seen:
-            raise ValueError(
-                f"row_ids: '{min(seen)}' ({len(seen)} in all) was trained on; score rows of "
-                "another split"
-            )
-        pairs = list(zip(prompts, responses, strict=True))
+        pairs = encoders.unseen_pairs(prompts, responses, row_ids, self.trained_rows)
         scores = raw_scores(self.model, self.encoder, pairs) / self.temperature
         if bias:
             scores += length_bias(responses, bias=bias * self.scale, log_words=self.log_words)
@@ -123,15 +112,7 @@ class RewardModel:
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder | None = None) -> "RewardModel":
-        """Read what `save` wrote.
-
-        Args:
-            folder: that `save` was given.
-            encoder: the one that the model was trained on; None loads it by its name.
-
-        Raises:
-            KitError: naming the file that is missing or damaged.
-        """
+        """Read what `save` wrote; arguments and errors as `encoders.load_bundle`."""
         bundle = encoders.load_bundle(Path(folder), "reward", encoder)
         about = bundle.about
         mean_log_words, sd_log_words = about["log_words"]
@@ -160,9 +141,7 @@ def raw_scores(
     model: LinearScorer | PairScorer, encoder: Encoder, pairs: Sequence[Pair]
 ) -> np.ndarray:
     """[N] scores that no temperature has divided yet."""
-    if isinstance(model, LinearScorer):
-        return model(encoders.relevance_features(encoder, pairs))
-    return encoders.score_pairs(model, encoder, pairs)
+    return encoders.raw_scores(model, encoder, pairs, encoders.relevance_features)
 
 
 def length_bias(

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from robustpo_kit import paths
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies import Policy, tokenize
+from robustpo_kit.policies import Policy
 from robustpo_kit.records import RunRecord, digest
 from robustpo_kit.training.config import TrainConfig
 from robustpo_kit.training.identity import Identity, differences, in_words, run_identity
@@ -26,6 +26,7 @@ from robustpo_kit.training.plan import steps
 from robustpo_kit.training.ranks import gather_states, this_rank
 from robustpo_kit.training.record import run_record
 from robustpo_kit.training.reference import reference_logps
+from robustpo_kit.training.scoring import tokens_of
 from robustpo_kit.training.signals import Signals, fitting_rows
 from robustpo_kit.training.spoilt import save_batch
 from robustpo_kit.training.step import NotFiniteError
@@ -166,14 +167,7 @@ def _trainer(
     arguments: TrainingArguments,
 ) -> StepTrainer:
     """As `prepare`, of rows that fit the objective."""
-    tokens = tokenize(
-        rows,
-        policy.tokenizer,
-        policy.template,
-        max_length=config.max_length,
-        max_response=config.max_response,
-        mismatched=objective.needs_kl,
-    )
+    tokens = tokens_of(policy, rows, config, mismatched=objective.needs_kl)
     signals = Signals.of(rows, tokens, None)
     run = run_identity(policy, tokens, signals, objective, config, arguments)
     _refuse_other_ranks(run)

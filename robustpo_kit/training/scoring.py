@@ -8,6 +8,7 @@ from robustpo_kit.data import PreferenceSet
 from robustpo_kit.policies import (
     Batch,
     Policy,
+    TokenTable,
     flex_serves,
     sequence_logps,
     tokenize,
@@ -53,6 +54,14 @@ def pass_settings(policy: Policy, config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def tokens_of(
+    policy: Policy, rows: PreferenceSet, config: TrainConfig, **options: bool
+) -> TokenTable:
+    """The rows as the policy reads them, as long as `config` says; options of `tokenize`."""
+    lengths: Any = {"max_length": config.max_length, "max_response": config.max_response}
+    return tokenize(rows, policy.tokenizer, policy.template, **lengths, **options)
+
+
 def score(
     policy: Policy,
     dataset: PreferenceSet,
@@ -69,14 +78,7 @@ def score(
         empty: Take empty responses too, as their end token alone.
     """
     config = config or TrainConfig()
-    tokens = tokenize(
-        dataset,
-        policy.tokenizer,
-        policy.template,
-        max_length=config.max_length,
-        max_response=config.max_response,
-        empty=empty,
-    )
+    tokens = tokens_of(policy, dataset, config, empty=empty)
     was_training = policy.model.training
     policy.model.eval()
     logps = response_logps(policy.model, tokens, **pass_settings(policy, config))
