@@ -13,10 +13,10 @@ BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env series test lab notebooks figures report reference check lint types dist docs reading lock bench bench-gpu clean
+.PHONY: help env series test lab notebooks figures report reference check check-all lint types dist docs reading architectures lock bench bench-gpu clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 env: $(READY)  ## the environment in .venv, and the models and texts in the cache
 
@@ -57,6 +57,9 @@ reference: series  ## copy the tables and figures of a finished series to where 
 check: env  ## everything that CI runs: lint, types, test, dist, docs
 	@.ci/run
 
+check-all: check  ## check, and the tests that take minutes: every architecture of transformers
+	$(BIN)/python -m pytest -q -m slow tests
+
 lint: env  ## ruff: its rules on everything, its format on all but the notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,6 +77,9 @@ docs: env  ## pages for every public module, from its docstrings, and the list o
 
 reading: env  ## measure how the package reads, into the table of CONTRIBUTING.md
 	$(BIN)/python tests/reading.py --write CONTRIBUTING.md
+
+architectures: env  ## how each causal language model of transformers is computed: its table and docs/architectures.md
+	$(BIN)/python tests/architectures.py --write
 
 bench: env  ## throughput and memory against TRL on the same work
 	$(BIN)/robustpo bench

@@ -1,7 +1,10 @@
 """The gates: what `make` and CI run, how commits are named, how the package reads."""
 
+import json
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,23 @@ def test_make_help_lists_the_targets():
     targets = re.search(r"^\.PHONY: help (.*)$", (ROOT / "Makefile").read_text(), re.M)
     for target in targets[1].split():
         assert re.search(rf"^  make {target} ", done.stdout, re.M), target
+
+
+def test_check_all_runs_what_a_plain_run_leaves_out(tmp_path):
+    """Tests marked slow; a notebook's cells, which have no marks, are in the plain run."""
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^check-all: check .*\n\t\S+ -m pytest .*-m slow tests$", makefile, re.M)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    marked = "import pytest\n@pytest.mark.slow\ndef test_long(): pass\ndef test_short(): pass\n"
+    (tmp_path / "test_both.py").write_text(marked)
+    cell = {"cell_type": "code", "source": "1", "metadata": {}, "outputs": []}
+    notebook = {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [cell]}
+    (tmp_path / "one.ipynb").write_text(json.dumps(notebook))
+    for options, found in (([], ["one.ipynb::Cell 0", "test_both.py::test_short"]),
+                           (["-m", "slow"], ["test_both.py::test_long"])):  # fmt: skip
+        command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--collect-only", "."]
+        done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
+        assert re.findall(r"^.*::.*$", done.stdout, re.M) == found, done.stdout
 
 
 @pytest.mark.parametrize(
