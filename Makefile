@@ -13,7 +13,7 @@ BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env series test lab notebooks figures report reference check check-all lint types dist docs reading architectures lock bench bench-gpu clean
+.PHONY: help env series test lab claims notebooks figures report reference check check-all lint types dist docs reading architectures lock bench bench-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ test: env  ## unit tests, nbval over every notebook under profile smoke, and the
 
 lab: env  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.
+
+claims: env  ## write what the tables say into the sentences of README and text notebooks
+	$(BIN)/python tests/claims.py --write
 
 notebooks: env  ## execute the text notebooks that changed into notebooks/*.ipynb (profile smoke)
 	$(BIN)/robustpo notebooks

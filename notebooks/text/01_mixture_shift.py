@@ -70,7 +70,7 @@ print(f"{prompts} prompts sampled again; share with the same replies: {same:.2f}
 
 # %% [markdown]
 # The share need not be 1. Another number of threads or another processor changes the last bits of bfloat16, and sampling
-# amplifies a changed bit into another word: 0.95 on the committed run. This is the reason why the replies are stored.
+# amplifies a changed bit into another word. This is the reason why the replies are stored.
 #
 # ## 3. Who wrote what
 #
@@ -145,9 +145,8 @@ plt.show()
 nb.read_table("source_distances").round(2)
 
 # %% [markdown]
-# Synthetic replies are longer, by enough that length alone separates them well; the two human columns cannot be told
-# apart by it. In embedding space the picture repeats: the distance of SmolLM2 to the golden column is many times that of
-# the wrong human solution. **Source is not correctness**: a classifier of sources will trust a wrong human solution. Keep
+# Synthetic replies are longer, the two human columns alike, and in embedding space the picture repeats. Against the golden
+# column: <!--claim source_distances-->SmolLM2 AUC 0.88, energy distance 0.061; the wrong human solution AUC 0.50, energy distance -0.003<!--/claim-->. **Source is not correctness**: a classifier of sources will trust a wrong human solution. Keep
 # this in mind in notebook 02.
 
 # %%

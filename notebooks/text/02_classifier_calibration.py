@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 02 · Classifier calibration: can the classifier be believed, and what is h~?
 #
-# **In one line.** A BERT tells golden replies from SmolLM2's (AUC 0.96) and not from wrong human solutions (0.52): it
-# learned the source, not correctness; its $\tilde h$ averages 1.11 on clean and 0.83 on contaminated samples.
+# **In one line.** A BERT learns the source, not correctness: it
+# tells <!--claim classifier_aucs-->golden replies from SmolLM2's: AUC 0.96; from wrong human solutions: 0.52<!--/claim-->.
+# Its mean $\tilde h$ of samples: <!--claim h_means-->1.11 clean, 0.83 contaminated<!--/claim-->.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
@@ -109,7 +110,8 @@ plt.show()
 # On the diagonal, "0.7" means right in seven of ten. A curve flatter than the diagonal is over-confident, a steeper one too
 # timid; temperature and isotonic regression pull it back. ECE, Brier score and NLL in the table say the same in numbers.
 # Two things to see: golden against *the rest* tops out near one half, because the rest holds the wrong human solutions,
-# which look golden; and isotonic calibration of a pooled classifier helps more than one temperature can.
+# which look golden; and what the maps do to the NLL, before, after temperature and after isotonic
+# regression: <!--claim classifier_maps-->fine-tuned, shared (rest) 0.455, 0.447, 0.439; frozen, shared (rest) 0.462, 0.457, 0.462; frozen, per source (human_wrong) 0.748, 0.693, 0.699; frozen, per source (smollm2) 0.244, 0.233, 0.254<!--/claim-->.
 
 # %%
 table = nb.read_table("confidence_by_source")
@@ -135,8 +137,8 @@ table.groupby(["classifier", "sample"], sort=False)["h"].describe()[["count", "m
 
 # %% [markdown]
 # What it shows, and what it does not. A contaminated sample lost its golden reply, so its $\tilde h$ is lower by about that
-# reply's $c$. The later notebooks use the classifier on the right: of the three it separates the two kinds best (means
-# 1.11 and 0.83). But $\tilde h$ is a mean over all four responses: it does not know *which slot* claims to be golden. The
+# reply's $c$. The later notebooks use the classifier on the right: its means
+# are <!--claim h_means-->1.11 clean, 0.83 contaminated<!--/claim-->. But $\tilde h$ is a mean over all four responses: it does not know *which slot* claims to be golden. The
 # wrong human solution keeps its share in both kinds of sample, and the violins overlap as far as $c$ is uncertain.
 
 # %% [markdown]

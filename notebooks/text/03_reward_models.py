@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 03 · Reward models: who says what is better, and how often is it right?
 #
-# **In one line.** The proxy knows a matching reply from a mismatched one (accuracy 0.88 to 0.96), a correct solution from a
-# wrong one hardly better than a coin (0.59 [0.47, 0.70]), and it does not repeat the source classifier (correlation 0.00 within sources).
+# **In one line.** The proxy knows
+# what follows: <!--claim proxy_accuracy-->a matching reply from a mismatched one: accuracy 0.88 to 0.96; a correct solution from a wrong one: 0.59 [0.47, 0.70], where 0.5 is a coin; its correlation with the source classifier within sources: 0.00 [-0.18, 0.16]<!--/claim-->.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|

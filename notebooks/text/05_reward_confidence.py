@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 05 · Reward and confidence: do high rewards mean target-like responses?
 #
-# **In one line.** The slope of confidence on reward differs by +0.076 [-0.162, +0.315] between DoRA and ERM: the paper's
-# positive difference is not reproduced at this scale, and the interval does not refute it.
+# **In one line.** The slope of confidence on reward differs by <!--claim slope_difference-->+0.076 [-0.162, +0.315]<!--/claim--> between DoRA and
+# ERM: <!--claim slope_against_paper-->the paper's positive difference is not reproduced at this scale, and not refuted<!--/claim-->.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
@@ -75,8 +75,8 @@ plt.show()
 difference.round(3)
 
 # %% [markdown]
-# Both lines are nearly flat, and the intervals of both slopes cover zero: here reward and confidence measure different things.
-# The reward is relevance of a reply to its prompt; the classifier sees who wrote it (notebook 03 found their correlation to
+# In the committed run, <!--claim slopes-->erm: no difference shown: -0.06 [-0.22, 0.10], could have seen 0.23; dora: no difference shown: 0.02 [-0.15, 0.19], could have seen 0.24<!--/claim-->. Where no slope is shown, reward and confidence measure
+# different things. The reward is relevance of a reply to its prompt; the classifier sees who wrote it (notebook 03 found their correlation to
 # be about zero). In the paper the reward model was trained on the same human preferences that define the golden source,
 # which ties the two together. A slope needs a reward that has something to do with being golden.
 #

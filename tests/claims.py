@@ -1,0 +1,361 @@
+"""Sentences that the texts state, made from the committed tables: `python tests/claims.py --write`.
+
+A text holds `<!--claim NAME-->words<!--/claim-->` on one line (a reader sees the words alone), and
+CLAIMS says by NAME how the words follow from the tables of `data/results/reference`. `--write` puts
+them in, as `make claims` does after tables are made anew; test_claims.py holds the texts to them.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from robustpo_kit.analysis import among_all, verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "data" / "results"
+MARK = re.compile(r"<!--claim (\w+)-->(.*?)<!--/claim-->")
+CLAIMS: dict[str, Callable[[], str]] = {}
+
+
+def texts() -> list[Path]:
+    """The files that state what was measured."""
+    notebooks = sorted((ROOT / "notebooks" / "text").glob("*.py"))
+    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *notebooks]
+
+
+def claim(function: Callable[[], str]) -> Callable[[], str]:
+    """Adds a function without arguments to CLAIMS under its name."""
+    CLAIMS[function.__name__] = function
+    return function
+
+
+def write() -> None:
+    """Puts the words of the tables into every marked place of the texts."""
+    for path in texts():
+        before = path.read_text(encoding="utf-8")
+        after = MARK.sub(
+            lambda mark: f"<!--claim {mark[1]}-->{CLAIMS[mark[1]]()}<!--/claim-->", before
+        )
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print("written:", path.relative_to(ROOT))
+
+
+# ---------------------------------------------------------------- tables and numbers
+
+
+def table(name: str, folder: str = "reference") -> pd.DataFrame:
+    return pd.read_csv(RESULTS / folder / f"{name}.csv")
+
+
+def only(name: str, **values: object) -> "pd.Series":
+    """The one row of the table NAME whose columns have these values."""
+    found = table(name)
+    for column, value in values.items():
+        found = found[found[column] == value]
+    assert len(found) == 1, f"{name}: {len(found)} rows have {values}"
+    return found.iloc[0]
+
+
+def interval(row: "pd.Series", value: str, places: int = 2, sign: str = "") -> str:
+    """VALUE [VALUE_low, VALUE_high], the bounds else in low and high."""
+    names = [value, f"{value}_low", f"{value}_high"]
+    if names[1] not in row:
+        names[1:] = ["low", "high"]
+    middle, low, high = (f"{row[name]:{sign}.{places}f}" for name in names)
+    return f"{middle} [{low}, {high}]"
+
+
+def span(values: "pd.Series", places: int = 2) -> str:
+    return f"{values.min():.{places}f} to {values.max():.{places}f}"
+
+
+# ---------------------------------------------------------------- sources, classifiers, rewards
+
+
+@claim
+def source_distances() -> str:
+    """AUC of the number of words alone, and energy distance, each against the golden column."""
+    names = {"smollm2": "SmolLM2", "human_wrong": "the wrong human solution"}
+    rows = {name: only("source_distances", source=source) for source, name in names.items()}
+    words = [
+        f"{name} AUC {row['auc_of_length']:.2f}, energy distance {row['energy_distance']:.3f}"
+        for name, row in rows.items()
+    ]
+    return "; ".join(words)
+
+
+def auc(classifier: str, head: str) -> str:
+    """AUC and ECE of a classifier as the README has them."""
+    row = only("classifier_metrics", classifier=classifier, head=head, stage="temperature")
+    before = only("classifier_metrics", classifier=classifier, head=head, stage="before")
+    ece = f"ECE {before['ece']:.3f} before, {row['ece']:.3f} after temperature"
+    return f"AUC {interval(row, 'auc')}; {ece}"
+
+
+@claim
+def classifier_shared() -> str:
+    return auc("fine-tuned, shared", "rest")
+
+
+@claim
+def classifier_per_source() -> str:
+    return auc("frozen, per source", "smollm2")
+
+
+@claim
+def classifier_aucs() -> str:
+    rows = [
+        only("classifier_metrics", classifier="frozen, per source", head=head, stage="temperature")
+        for head in ("smollm2", "human_wrong")
+    ]
+    replies, wrong = (f"{row['auc']:.2f}" for row in rows)
+    return f"golden replies from SmolLM2's: AUC {replies}; from wrong human solutions: {wrong}"
+
+
+@claim
+def classifier_maps() -> str:
+    """What each calibration map does to the NLL of a pooled classifier, or of a head."""
+    words = []
+    for (name, head), part in table("classifier_metrics").groupby(
+        ["classifier", "head"], sort=False
+    ):
+        nll = part.set_index("stage")["nll"]
+        words.append(
+            f"{name} ({head}) {nll['before']:.3f}, {nll['temperature']:.3f}, {nll['isotonic']:.3f}"
+        )
+    return "; ".join(words)
+
+
+@claim
+def confidence_by_source() -> str:
+    means = table("confidence_by_source").groupby("source")["c"].mean()
+    names = {"human_correct": "correct human", "human_wrong": "wrong human", "smollm2": "SmolLM2"}
+    return ", ".join(f"{name} {means[source]:.2f}" for source, name in names.items())
+
+
+@claim
+def h_means() -> str:
+    rows = table("h_by_sample").query("classifier == 'frozen, per source'")
+    means = rows.groupby("sample")["h"].mean()
+    return f"{means['clean']:.2f} clean, {means['contaminated']:.2f} contaminated"
+
+
+@claim
+def proxy_accuracy() -> str:
+    rows = table("reward_accuracy").query("model == 'proxy'").set_index("kind")
+    matched = rows[
+        [" elsewhere" in kind or kind == "smollm2 > smollm2 elsewhere" for kind in rows.index]
+    ]
+    human = interval(rows.loc["human_correct > human_wrong"], "accuracy")
+    source = only("reward_correlation", scope="within sources", model="proxy")
+    return (
+        f"a matching reply from a mismatched one: accuracy {span(matched['accuracy'])}; a correct "
+        f"solution from a wrong one: {human}, where 0.5 is a coin; its correlation with the source "
+        f"classifier within sources: {interval(source, 'pearson')}"
+    )
+
+
+# ---------------------------------------------------------------- DoRA
+
+
+def scores(*policies: str) -> str:
+    found = table("dora_win_rates").query("judge == 'plain'").set_index("policy")["score"]
+    return ", ".join(f"{found[policy]:.3f}" for policy in policies)
+
+
+@claim
+def dora_scores() -> str:
+    sft, erm, dora = scores("sft", "dpo_pl erm", "dpo_pl dora").split(", ")
+    return f"from {sft} (SFT) to {erm} with Plackett-Luce DPO (ERM) and {dora} (DoRA)"
+
+
+def win_lose(policy: str, judge: str) -> str:
+    row = only("dora_win_rates", policy=policy, judge=judge)
+    return f"{100 * row['win']:.0f} / {100 * row['lose']:.0f}"
+
+
+@claim
+def win_lose_erm() -> str:
+    return win_lose("dpo_pl erm", "plain")
+
+
+@claim
+def win_lose_dora() -> str:
+    return win_lose("dpo_pl dora", "plain")
+
+
+@claim
+def win_lose_erm_controlled() -> str:
+    return win_lose("dpo_pl erm", "length-controlled")
+
+
+@claim
+def win_lose_dora_controlled() -> str:
+    return win_lose("dpo_pl dora", "length-controlled")
+
+
+@claim
+def dora_against_erm() -> str:
+    """How many of the differences to ERM are shown, all of them looked at."""
+    found = among_all(table("dora_differences"), "score")
+    sentences = [verdict(row, "score") for _, row in found.iterrows()]
+    shown = sum(sentence.startswith(("gains", "loses")) for sentence in sentences)
+    return f"{shown} of {len(found)} differences to ERM are shown"
+
+
+@claim
+def dora_distance() -> str:
+    """Log ratio to the reference on own replies, nats."""
+    names = {"dpo_pl erm": "ERM", "dpo_pl dora": "DoRA", "dpo_pl dro": "DRO"}
+    rows = {name: only("dora_quality", policy=policy) for policy, name in names.items()}
+    return ", ".join(f"{name} {interval(row, 'log_ratio')}" for name, row in rows.items())
+
+
+@claim
+def dora_samples() -> str:
+    """Effective sample sizes, the last step left out, which has what remains of the rows."""
+    steps = table("dora_curves")
+    whole = steps[steps["step"] < steps["step"].max()]
+    means = whole.groupby("policy", sort=False)["ess"].mean()
+    words = [
+        f"{means[f'dpo_pl {name}']:.1f} ({name})" for name in ("erm", "dro", "reweight", "dora")
+    ]
+    return f"of {whole['ess'].max():.0f}, on average: {', '.join(words)}"
+
+
+@claim
+def dora_plackett_luce() -> str:
+    rows = among_all(table("dora_differences"), "score")
+    row = rows[(rows["policy"] == "dpo_pl dora") & (rows["judge"] == "plain")].iloc[0]
+    return f"DoRA against ERM {verdict(row, 'score')}"
+
+
+@claim
+def dora_window() -> str:
+    errors = table("dora_window").set_index("micro_batch")["error"]
+    words = [f"{100 * errors[count]:.0f} % at {count}" for count in (1, 2, 4)]
+    return f"off by {', '.join(words)} of eight samples"
+
+
+@claim
+def slope_difference() -> str:
+    return interval(only("confidence_slope_difference"), "difference", 3, "+")
+
+
+@claim
+def slopes() -> str:
+    rows = table("confidence_slopes").to_dict("records")
+    verbs = ("rises by", "falls by")
+    return "; ".join(f"{row['policy']}: {verdict(row, 'slope', verbs=verbs)}" for row in rows)
+
+
+@claim
+def slope_against_paper() -> str:
+    row = only("confidence_slope_difference")
+    if row["low"] > 0:
+        return "positive, as in the paper"
+    if row["high"] < 0.131:  # the smaller of the paper's two
+        return "less than the paper's differences, +0.174 and +0.131"
+    return "the paper's positive difference is not reproduced at this scale, and not refuted"
+
+
+# ---------------------------------------------------------------- gamma-PO
+
+
+@claim
+def gamma_against_base() -> str:
+    words = []
+    for policy, base in (("gamma-simpo", "SimPO"), ("gamma-dpo", "DPO")):
+        row = only("gamma_differences", policy=policy)
+        words.append(f"over {base} {verdict(row, 'score')}")
+    return "; ".join(words)
+
+
+@claim
+def gamma_margins() -> str:
+    steps = table("gamma_curves").query("policy == 'gamma-simpo'")
+    return f"{steps['gamma_min'].min():.2f} to {steps['gamma_max'].max():.2f} around gamma0 = 4"
+
+
+@claim
+def gamma_dpo_margins() -> str:
+    steps = table("gamma_curves").query("policy == 'gamma-dpo'")
+    moved = pd.concat([steps["gamma_max"] - 4, 4 - steps["gamma_min"]]).max()
+    return f"at most {moved:.2f}"
+
+
+@claim
+def gamma_seconds() -> str:
+    seconds = table("gamma_step_seconds").set_index("policy")["median_step_seconds"]
+    pairs = [("SimPO", "simpo"), ("DPO", "dpo")]
+    words = [
+        f"{seconds[f'gamma-{key}']:.1f} against {seconds[key]:.1f} s over {name}"
+        for name, key in pairs
+    ]
+    return ", ".join(words)
+
+
+@claim
+def gap_medians() -> str:
+    rows = table("margin_quantiles")
+    medians, shares = span(rows["q50"], 1), span(100 * rows["positive"], 0)
+    return f"the median gap is {medians} and {shares} % are positive"
+
+
+@claim
+def margin_spans() -> str:
+    spread = table("strength_published").set_index("setting")["relative_spread"]
+    qwen, mistral = (100 * spread[name] for name in ("qwen2.5-7b-instruct", "mistral-7b-instruct"))
+    return f"at Qwen's setting they span {qwen:.0f} % of gamma0, at Mistral's {mistral:.0f} %"
+
+
+# ---------------------------------------------------------------- the toy world
+
+
+@claim
+def toy_contrasts() -> str:
+    """The contrasts of the toy study that survive Holm over all of them, win rates."""
+    found = table("toy_summary").dropna(subset="difference")
+    if "outcome" in found:
+        found = found[found["outcome"] == "win_rate"]
+    found = among_all(found)
+    sentences = [verdict(row) for _, row in found.iterrows()]
+    words = [
+        f"{method} {sentence} ({condition})"
+        for method, condition, sentence in zip(
+            found["method"], found["condition"], sentences, strict=True
+        )
+        if sentence.startswith(("gains", "loses"))
+    ]
+    listed = "; ".join(words) or "none"
+    return f"of {len(found)} contrasts with ERM, {len(words)} hold after Holm: {listed}"
+
+
+# ---------------------------------------------------------------- speed
+
+
+def speed(name: str) -> str:
+    found = table("bench", "bench").query("quantity == @name")["value"]
+    times = " times" if name.startswith("ratio") else ""
+    return f"{found.median():.2f}{times} | {span(found)}"
+
+
+SPEEDS = (
+    "ratio_vs_trl_pairs",
+    "ratio_vs_trl_default_pairs",
+    "peak_memory_ratio_vs_trl",
+    "ratio_vs_separate_k4",
+    "dora_over_erm",
+    "gamma_over_base",
+)
+CLAIMS |= {name: lambda name=name: speed(name) for name in SPEEDS}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python tests/claims.py --write")
+    write()
