@@ -193,6 +193,9 @@ def edited(monkeypatch):
         ("experiments.lab", set()),
         ("experiments.steps", set()),
         ("experiments.results", set()),
+        ("records.progress", set()),
+        ("records.provenance", set()),
+        ("objectives.presets", set()),
         ("judging", {"scored"}),
         ("training.trainer", {"sft", "sft replies", "dora", "erm", "scored"}),
         ("policies.sampling", {"sft replies", "dora", "erm", "scored"}),
@@ -220,6 +223,21 @@ def test_editing_a_module_remakes_what_depends_on_it_and_nothing_else(
 )
 def test_a_setting_remakes_what_depends_on_it_and_nothing_else(as_it_is, setting, remade):
     assert changed(as_it_is, keys(dataclasses.replace(SETTINGS, **setting))) == remade
+
+
+def test_other_weights_in_a_local_folder_remake_what_they_made(tmp_path):
+    """A folder was known by its path alone."""
+    policies.load("tiny").save(tmp_path / "base")
+    policies.load(tmp_path / "base").add_lora(rank=2).save(tmp_path / "adapter")
+    for folder in ("base", "adapter"):
+        local = dataclasses.replace(SETTINGS, model=str(tmp_path / folder))
+        before = keys(local)
+        assert keys(local) == before
+        weights = tmp_path / "base" / "model.safetensors"
+        whole = bytearray(weights.read_bytes())
+        whole[-1] ^= 1
+        weights.write_bytes(whole)
+        assert changed(before, keys(local)) == {"sft", "sft replies", "dora", "erm", "scored"}
 
 
 def test_another_seed_remakes_everything(as_it_is):

@@ -2,7 +2,9 @@
 
 import pytest
 
+from robustpo_kit.errors import KitError
 from robustpo_kit.records import UnknownModuleError, code_key, freshness, key_of_function
+from robustpo_kit.training import train
 
 ROOM = (
     "from robustpo_kit.room.left import left\n"
@@ -64,6 +66,30 @@ def test_prose_and_layout_leave_the_key(package, old, new):
     assert code_key("robustpo_kit.plain") == before
 
 
+ERRORS = """
+def g(x):
+    if x < 0:
+        raise ValueError(f"x = {x}: too small", x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("too small", "should be 0 or more", True),
+        ('f"x = {x}: too small"', '"x is negative"', True),
+        ("x < 0", "x < 1", False),
+        ("ValueError", "TypeError", False),
+        (", x)", ", -x)", False),
+    ],
+)
+def test_the_text_of_an_error_leaves_the_key_and_its_reason_does_not(package, old, new, same):
+    (package / "errors_too.py").write_text(ERRORS)
+    before = code_key("robustpo_kit.errors_too")
+    edit(package / "errors_too.py", old, new)
+    assert (code_key("robustpo_kit.errors_too") == before) is same
+
+
 @pytest.mark.parametrize(("old", "new"), [("x + 1", "x + 2"), ("def f(x)", "def f(x, y=0)")])
 def test_code_changes_the_key(package, old, new):
     before = code_key("robustpo_kit.plain")
@@ -88,15 +114,27 @@ def test_a_key_does_not_cover_the_rest(package):
     assert code_key("robustpo_kit.room.left", "robustpo_kit.plain") == before
 
 
-def test_a_functions_key_covers_its_file_and_its_imports(package, tmp_path_factory):
+@pytest.fixture
+def study(tmp_path_factory):
+    """A function outside of the package that uses a part of it; its file."""
     path = tmp_path_factory.mktemp("outside") / "study.py"
     path.write_text("def study():\n    from robustpo_kit.room import left\n\n    return left\n")
     namespace: dict = {}
     exec(compile(path.read_text(), path, "exec"), namespace)
+    return namespace["study"], path
+
+
+def new_key(function) -> str:
+    """Its key, as a new process computes it."""
+    freshness._key_of_file.cache_clear()
+    return key_of_function(function)
+
+
+def test_a_functions_key_covers_its_file_and_its_imports(package, study):
+    function, path = study
 
     def key() -> str:
-        freshness._key_of_file.cache_clear()  # as in a new process
-        return key_of_function(namespace["study"])
+        return new_key(function)
 
     first = key()
     edit(package / "room/right.py", "return FAR", "return 2 * FAR")
@@ -106,6 +144,41 @@ def test_a_functions_key_covers_its_file_and_its_imports(package, tmp_path_facto
     assert second != first
     edit(path, "return left", "return left()")
     assert key() not in (first, second)
+
+
+def test_a_process_does_not_stamp_code_that_it_has_not_read(package, study, monkeypatch):
+    """An edit between import and first use gave what the old code made the new code's key."""
+    function, _ = study
+    read = {file: freshness._on_disk(file) for file in package.rglob("*.py")}
+    monkeypatch.setattr(freshness, "AT_IMPORT", read)
+    first = new_key(function)
+    edit(package / "far.py", "1", "222")  # of no concern to the function
+    assert new_key(function) == first
+    edit(package / "room/left.py", "return 1", "return 222")
+    assert key_of_function(function) == first  # taken before the edit
+    with pytest.raises(KitError, match=r"left\.py: edited after this process .*start it again"):
+        new_key(function)
+
+
+def test_every_module_of_the_kit_is_known_at_import():
+    files = set(freshness.PACKAGE.rglob("*.py"))
+    assert set(freshness.AT_IMPORT) == files and len(files) > 100
+
+
+@pytest.mark.parametrize("name", freshness.REPORTING)
+def test_what_only_reports_decides_no_artefact(name, monkeypatch):
+    """The list names modules that are there; one that computes is not like them."""
+    reporting, real = freshness.module_file(name), freshness._tree_digest
+    before = new_key(train)
+    edited = [reporting]
+    monkeypatch.setattr(
+        freshness, "_tree_digest", lambda path: "new" if path in edited else real(path)
+    )
+    assert name in freshness.closure(["robustpo_kit.training.runs"])
+    assert new_key(train) == before
+    edited.append(freshness.module_file("robustpo_kit.training.step"))
+    assert new_key(train) != before
+    freshness._key_of_file.cache_clear()
 
 
 # ---------------------------------------------------------------- which modules

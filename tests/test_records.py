@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,11 @@ def gone_process() -> int:
     return process.pid
 
 
+def leftover(path: Path, owner: int, ending: str) -> Path:
+    """The name of what a process left beside `path`."""
+    return path.with_name(f".{path.name}.{platform.node()}-{owner}-{'0' * 32}.{ending}")
+
+
 def test_atomic_folder_takes_the_place_of_the_old_one_as_a_whole(tmp_path):
     fill(tmp_path / "a" / "policy", "old")
     with atomic_folder(tmp_path / "a" / "policy") as temporary:
@@ -134,14 +140,15 @@ def test_atomic_folder_leaves_the_old_one_when_writing_fails(tmp_path):
 
 def test_atomic_folder_puts_the_old_one_back_when_the_last_rename_fails(tmp_path, monkeypatch):
     fill(tmp_path / "policy", "old")
-    rename = os.replace
+    rename, tried = os.rename, []
 
     def refuse(source, target):
-        if str(source).endswith(".tmp"):
+        tried.append(Path(source).suffix)
+        if tried[-1] == ".tmp" and tried.count(".tmp") == 2:  # the old one has gone aside
             raise OSError("no")
         rename(source, target)
 
-    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(os, "rename", refuse)
     with pytest.raises(OSError, match="no"):
         fill(tmp_path / "policy", "new")
     assert (tmp_path / "policy" / "value.txt").read_text() == "old"
@@ -149,18 +156,84 @@ def test_atomic_folder_puts_the_old_one_back_when_the_last_rename_fails(tmp_path
 
 
 def test_atomic_folder_clears_up_after_a_dead_process_alone(tmp_path):
-    dead = tmp_path / f".policy.{platform.node()}-{gone_process()}"
-    living = tmp_path / f".policy.{platform.node()}-{os.getppid()}.tmp"
-    for left in (dead.with_suffix(dead.suffix + ".tmp"), living):
+    living = leftover(tmp_path / "policy", os.getppid(), "tmp")
+    neighbours = [
+        tmp_path / f".policy.{platform.node()}-{name}" for name in ("x.tmp", "12", "3.old")
+    ]
+    for left in (leftover(tmp_path / "policy", gone_process(), "tmp"), living, *neighbours):
         left.mkdir()
         (left / "value.txt").write_text("half")
     fill(tmp_path / "policy", "new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "policy"]
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {living.name, "policy", *(path.name for path in neighbours)}
+
+
+def test_atomic_write_clears_up_after_a_dead_process_alone(tmp_path):
+    path = tmp_path / "value.txt"
+    living = leftover(path, os.getppid(), "tmp")
+    for left in (leftover(path, gone_process(), "tmp"), living):
+        left.write_text("half")
+    records.write_text(path, "new")
+    assert {entry.name for entry in tmp_path.iterdir()} == {living.name, "value.txt"}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_links_are_written_through(tmp_path, there):
+    (tmp_path / "far").mkdir()
+    if there:
+        fill(tmp_path / "far" / "policy", "old")
+        (tmp_path / "far" / "value.txt").write_text("old")
+    for name in ("policy", "value.txt"):
+        (tmp_path / name).symlink_to(tmp_path / "far" / name)
+    fill(tmp_path / "policy", "new")
+    records.write_text(tmp_path / "value.txt", "new")
+    assert (tmp_path / "policy").is_symlink() and (tmp_path / "value.txt").is_symlink()
+    assert (tmp_path / "far" / "policy" / "value.txt").read_text() == "new"
+    assert (tmp_path / "far" / "value.txt").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 3 and len(list((tmp_path / "far").iterdir())) == 2
+
+
+WRITER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from robustpo_kit.records import atomic_folder, write_text
+
+for number in range(100):
+    with atomic_folder(Path(sys.argv[1]) / "policy") as folder:
+        for name in ("a", "b"):
+            (folder / name).write_text(f"{sys.argv[2]} {number}")
+    write_text(Path(sys.argv[1]) / "value.txt", sys.argv[2] * 1000)
+"""
+
+
+def assert_one_result(folder: Path) -> None:
+    """The last folder and file of x or y, whole, and nothing beside them."""
+    first, second = ((folder / "policy" / name).read_text() for name in ("a", "b"))
+    assert first == second and first in ("x 99", "y 99")
+    assert (folder / "value.txt").read_text() in ("x" * 1000, "y" * 1000)
+    assert {path.name for path in folder.iterdir()} == {"policy", "value.txt"}
+
+
+def test_of_two_processes_on_one_folder_one_stays_whole(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [subprocess.Popen([*command, name], stderr=subprocess.PIPE) for name in "xy"]
+    for writer in writers:
+        _, said = writer.communicate(timeout=120)
+        assert writer.returncode == 0, said.decode()
+    assert_one_result(tmp_path)
+
+
+def test_of_two_threads_on_one_folder_one_stays_whole(tmp_path):
+    code = compile(WRITER.replace("sys.argv", "argv"), "writer", "exec")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: exec(code, {"argv": ["", tmp_path, name]}), "xy"))
+    assert_one_result(tmp_path)
 
 
 def test_atomic_folder_rescues_what_a_process_moved_aside_and_died(tmp_path):
     """Killed between the two renames: the old one is put back before the next one is written."""
-    old = tmp_path / f".policy.{platform.node()}-{gone_process()}.old"
+    old = leftover(tmp_path / "policy", gone_process(), "old")
     old.mkdir()
     (old / "value.txt").write_text("old")
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "policy"):

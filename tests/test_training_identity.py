@@ -15,6 +15,7 @@ from robustpo_kit.data import PreferenceSet
 from robustpo_kit.errors import KitError
 from robustpo_kit.losses import Scores
 from robustpo_kit.policies import tokenize
+from robustpo_kit.records import freshness
 from robustpo_kit.training import TrainConfig
 from robustpo_kit.training.identity import differences, run_identity
 from robustpo_kit.training.launching import trainer_arguments
@@ -286,8 +287,23 @@ def test_reference_cache_knows_the_code_that_scores(tmp_path, monkeypatch):
         training.reference, "response_logps", lambda *a, **k: real(*a, **k) - 1.0
     )  # a scorer that was mended: its code has another key
     torch.testing.assert_close(reference(), stale, rtol=0, atol=0)
-    monkeypatch.setattr(training.reference, "code_key", lambda *_: "mended")
+    monkeypatch.setattr(training.reference, "reference_code", lambda: "mended")
     torch.testing.assert_close(reference(), stale - 1.0, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "module", ["training.reference", "training.forward", "policies.attention", "policies.policy"]
+)
+def test_the_reference_caches_key_has_the_code_that_computes_it(module, monkeypatch):
+    freshness._key_of_file.cache_clear()
+    before, real = training.reference.reference_code(), freshness._tree_digest
+    edited = freshness.module_file(f"robustpo_kit.{module}")
+    monkeypatch.setattr(
+        freshness, "_tree_digest", lambda path: "new" if path == edited else real(path)
+    )
+    freshness._key_of_file.cache_clear()
+    assert training.reference.reference_code() != before
+    freshness._key_of_file.cache_clear()
 
 
 def test_reference_cache_serves_every_layout_and_kernel(tmp_path, monkeypatch):

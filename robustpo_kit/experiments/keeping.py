@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from robustpo_kit.data import PreferenceSet
-from robustpo_kit.records import atomic_folder, digest, key_of_function, read_json, write_json
+from robustpo_kit.records import (
+    atomic_folder,
+    digest,
+    file_digest,
+    key_of_function,
+    read_json,
+    write_json,
+)
 
 STAMP = "made.json"
+FOLDERS = ("model", "encoder")  # fields of steps that may name a local folder
+PRESETS = ("robustpo_kit.objectives.presets",)  # names of specs, which steps hold in full
 
 
 def kept(folder: Path, config: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
@@ -35,7 +44,7 @@ def kept(folder: Path, config: Mapping[str, Any], make: Callable[[Path], None]) 
 
 def _stamp(config: Mapping[str, Any], make: Callable[[Path], None]) -> dict[str, Any]:
     """What an artefact is recognised by, as it reads back from JSON: tuples are lists."""
-    stamp = {"config": config, "code": key_of_function(make)}
+    stamp = {"config": config, "code": key_of_function(make, without=PRESETS)}
     return json.loads(json.dumps(stamp))
 
 
@@ -43,9 +52,10 @@ def _stamp(config: Mapping[str, Any], make: Callable[[Path], None]) -> dict[str,
 class Step(abc.ABC):
     """What takes long, made from nothing but its fields, so that no dependence can be forgotten.
 
-    Every field but `folder` is in the stamp: another step by its key, rows by their content,
-    anything else by its value. So is the code of the module that defines the step, with all that
-    this module imports: a step stands in a module of its own, which imports no more than it needs.
+    Every field but `folder` is in the stamp: another step by its key, rows by their content, a
+    local model by its files, too, anything else by its value. So is the code of the module that
+    defines the step, with all that this module imports: a step stands in a module of its own, which
+    imports no more than it needs.
     """
 
     folder: Path
@@ -67,7 +77,9 @@ class Step(abc.ABC):
     def config(self) -> dict[str, Any]:
         """The fields by name: settings by value, rows by content, other steps by their keys."""
         own = type(self)
-        settings: dict[str, Any] = {"step": f"{own.__qualname__} {key_of_function(own)}"}
+        settings: dict[str, Any] = {
+            "step": f"{own.__qualname__} {key_of_function(own, without=PRESETS)}"
+        }
         made_from: dict[str, str] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -75,7 +87,20 @@ class Step(abc.ABC):
                 made_from[field.name] = value.key
             elif field.name != "folder":
                 settings[field.name] = _as_json(value)
+            if field.name in FOLDERS and Path(value).is_dir():
+                settings[f"files of {field.name}"] = _files_digest(Path(value))
         return {"settings": settings, "made_from": made_from}
+
+
+def _files_digest(folder: Path) -> str:
+    """Every file of a local model by its content, and of the model that an adapter lies on."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    parts = [[str(path.relative_to(folder)), file_digest(path)] for path in files]
+    record = folder / "policy.json"  # of `Policy.save`; an adapter names the base that it lies on
+    saved = read_json(record) if record.exists() else {}
+    if saved.get("adapter") and Path(saved["source"]).is_dir():
+        parts.append(["base", _files_digest(Path(saved["source"]))])
+    return digest(parts, length=16)
 
 
 def _as_json(value: Any) -> Any:

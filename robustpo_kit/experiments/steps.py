@@ -106,12 +106,13 @@ class Steps:
         self, name: str, spec: str, dataset: PreferenceSet, *, keep_scores: bool
     ) -> MethodStep:
         """Training by `spec` on `dataset`, whose h~ is left out where the objective needs none."""
-        if not objectives.build(spec).needs_h:
+        objective = objectives.build(spec)
+        if not objective.needs_h:
             dataset = dataset.map(_without_h)  # another classifier leaves this method as it is
         return MethodStep(
             folder=self.folder / "methods" / f"{name.replace(' ', '-')}-{self.seed}",
             sft=self.sft,
-            spec=spec,
+            spec=objective.spec,  # in full, whatever becomes of a preset's name
             rows=dataset,
             lora_targets=self.cfg.lora_targets,
             lora_rank=self.cfg.lora_rank,

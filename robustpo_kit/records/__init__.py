@@ -1,8 +1,8 @@
 """How anything is written, and known again: whole or not at all, with its origin and its digest.
 
 A module a subject: `files` (by rename), `digests` (of contents), `freshness` (key of code),
-`provenance` (config, seed, versions), `machine` (what computes), `progress` (of a long run),
-`streams` (randomness by name).
+`provenance` (config, seed, versions), `run_record` (of a training), `machine` (what computes),
+`progress` (of a long run), `streams` (randomness by name).
 """
 
 from robustpo_kit.records.digests import digest, file_digest
@@ -23,12 +23,12 @@ from robustpo_kit.records.freshness import (
 from robustpo_kit.records.machine import cores, device_name
 from robustpo_kit.records.progress import progress
 from robustpo_kit.records.provenance import (
-    RunRecord,
     git_revision,
     provenance,
     versions,
     write_table,
 )
+from robustpo_kit.records.run_record import RunRecord
 from robustpo_kit.records.streams import stream, stream_seed, torch_stream
 
 __all__ = [

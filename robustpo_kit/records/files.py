@@ -7,7 +7,9 @@ import glob
 import json
 import os
 import platform
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,19 @@ from robustpo_kit import paths
 from robustpo_kit.errors import KitError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # something stands there
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it on success, remove it on failure.
 
-    Raises KitError naming `path` where the disk is full.
+    A link is written through. Leftovers of processes that were killed on this machine are cleared
+    up. Raises KitError naming `path` where the disk is full.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = _through_links(path)
+    temporary = _neighbour(path, "tmp")
+    _clear_leftovers(path)
     with _naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -42,27 +47,55 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `folder`; on success it takes the place of `folder`.
 
     What stood in `folder` goes only once the new one is complete; on failure it stays, and the
-    temporary one goes. Leftovers of processes that were killed on this machine are cleared up.
+    temporary one goes. Of several processes or threads the last one to finish stays, whole. A link
+    is written through. Leftovers of processes that were killed on this machine are cleared up.
     Raises KitError naming `folder` where the disk is full.
     """
-    folder = Path(folder)
-    prefix = f".{folder.name}.{platform.node()}-"
-    temporary = folder.with_name(f"{prefix}{os.getpid()}.tmp")
-    before = temporary.with_suffix(".old")
-    for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):
-        owner = int(leftover.stem.removeprefix(prefix))
-        if owner == os.getpid() or not psutil.pid_exists(owner):
-            _clear(leftover, folder)
+    folder = _through_links(folder)
+    temporary, before = _neighbour(folder, "tmp"), _neighbour(folder, "old")
+    _clear_leftovers(folder)
     with _naming_full_disk(folder):
         temporary.mkdir(parents=True)
         try:
             yield temporary
-            if folder.exists():
-                os.replace(folder, before)
-            os.replace(temporary, folder)
+            _take_place(temporary, folder, before)
         finally:
             _clear(temporary, folder)
             _clear(before, folder)
+
+
+def _take_place(temporary: Path, folder: Path, before: Path) -> None:
+    """Rename `temporary` to `folder`; what others put there in between goes to `before`, too."""
+    while True:
+        try:
+            os.rename(temporary, folder)
+            return
+        except OSError as error:
+            if error.errno not in TAKEN:
+                raise
+        _remove(before)
+        with contextlib.suppress(FileNotFoundError):  # another one has just moved it
+            os.rename(folder, before)
+
+
+def _through_links(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+
+
+def _neighbour(path: Path, ending: str) -> Path:
+    """A name beside `path` that is this thread's own and says which process it belongs to."""
+    own = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}"
+    return path.with_name(f".{path.name}.{own}.{ending}")
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove the neighbours of `path` whose processes were killed on this machine."""
+    name, node = re.escape(path.name), re.escape(platform.node())
+    pattern = re.compile(rf"\.{name}\.{node}-(\d+)-[0-9a-f]{{32}}\.(tmp|old)")
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        owner = pattern.fullmatch(leftover.name)
+        if owner and not psutil.pid_exists(int(owner[1])):
+            _clear(leftover, path)
 
 
 @contextlib.contextmanager
@@ -79,12 +112,20 @@ def _naming_full_disk(path: Path) -> Iterator[None]:
         raise
 
 
-def _clear(leftover: Path, folder: Path) -> None:
-    """Remove a temporary folder; an old one goes back to its place if no new one has taken it."""
-    if leftover.suffix == ".old" and leftover.exists() and not folder.exists():
-        os.replace(leftover, folder)
+def _clear(leftover: Path, path: Path) -> None:
+    """Remove a temporary file or folder; an old folder goes back if no new one is in its place."""
+    if leftover.suffix == ".old" and not path.exists():
+        with contextlib.suppress(OSError):  # it was not needed, or another one was faster
+            os.rename(leftover, path)
+    if leftover.suffix != ".old" or path.exists():
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        shutil.rmtree(leftover, ignore_errors=True)
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

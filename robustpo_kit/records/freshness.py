@@ -2,7 +2,8 @@
 
 A module is found by its path; a name that leads to no file is an error, never a module less. Of a
 room (a package whose `__init__` is its door) only those modules count that define the names used.
-Code is its syntax tree without docstrings, so that prose, comments and layout throw nothing away.
+Code is its syntax tree without docstrings and without the texts of errors, so that prose, comments
+and layout throw nothing away.
 """
 
 import ast
@@ -12,12 +13,28 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from robustpo_kit import paths
 from robustpo_kit.errors import KitError
 from robustpo_kit.records.digests import digest
 
 KIT = "robustpo_kit"
 DOOR = "__init__.py"
 PACKAGE = Path(__file__).resolve().parents[1]
+# Modules that decide no artefact of a function, and why.
+REPORTING = {
+    "robustpo_kit.errors": "says what went wrong",
+    "robustpo_kit.records.machine": "says what computes",
+    "robustpo_kit.records.progress": "says how far a run is",
+    "robustpo_kit.records.provenance": "says where a result comes from",
+}
+
+
+def _on_disk(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+AT_IMPORT = {file: _on_disk(file) for file in PACKAGE.rglob("*.py")}  # what a process may have read
 
 
 class UnknownModuleError(KitError, LookupError):
@@ -41,15 +58,31 @@ def code_key(*modules: str, without: Iterable[str] = ()) -> str:
 def key_of_function(function: Callable[..., Any], *, without: Iterable[str] = ()) -> str:
     """Key of the code that `function` runs: its own file, and what this file imports of the kit.
 
-    `without` and errors as `code_key`.
+    The modules of `REPORTING` are left out, whoever imports them. A process runs the code that it
+    has read, whatever becomes of the file: a module that was edited since is refused, for its key
+    would be that of code which this process does not have.
+
+    Raises:
+        KitError: Naming a module that was edited after this process had started.
+        UnknownModuleError: As `code_key`, whose argument `without` is.
     """
-    return _key_of_file(Path(inspect.getfile(function)), tuple(without))
+    return _key_of_file(Path(inspect.getfile(function)), (*without, *REPORTING))
 
 
-@functools.cache  # a process runs the code that it has read, whatever becomes of the file
+@functools.cache
 def _key_of_file(file: Path, without: tuple[str, ...]) -> str:
     imported = imported_modules(file.read_text(encoding="utf-8"))
+    _refuse_edited({file} | {module_file(name) for name in closure(imported) - set(without)})
     return digest(_tree_digest(file), code_key(*imported, without=without), length=16)
+
+
+def _refuse_edited(files: set[Path]) -> None:
+    for file in sorted(files & set(AT_IMPORT)):
+        if _on_disk(file) != AT_IMPORT[file]:
+            raise KitError(
+                f"{paths.show(file)}: edited after this process (or kernel) had started, which "
+                "runs the code from before; start it again"
+            )
 
 
 def closure(modules: Iterable[str]) -> set[str]:
@@ -168,8 +201,7 @@ def _bindings(door: Path) -> dict[str, tuple[str, str] | None]:
 
 
 def _tree_digest(path: Path) -> str:
-    stat = path.stat()
-    return _tree_digest_at(path, stat.st_size, stat.st_mtime_ns)
+    return _tree_digest_at(path, *_on_disk(path))
 
 
 @functools.cache
@@ -177,14 +209,16 @@ def _tree_digest_at(path: Path, _size: int, _modified: int) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_text(body[0]):
-            body[0] = ast.Pass()  # a docstring
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            if _is_text(body[0].value):
+                body[0] = ast.Pass()  # a docstring
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            node.exc.args = [argument for argument in node.exc.args if not _is_text(argument)]
     return digest(ast.dump(tree))
 
 
-def _is_text(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+def _is_text(node: ast.expr) -> bool:
+    """Whether it is a text, or one with values in it."""
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str)
+    return isinstance(node, ast.JoinedStr)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustpo_kit import __version__, paths
-from robustpo_kit.errors import KitError
-from robustpo_kit.records.files import atomic_write, read_json, write_json
+from robustpo_kit.records.files import atomic_write, write_json
 from robustpo_kit.records.machine import device_name
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "scikit-learn", "statsmodels")
@@ -64,34 +63,6 @@ def provenance(config: Any, seed: int, started: float) -> dict[str, Any]:
         "duration_s": round(time.time() - started, 2),
         "revision": git_revision(),
     }
-
-
-@dataclasses.dataclass
-class RunRecord:
-    """The record of one training run; `history` holds one flat row an optimizer step."""
-
-    objective: str
-    config: dict[str, Any]
-    seed: int
-    versions: dict[str, str]
-    device: str
-    duration_s: float
-    metrics: dict[str, Any]
-    history: list[dict[str, Any]]
-
-    def to_json(self, path: Path) -> None:
-        """Write the record to `path`."""
-        write_json(path, self)
-
-    @classmethod
-    def from_json(cls, path: Path) -> "RunRecord":
-        """Read a record; raises KitError naming the file and the field that is missing."""
-        value = read_json(path)
-        names = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in value]
-        if missing:
-            raise KitError(f"{paths.show(path)}: field '{missing[0]}' is missing; not a run record")
-        return cls(**{name: value[name] for name in names})
 
 
 def write_table(path: Path, table: Any, record: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from robustpo_kit.policies import Policy, TokenTable
-from robustpo_kit.records import code_key, digest
+from robustpo_kit.records import digest
 from robustpo_kit.training.config import TrainConfig
-from robustpo_kit.training.reference import CODE, model_config
+from robustpo_kit.training.reference import model_config, reference_code
 from robustpo_kit.training.signals import Signals
 from robustpo_kit.training.step_objective import StepObjective
 
@@ -73,7 +73,7 @@ def run_identity(
         **settings,
     }
     if objective.needs_reference:
-        parts["code of the reference"] = code_key(*CODE)
+        parts["code of the reference"] = reference_code()
     return json.loads(json.dumps(parts, default=_plain))
 
 

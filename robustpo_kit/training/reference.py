@@ -14,14 +14,12 @@ from torch import Tensor
 
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import Policy, TokenTable, unwrap
-from robustpo_kit.records import atomic_write, code_key, digest
+from robustpo_kit.records import atomic_write, digest, key_of_function
 from robustpo_kit.training.config import TrainConfig
 from robustpo_kit.training.forward import response_logps
 from robustpo_kit.training.ranks import this_rank, world_size
 from robustpo_kit.training.scoring import pass_settings
 
-# Modules whose code, with what they import, decides reference log-probs.
-CODE = ("robustpo_kit.training.forward", "robustpo_kit.policies.probing")
 # Entries of a model's config that name or describe it.
 ASIDE = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")
 
@@ -67,9 +65,14 @@ def reference_key(policy: Policy, tokens: TokenTable) -> dict[str, Any]:
         "tokens": tokens.digest(),
         "weights": policy.fingerprint(),
         "model config": model_config(policy),
-        "code": code_key(*CODE),
+        "code": reference_code(),
         "transformers": transformers.__version__,
     }
+
+
+def reference_code() -> str:
+    """Key of the code that computes reference log-probs: this module, with what it imports."""
+    return key_of_function(reference_logps)
 
 
 def model_config(policy: Policy) -> dict[str, Any]:
