@@ -1,7 +1,7 @@
 """How the package reads, measured on its syntax trees: `python tests/reading.py [FOLDER]`.
 
 `--write FILE` puts the measures into the last column of FILE's table, as `make reading` does.
-test_repository.py holds the limits, and holds that table against what is measured.
+test_gates.py holds the limits, and holds that table against what is measured.
 """
 
 import ast

@@ -1,12 +1,15 @@
 """The command line: a mistake is one line and exit code 2; train, score and judge tiny models."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from robustpo_kit import __version__, assets, cli, paths, records
+from robustpo_kit.data.reading import PAIR, READERS
 from robustpo_kit.errors import KitError
 
 PAIRS = [
@@ -205,6 +208,31 @@ def test_train_then_score_the_policy(capsys, tmp_path, pairs, monkeypatch):
     assert fresh != rows, "training left no trace"
     # a policy may be replaced, by rename
     assert cli.main(["train", *map(str, arguments), "--set", "max_steps=1", "--rank", "4"]) == 0
+
+
+def readme_blocks(part: str) -> list[str]:
+    """The fenced blocks of one part of the README."""
+    text = (paths.ROOT / "README.md").read_text()
+    return re.findall(r"```\w*\n(.*?)```", text.split(f"## {part}\n")[1].split("\n## ")[0], re.S)
+
+
+def test_the_readmes_own_run_works_on_its_own_format(tmp_path, monkeypatch, pairs):
+    """On a tiny model: the command that trains, and the lines of Python, as they stand there."""
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    commands, code = readme_blocks("Without a notebook")
+    (line,) = re.findall(r"^robustpo (train .*)$", commands, re.M)
+    assert cli.main(shlex.split(line.replace("MODEL", "tiny"))) == 0
+    assert (tmp_path / "runs" / "mine" / "record.json").exists()
+    values: dict = {}
+    exec(code.replace("smollm2-135m-instruct", "tiny"), values)
+    assert values["record"].metrics["steps"] == 1
+
+
+def test_the_readme_names_every_field_of_a_row():
+    text = (paths.ROOT / "README.md").read_text()
+    said = text.split("A row of preference data")[1].split("In Python")[0]
+    assert set(re.findall(r"`(\w+)`", said)) == {*READERS, *PAIR}
 
 
 def test_classifier_reward_and_judge(capsys, tmp_path, pairs):

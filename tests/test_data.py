@@ -119,6 +119,9 @@ def test_splits_keep_groups_whole_and_apart():
     ]
     with pytest.raises(KitError, match="40 rows are too few"):
         rows(40).split({"a": 30, "b": 20}, seed=0)
+    few = PreferenceSet(rows(4), dropped={"too long": 7, "malformed": 1})
+    with pytest.raises(KitError, match=r"\(dropped before: 7 too long, 1 malformed\)"):
+        few.split({"a": 5}, seed=0)
 
 
 def test_flips_are_a_fixed_share_and_undo_themselves():

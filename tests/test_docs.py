@@ -86,6 +86,12 @@ def test_every_public_name_has_its_place(site):
         assert (site / "robustpo_kit" / f"{path.stem}.html").is_file(), f"{path.name} has no page"
 
 
+def test_tables_are_described_and_their_values_left_out(site):
+    text = (site / "robustpo_kit" / "losses.html").read_text()
+    assert "BASES</a></code> is the table of losses" in text
+    assert "Base(loss=" not in text and "&lt;function dpo" not in text
+
+
 def test_the_front_page_lists_every_notebook_and_module(site):
     links = set(Page(site / "index.html").links)
     for path in (ROOT / "notebooks").glob("*.ipynb"):

@@ -1,14 +1,17 @@
 """The gates: what `make` and CI run, how commits are named, how the package reads."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import reading
+from setuptools.command.egg_info import FileList
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT_SUBJECTS_SINCE = "2026-11-21T13:37:00Z"  # earlier ones may be longer
@@ -22,6 +25,41 @@ def test_ci_runs_the_gates_by_their_make_targets():
     assert re.search(r"^check:.*\n\t@\.ci/run$", makefile, re.M)
     for target in gates:
         assert re.search(rf"^{target}: .*## ", makefile, re.M), target
+
+
+def test_coverage_has_the_floor_that_contributing_names():
+    report = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["coverage"]["report"]
+    assert f"its floor of {report['fail_under']} %" in (ROOT / "CONTRIBUTING.md").read_text()
+    recipe = re.search(r"^test: .*\n\t(.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert report["fail_under"] >= 95 and "--cov=robustpo_kit" in recipe[1]
+
+
+@pytest.mark.parametrize(("options", "code"), [(["--cov=covered"], 1), ([], 0)])
+def test_the_floor_holds_where_coverage_is_measured_and_nowhere_else(tmp_path, options, code):
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    (tmp_path / "covered.py").write_text("def covered():\n    return 1\n")
+    (tmp_path / "test_covered.py").write_text("import covered\n\ndef test_it():\n    covered\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "."]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout
+    assert ("FAIL Required test coverage of 97" in done.stdout) is bool(code)
+
+
+def test_the_sdist_has_what_its_tests_need(monkeypatch):
+    tracked = subprocess.run(
+        ["git", "ls-files", "tests", "docs", "notebooks", "conftest.py", "Makefile"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if tracked.returncode != 0:
+        pytest.skip("not a git checkout")
+    monkeypatch.chdir(ROOT)
+    listed = FileList()
+    for line in (ROOT / "MANIFEST.in").read_text().splitlines():
+        listed.process_template_line(line)
+    assert set(tracked.stdout.split()) <= {Path(name).as_posix() for name in listed.files}
 
 
 def test_make_help_lists_the_targets():

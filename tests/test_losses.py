@@ -12,20 +12,7 @@ from robustpo_kit import losses
 from robustpo_kit.losses import BetaState, Scores
 
 mp.mp.dps = 50
-PAIRS = (
-    "dpo",
-    "cdpo",
-    "rdpo",
-    "r_dpo_length",
-    "ipo",
-    "exo",
-    "simpo",
-    "cpo",
-    "orpo",
-    "kto",
-    "kto_pair",
-)
-LISTS = ("dpo_pl", "rrhf", "lire")
+LISTS = [name for name, row in losses.BASES.items() if row.responses == "list"]
 
 
 def toy(batch=5, count=2, seed=0, scale=30.0, dtype=torch.float64):

@@ -337,6 +337,25 @@ def test_resume_is_bit_for_bit(spec):
 
 
 @pytest.mark.parametrize("spec", STATEFUL)
+def test_the_runs_seed_reaches_what_the_objective_draws(spec):
+    """Every seed of a run had the draws of seed 0; a seed of the spec itself still wins."""
+
+    def values(objective):
+        return [float(objective.step_loss(toy(seed=step)).loss) for step in range(5)]
+
+    plain, first, second = (values(build(spec, seed=seed)) for seed in (0, 1, 2))
+    assert plain == values(build(spec)) and len({*map(tuple, (plain, first, second))}) == 3
+    built = build(spec, seed=1)
+    assert "seed=1" in built.spec and values(build(built.spec)) == first
+    assert values(build(built.spec, seed=2)) == first
+    assert build(spec).spec == build(spec, seed=0).spec
+
+
+def test_an_objective_that_draws_nothing_has_no_seed():
+    assert build("dora(dpo, beta=0.1)", seed=3).spec == build("dora(dpo, beta=0.1)").spec
+
+
+@pytest.mark.parametrize("spec", STATEFUL)
 def test_evaluation_changes_nothing(spec):
     for steps in (1, 2, 3):
         objective, twin = stepped(spec, steps), stepped(spec, steps)

@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "robustpo_kit"
 ROOT_NAMES = {
     ".ci", ".github", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff",
-    "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "conftest.py", "data",
-    "docs", "environment.yml", "figures", "jupytext.toml", "notebooks", "pyproject.toml",
-    "requirements.lock", "robustpo_kit", "tests",
+    "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "SECURITY.md",
+    "conftest.py", "data", "docs", "environment.yml", "figures", "jupytext.toml", "notebooks",
+    "pyproject.toml", "requirements.lock", "robustpo_kit", "tests",
 }  # fmt: skip
 FOLDERS = ("notebooks", "robustpo_kit", "data", "figures", "tests", "docs")  # in the README's tree
 

@@ -110,6 +110,15 @@ def test_mismatched_replies_are_not_mismatched_again():
     assert across == {"human_matched > model", "model > human_matched elsewhere"}
 
 
+def test_what_is_trained_on_is_not_among_the_pairs_across_sources():
+    """Another choice of direct pairs counted some twice, and left others out."""
+    rows, direct = made_up(30), [("human_correct", "model")]
+    trained = {pair.kind for pair in rewards.training_pairs(rows, seed=0, direct=direct)}
+    across = {pair.kind for pair in rewards.pairs_across_sources(rows, seed=0, direct=direct)}
+    assert "human_correct > model" in trained and "human_correct > human_wrong" in across
+    assert not trained & across
+
+
 # ---- models ----
 
 

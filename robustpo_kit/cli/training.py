@@ -51,11 +51,12 @@ def _train(arguments: argparse.Namespace) -> int:
     model, dtype = settings.pop("model"), settings.pop("dtype", "float32")
     lora, rank = settings.pop("lora", "attention"), settings.pop("rank", 16)
     rows = PreferenceSet.from_jsonl(settings.pop("data"))
-    objective = objectives.build(settings.pop("objective"))
+    spec = settings.pop("objective")
     try:
         config = training.TrainConfig(**settings)
     except TypeError as error:
         raise KitError(f"train: {error}") from None
+    objective = objectives.build(spec, seed=config.seed)
     policy = policies.load(model, dtype=dtype)
     if lora != "none" and not policy.has_adapter:
         policy.add_lora(lora, rank, seed=config.seed)

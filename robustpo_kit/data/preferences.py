@@ -121,11 +121,18 @@ class PreferenceSet(Sequence[Preference]):
                 if not order:
                     raise KitError(
                         f"{self.name}: {len(self)} rows are too few for the splits {dict(sizes)}; "
-                        f"lower '{name}' or another split"
+                        f"lower '{name}' or another split{self._dropped_in_words()}"
                     )
                 chosen += groups[order.popleft()]
             parts[name] = self.select(chosen)
         return parts
+
+    def _dropped_in_words(self) -> str:
+        """Why there are no more rows."""
+        if not self.dropped:
+            return ""
+        reasons = ", ".join(f"{count} {why}" for why, count in self.dropped.items())
+        return f" (dropped before: {reasons})"
 
     def flip(self, rate: float, seed: int) -> "PreferenceSet":
         """Label noise: a fixed share of rows has its preference reversed, marked in `flipped`.

@@ -106,7 +106,7 @@ class Steps:
         self, name: str, spec: str, dataset: PreferenceSet, *, keep_scores: bool
     ) -> MethodStep:
         """Training by `spec` on `dataset`, whose h~ is left out where the objective needs none."""
-        objective = objectives.build(spec)
+        objective = objectives.build(spec, seed=self.seed)
         if not objective.needs_h:
             dataset = dataset.map(_without_h)  # another classifier leaves this method as it is
         return MethodStep(

@@ -28,7 +28,7 @@ def window_errors(
 
     def gradient(window: str, size: int) -> torch.Tensor:
         cut = dataclasses.replace(config, window=window, micro_batch_size=size)
-        return training.step_gradient(policy, dataset, objectives.build(spec), cut)
+        return training.step_gradient(policy, dataset, objectives.build(spec, seed=cut.seed), cut)
 
     whole = gradient("step", config.batch_size)
     rows = []

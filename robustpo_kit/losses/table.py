@@ -108,3 +108,4 @@ BASES: dict[str, Base] = {
     "lire": Base(listwise.lire, "list", needs_reference=False, needs_rewards=True),
     "sft": Base(listwise.sft, "one", needs_reference=False, logp="reduction"),
 }
+"""Every loss by its name in specs: a row is all that objectives, training and notebooks know."""

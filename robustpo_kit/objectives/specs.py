@@ -15,11 +15,17 @@ from robustpo_kit.objectives.presets import PRESETS
 from robustpo_kit.robust import AGGREGATORS
 
 
-def build(spec: str) -> Objective:
+def build(spec: str, *, seed: int = 0) -> Objective:
     """An `Objective` from a spec (see the examples of `objectives`) or the name of a preset.
 
-    Raises SpecError (a KitError and a ValueError) for a spec that is not understood or makes no
-    sense, and ValueError that names the argument for a value outside its range.
+    Args:
+        spec: in either spelling.
+        seed: of the run, for what the objective draws itself (gamma-PO's queue, beta-DPO's filter)
+            where the spec has no `seed`; other than 0, the objective's own spec then has it.
+
+    Raises:
+        SpecError: (a KitError and a ValueError) a spec that is not understood or makes no sense.
+        ValueError: naming the argument whose value is outside its range.
     """
     if not isinstance(spec, str) or not spec.strip():
         raise SpecError(f"objective: expected a spec such as 'dpo(beta=0.1)', got {spec!r}")
@@ -29,6 +35,9 @@ def build(spec: str) -> Objective:
     _check_order([layer.name for layer in layers], spec)
     _nest_keywords(layers, spec)
     _check_required(layers, spec)
+    for layer in layers:
+        if seed and "seed" in layer.accepts(under_gamma=False):
+            layer.keywords.setdefault("seed", seed)
     keywords = {layer.name: layer.keywords for layer in layers}
     *wrappers, base = keywords
     aggregator = next((name for name in wrappers if name != "gamma"), "erm")

@@ -153,7 +153,7 @@ def _held_out_comparisons(
     The temperature is fitted on the kinds of pairs that are trained on.
     """
     trained_kind = training_pairs(test, seed=seed, direct=direct)
-    pairs = [*trained_kind, *pairs_across_sources(test, seed=seed)]
+    pairs = [*trained_kind, *pairs_across_sources(test, seed=seed, direct=direct)]
     better = score([(pair.prompt, pair.better) for pair in pairs])
     worse = score([(pair.prompt, pair.worse) for pair in pairs])
     fitted_on = (better - worse)[: len(trained_kind)]

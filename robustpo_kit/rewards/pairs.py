@@ -55,7 +55,9 @@ def training_pairs(
     return pairs
 
 
-def pairs_across_sources(preferences: PreferenceSet, *, seed: int) -> list[RankedPair]:
+def pairs_across_sources(
+    preferences: PreferenceSet, *, seed: int, direct: Sequence[tuple[str, str]] = DIRECT
+) -> list[RankedPair]:
     """Pairs never trained on that set source against relevance.
 
     For each source S other than the golden column's G these are `G > S`, the reply of another
@@ -65,6 +67,7 @@ def pairs_across_sources(preferences: PreferenceSet, *, seed: int) -> list[Ranke
     Args:
         preferences: the rows; those without a golden column are left out.
         seed: of the draw of replies to other prompts.
+        direct: sources (better, worse) that are trained on, and so left out here.
     """
     others = replies_elsewhere(preferences, seed=seed)
     pairs = []
@@ -74,7 +77,7 @@ def pairs_across_sources(preferences: PreferenceSet, *, seed: int) -> list[Ranke
         golden, golden_reply = row.sources[row.golden], row.responses[row.golden]
         golden_elsewhere = elsewhere[row.golden]
         for source, reply in zip(row.sources, row.responses, strict=True):
-            if source == golden or source in OFF_PROMPT or (golden, source) in DIRECT:
+            if source == golden or source in OFF_PROMPT or (golden, source) in direct:
                 continue
             pairs.append(_ranked(row, f"{golden} > {source}", golden_reply, reply))
             if golden_elsewhere is not None:

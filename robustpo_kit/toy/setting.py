@@ -199,7 +199,7 @@ def train(
             layout="separate",
             reference_cache=cache,
         )
-        return training.train(policy, prefs, objectives.build(spec), config)
+        return training.train(policy, prefs, objectives.build(spec, seed=seed), config)
 
 
 @contextlib.contextmanager
