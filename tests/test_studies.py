@@ -160,6 +160,16 @@ def test_a_difference_against_the_declared_direction_is_not_shown(study, tmp_pat
     assert analysis.verdict(table.iloc[1]).startswith("no difference beyond 0.5: -0.3")
 
 
+def test_every_baseline_has_its_doses(tmp_path):
+    declared = declaration()
+    declared["primary"].append(declared["primary"][1] | {"contrast": ["reweight", "reweight"]})
+    other = load(tmp_path, declared)
+    table = analysis.study_table(other, outcomes(other, np.random.default_rng(0)))
+    seen = table[table["kind"] == "exploratory"]
+    assert (seen["method"] == seen["baseline"]).all() and set(seen["outcome"]) == {"words"}
+    assert sorted(seen["method"]) == ["erm", "reweight"]
+
+
 def test_a_table_cannot_omit_what_was_declared(study):
     table = outcomes(study, np.random.default_rng(0))
     for left, message in (

@@ -24,8 +24,9 @@ def study_table(
 ) -> pd.DataFrame:
     """What a declared study found: every primary contrast with Holm's p, then exploratory ones.
 
-    Exploratory are every method minus the first primary baseline at each dose, and that baseline
-    at each dose minus itself at the first; their intervals and p values are simultaneous (max-t).
+    Exploratory are every baseline of a primary contrast at each dose minus itself at the first, and
+    every other method minus the first of these at each dose; their intervals and p values are
+    simultaneous (max-t).
 
     Args:
         study: a declaration, or its name.
@@ -145,19 +146,21 @@ def _bands(rows: list[dict[str, Any]], level: float, seed: int) -> pd.DataFrame:
 
 
 def _exploratory(study: Study, outcomes: pd.DataFrame) -> list[Contrast]:
-    """Methods against the first baseline at each dose, and the baseline's doses against its first.
+    """Doses of the baselines against their first, other methods against the first baseline.
 
     The direction is 'either', so that a primary contrast is recognised by `_undirected`.
     """
-    baseline = study.primary[0].baseline
+    baselines = list(dict.fromkeys(contrast.baseline for contrast in study.primary))
     contrasts = []
     for outcome in dict.fromkeys(outcomes["outcome"]):
         for dose in study.doses:
             here = {"dose": dose}
             for method in study.methods:
-                against = {"dose": study.doses[0]} if method == baseline else here
-                if method != baseline or here != against:
-                    contrasts.append(Contrast(method, baseline, outcome, here, against, "either"))
+                other, against = baselines[0], here
+                if method in baselines:
+                    other, against = method, {"dose": study.doses[0]}
+                if (method, here) != (other, against):
+                    contrasts.append(Contrast(method, other, outcome, here, against, "either"))
     return contrasts
 
 
