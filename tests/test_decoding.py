@@ -136,6 +136,16 @@ def test_memory_is_reserved_once_and_rows_move_in_it(monkeypatch):
     assert len(places) == 1 and len(widths) > 1 and len({shape[2] for shape in widths}) == 1
 
 
+def test_a_frozen_head_is_given_matrices_and_not_copied_for_every_row():
+    """Of a view with gaps, torch's product copies a head that needs no gradient once a row."""
+    model, seen = model_of(), []
+    model.requires_grad_(False)
+    head = model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    decoding.decode(model, PROMPTS, GREEDY, ends=NO_END, pad=0, generator=torch.Generator())
+    assert len(seen) == 2 + GREEDY.max_new_tokens - 1 and all(seen)
+
+
 def test_draws_follow_the_probabilities():
     model = model_of(torch.float32)
     config = SamplingConfig(max_new_tokens=1, top_k=8, samples=4000)

@@ -234,13 +234,15 @@ class _Rows:
     def _forward(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
         """Logits [n, V] after the tokens `ids` [n, T]; `mask` [n, L] tells of those before, too."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        # an index gives a matrix, -1 a view with gaps, for which a frozen head is copied once a row
+        last = torch.tensor([ids.shape[1] - 1], device=self.device)
         out = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         )
         return out.logits[:, -1]
 
