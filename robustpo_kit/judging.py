@@ -157,14 +157,12 @@ def _check_lengths(prompts: Sequence[str], others: Mapping[str, Sequence[Any]]) 
 # ---- tables ------------------------------------------------------------------------------------
 
 
-def win_table(
-    verdicts: pd.DataFrame, *, draws: int = 2000, level: float = 0.95, seed: int = 0
-) -> pd.DataFrame:
+def win_table(verdicts: pd.DataFrame, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Shares of win, tie and lose by policy, and score = win + tie/2, with bootstrap intervals.
 
     Args:
         verdicts: a row a reply, with the columns policy, prompt_id, verdict (of `compare`).
-        draws, level, seed: of the bootstrap over prompts.
+        draws, seed: of the bootstrap over prompts, whose intervals are at 95 %.
 
     Returns:
         A row a policy: policy, prompts, replies, then NAME, NAME_low, NAME_high for win, tie, lose,
@@ -177,14 +175,13 @@ def win_table(
         outcomes,
         cluster="prompt_id",
         draws=draws,
-        level=level,
         seed=seed,
     )
     return table.rename(columns={"clusters": "prompts", "n": "replies"})
 
 
 def difference_table(
-    verdicts: pd.DataFrame, baseline: str, *, draws: int = 2000, level: float = 0.95, seed: int = 0
+    verdicts: pd.DataFrame, baseline: str, *, draws: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
     """Each policy minus a baseline, paired by prompt: differences of win, lose and score.
 
@@ -193,7 +190,7 @@ def difference_table(
     Args:
         verdicts: a row a reply, with the columns policy, prompt_id, verdict (of `compare`).
         baseline: name of the policy that is subtracted.
-        draws, level, seed: of the bootstrap over prompts.
+        draws, seed: of the bootstrap over prompts, whose intervals are at 95 %.
 
     Returns:
         A row a policy other than the baseline: policy, baseline, prompts (answered by both), then
@@ -214,7 +211,7 @@ def difference_table(
             continue
         paired = (means.loc[policy] - means.loc[baseline]).dropna()
         row = {"policy": policy, "baseline": baseline, "prompts": len(paired)}
-        rows.append(row | column_means(paired, outcomes, draws=draws, level=level, seed=seed))
+        rows.append(row | column_means(paired, outcomes, draws=draws, seed=seed))
     return pd.DataFrame(rows)
 
 

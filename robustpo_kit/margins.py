@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustpo_kit.losses import check_at_least, check_positive, check_whole, softplus
+from robustpo_kit.losses import check_at_least, check_positive, check_whole
 
 OFFICIAL_START = 8  # normal draws the published code puts into its queue before training
 OFFICIAL_EPSILON = 1e-10  # what the published code adds to p inside the logarithm
@@ -63,32 +63,6 @@ def target_margins(
     # a few hundred numbers: scalar root finding would stall an accelerator at every iteration
     m = gaps.detach().to("cpu", torch.float64).numpy()
     return torch.from_numpy(gamma0 * np.exp(_solve_log_q(m, gamma0, tau))).to(gaps)
-
-
-def kkt_residual(margins: Tensor, gaps: Tensor, *, gamma0: float, tau: float) -> float:
-    """How far margins are from optimal: 0 at the solution.
-
-    Args:
-        margins: [n], gamma_i.
-        gaps: [n], reward gaps.
-        gamma0: the mean margin that they should have.
-        tau: weight of the KL term.
-
-    Returns:
-        The larger of the deviation of Eq. 23 from its mid value and of mean q from 1.
-    """
-    q = margins.double() / gamma0
-    multiplier = gamma0 * torch.sigmoid(margins.double() - gaps.double()) + tau * (1 + torch.log(q))
-    return max(float(multiplier.max() - multiplier.min()) / 2, abs(float(q.mean()) - 1))
-
-
-def margin_objective(margins: Tensor, gaps: Tensor, *, gamma0: float, tau: float) -> Tensor:
-    """The objective of Eq. 22 at `margins` [n] for `gaps` [n], a scalar.
-
-    mean softplus(gamma_i - m_i) + tau KL(p || uniform), p_i = gamma_i / (n gamma0).
-    """
-    q = margins / gamma0
-    return softplus(margins - gaps).mean() + tau * torch.xlogy(q, q).mean()
 
 
 class GapQueue:

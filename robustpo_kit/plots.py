@@ -235,7 +235,7 @@ def gamma_versus_gap(table: pd.DataFrame, ax: Axes, *, gamma0: ArrayLike = ()) -
     return ax
 
 
-def word_histogram(table: pd.DataFrame, ax: Axes, *, longest: int = 60) -> Axes:
+def word_histogram(table: pd.DataFrame, ax: Axes) -> Axes:
     """Share of responses by length, a line a source; columns source, words, responses (counts)."""
     for place, source, part in _groups(table, "source"):
         part = part.sort_values("words")
@@ -249,7 +249,7 @@ def word_histogram(table: pd.DataFrame, ax: Axes, *, longest: int = 60) -> Axes:
     ax.set(
         xlabel="words (3-word running mean)",
         ylabel="share of the source's responses",
-        xlim=(0, longest),
+        xlim=(0, 60),
     )
     ax.legend()
     return ax

@@ -16,13 +16,30 @@ from robustpo_kit.losses import Scores
 from robustpo_kit.margins import (
     GapQueue,
     dynamic_margins,
-    kkt_residual,
-    margin_objective,
     target_margins,
 )
 
 quick = settings(max_examples=40, deadline=None)
 GAPS = st.lists(st.floats(-30, 30), min_size=2, max_size=60)
+
+
+def kkt_residual(found, gaps, *, gamma0, tau):
+    """How far margins are from optimal: 0 at the solution.
+
+    The larger of the deviation of Eq. 23 from its mid value and of mean q from 1.
+    """
+    q = found.double() / gamma0
+    multiplier = gamma0 * torch.sigmoid(found.double() - gaps.double()) + tau * (1 + torch.log(q))
+    return max(float(multiplier.max() - multiplier.min()) / 2, abs(float(q.mean()) - 1))
+
+
+def margin_objective(found, gaps, *, gamma0, tau):
+    """The objective of Eq. 22 at `found` [n] for `gaps` [n], a scalar.
+
+    mean softplus(gamma_i - m_i) + tau KL(p || uniform), p_i = gamma_i / (n gamma0).
+    """
+    q = found / gamma0
+    return torch.nn.functional.softplus(found - gaps).mean() + tau * torch.xlogy(q, q).mean()
 
 
 def draw(count, scale=3.0, seed=0):

@@ -84,7 +84,7 @@ class PreferenceSet(Sequence[Preference]):
         return self
 
     @classmethod
-    def from_jsonl(cls, path: str | Path, *, template: Template = PLAIN) -> "PreferenceSet":
+    def from_jsonl(cls, path: str | Path) -> "PreferenceSet":
         """Read and validate JSON lines (or .gz): `prompt` and `responses`, or a pair.
 
         A pair is `prompt`, `chosen`, `rejected`. Raises KitError naming file, line and field.
@@ -93,7 +93,7 @@ class PreferenceSet(Sequence[Preference]):
         rows = [row_from_json(value, where, number) for number, where, value in json_lines(path)]
         if not rows:
             raise KitError(f"{paths.show(path)}: holds no rows; expected one JSON object a line")
-        return cls(rows, name=path.name, template=template).validate()
+        return cls(rows, name=path.name).validate()
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write one JSON object a line, by rename."""

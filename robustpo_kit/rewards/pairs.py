@@ -18,6 +18,7 @@ DIRECT = (
     ("chosen", "rejected"),
 )
 OFF_PROMPT = ("human_mismatched",)  # sources that answer another prompt already
+NEAREST = 8  # so many replies, by their word count, of which another one is drawn
 ELSEWHERE = " elsewhere"  # marks a reply to another prompt, in the name of a kind of pair
 
 
@@ -103,15 +104,12 @@ def _ranked(row: Preference, kind: str, better: str, worse: str) -> RankedPair:
     return RankedPair(row.row_id, row.group, kind, row.prompt, better, worse)
 
 
-def replies_elsewhere(
-    preferences: PreferenceSet, *, seed: int, among: int = 8
-) -> list[list[str | None]]:
-    """For every reply one of the same source to another group, alike in length.
+def replies_elsewhere(preferences: PreferenceSet, *, seed: int) -> list[list[str | None]]:
+    """For every reply one of the same source to another group, drawn from NEAREST alike in length.
 
     Args:
         preferences: N rows.
         seed: of the draw.
-        among: it is drawn from so many that are nearest in word count.
 
     Returns:
         [N][K] texts; None where the source has no other text in another group.
@@ -120,12 +118,12 @@ def replies_elsewhere(
     replies = flat_responses(preferences)
     others = np.full(len(replies), None, dtype=object)
     for _, of_source in replies.groupby("source", sort=False):
-        others[of_source.index] = _others_alike(of_source, rng, among)
+        others[of_source.index] = _others_alike(of_source, rng)
     remaining = iter(others)
     return [list(itertools.islice(remaining, len(row.responses))) for row in preferences]
 
 
-def _others_alike(replies: pd.DataFrame, rng: np.random.Generator, among: int) -> list[str | None]:
+def _others_alike(replies: pd.DataFrame, rng: np.random.Generator) -> list[str | None]:
     """For each reply of one source another one, to another group; None where there is none."""
     texts, groups = replies["response"].to_numpy(dtype=object), replies["group"].to_numpy()
     words = np.array([len(text.split()) for text in texts])
@@ -134,7 +132,7 @@ def _others_alike(replies: pd.DataFrame, rng: np.random.Generator, among: int) -
     for place in range(len(texts)):
         unfit = (groups == groups[place]) | (texts == texts[place])
         distance = np.where(unfit, np.inf, np.abs(words - words[place]) + jitter)
-        nearest = np.argsort(distance)[:among]
+        nearest = np.argsort(distance)[:NEAREST]
         nearest = nearest[np.isfinite(distance[nearest])]
         others.append(texts[rng.choice(nearest)] if len(nearest) else None)
     return others

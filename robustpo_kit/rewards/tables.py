@@ -54,21 +54,12 @@ def _comparison_details(comparisons: pd.DataFrame) -> dict[str, Any]:
     return details
 
 
-def correlation_table(
-    table: pd.DataFrame,
-    *,
-    reward: str = "reward",
-    confidence: str = "c",
-    draws: int = 200,
-    seed: int = 0,
-) -> pd.DataFrame:
+def correlation_table(table: pd.DataFrame, *, draws: int = 200, seed: int = 0) -> pd.DataFrame:
     """Pearson and Spearman correlation of reward and confidence, with intervals over groups.
 
     Args:
-        table: a row a response (`calibration.response_table`), with the columns group, source and
-            the two that are correlated.
-        reward: name of the column of rewards.
-        confidence: name of the column of confidences.
+        table: a row a response (`calibration.response_table`), with the columns group, source,
+            reward and c, its confidence.
         draws, seed: of the bootstrap over groups.
 
     Returns:
@@ -76,7 +67,7 @@ def correlation_table(
         source), n, pearson, pearson_low, pearson_high, and the same of spearman.
     """
     centred = table.copy()
-    for column in (reward, confidence):
+    for column in ("reward", "c"):
         centred[column] -= centred.groupby("source")[column].transform("mean")
     scopes = {"overall": table, "within sources": centred}
     scopes |= {f"within {source}": part for source, part in table.groupby("source", sort=True)}
@@ -84,22 +75,17 @@ def correlation_table(
     for scope, part in scopes.items():
         row = {"scope": scope, "n": len(part)}
         for name, function in (("pearson", pearsonr), ("spearman", spearmanr)):
-            interval = _correlation(function, part, reward, confidence, draws, seed)
+            interval = _correlation(function, part, draws, seed)
             row |= interval.columns(name)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _correlation(
-    function: Callable[..., Any],
-    table: pd.DataFrame,
-    reward: str,
-    confidence: str,
-    draws: int,
-    seed: int,
+    function: Callable[..., Any], table: pd.DataFrame, draws: int, seed: int
 ) -> Interval:
-    """A correlation of two columns; NaN where one of them does not vary."""
-    rewards, confidences = table[reward].to_numpy(), table[confidence].to_numpy()
+    """A correlation of reward and c; NaN where one of them does not vary."""
+    rewards, confidences = table["reward"].to_numpy(), table["c"].to_numpy()
 
     def correlation(rows: np.ndarray) -> float:
         x, y = rewards[rows], confidences[rows]

@@ -24,9 +24,7 @@ CELL_SECONDS = 300  # nbval gives a cell as long
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def refresh(
-    *, only: list[str] | None = None, everything: bool = False, folder: Path | None = None
-) -> list[str]:
+def refresh(*, only: list[str] | None = None, everything: bool = False) -> list[str]:
     """Execute the text notebooks that changed and write their .ipynb.
 
     A notebook has changed when its cells, the code it imports, the committed data it may read or a
@@ -35,7 +33,6 @@ def refresh(
     Args:
         only: Numbers such as "04"; without them, all notebooks.
         everything: Execute unchanged ones too.
-        folder: Where the notebooks lie, their texts in `text/`; without it, the project's.
 
     Returns:
         The names of the notebooks executed.
@@ -43,7 +40,7 @@ def refresh(
     Raises:
         KitError: When a number is unknown or a cell fails; that notebook then stays as it was.
     """
-    folder = folder or paths.NOTEBOOKS
+    folder = paths.NOTEBOOKS
     sources = {path.name[:2]: path for path in sorted((folder / "text").glob("[0-9][0-9]_*.py"))}
     unknown = sorted(set(only or []) - set(sources))
     if unknown:
