@@ -22,6 +22,7 @@ import torch
 
 from robustpo_kit import analysis, experiments, judging, plots, robust
 from robustpo_kit.notebook import start
+from robustpo_kit.records import stream, torch_stream
 
 # %% tags=["parameters"]
 profile = "auto"  # auto | smoke | cpu | gpu | paper
@@ -63,7 +64,7 @@ for kind in ("erm", "dro", "reweight", "dora"):
 # off? (Relative error in Euclidean norm, mean over 200 random batches with exponential losses.)
 
 # %%
-generator = torch.Generator().manual_seed(nb.seed)
+generator = torch_stream(nb.seed, "losses of made-up batches")
 batches = torch.empty(200, 32, dtype=torch.float64).exponential_(generator=generator)
 h_batches = 4 * torch.rand(200, 32, dtype=torch.float64, generator=generator)
 errors = {}
@@ -93,7 +94,7 @@ rho, values = 0.2, (h * per_sample).detach().numpy()
 lam = robust.lambda_from_radius(per_sample.detach(), rho, h)
 q = np.exp(values / lam) / np.exp(values / lam).sum()
 primal, dual = q @ values, robust.worst_case_risk(per_sample.detach(), rho, h)
-random_q = np.random.default_rng(nb.seed).dirichlet(np.ones(4), size=20000)
+random_q = stream(nb.seed, "random q").dirichlet(np.ones(4), size=20000)
 inside = random_q[(random_q * np.log(4 * random_q + 1e-300)).sum(axis=1) <= rho]
 assert abs(primal - dual) < 1e-6 and (inside @ values).max() <= dual + 1e-9
 print(f"worst case over the ball {primal:.4f} = dual {dual:.4f}; best of {len(inside)} random q: {(inside @ values).max():.4f}")

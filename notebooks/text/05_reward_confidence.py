@@ -20,6 +20,7 @@ import pandas as pd
 
 from robustpo_kit import analysis, plots
 from robustpo_kit.notebook import start
+from robustpo_kit.records import stream
 
 # %% tags=["parameters"]
 profile = "auto"  # auto | smoke | cpu | gpu | paper
@@ -41,7 +42,7 @@ nb = start("05_reward_confidence", profile=profile, seed=seed, overrides=overrid
 # $\Delta$ is the slope difference. A check on made-up data with a known answer, $\Delta=0.3$:
 
 # %%
-rng = np.random.default_rng(nb.seed)
+rng = stream(nb.seed, "made-up replies")
 prompts, r = np.tile(np.arange(300), 2), rng.random(600)
 is_dora = np.repeat([0.0, 1.0], 300)
 shared_noise = rng.normal(0, 0.05, 300)[prompts]

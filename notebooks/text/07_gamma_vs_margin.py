@@ -18,6 +18,7 @@ import torch
 
 from robustpo_kit import analysis, margins, objectives, plots
 from robustpo_kit.notebook import start
+from robustpo_kit.records import torch_stream
 
 # %% tags=["parameters"]
 profile = "auto"  # auto | smoke | cpu | gpu | paper
@@ -38,7 +39,7 @@ nb = start("07_gamma_vs_margin", profile=profile, seed=seed, overrides=overrides
 # here is its certificate, beside 20 steps of the paper's mirror descent (Eq. 24).
 
 # %%
-generator = torch.Generator().manual_seed(nb.seed)
+generator = torch_stream(nb.seed, "made-up gaps")
 gaps = 3 * torch.randn(256, dtype=torch.float64, generator=generator)
 gamma = margins.target_margins(gaps, gamma0=4.0, tau=10.0)
 q = gamma / 4.0
