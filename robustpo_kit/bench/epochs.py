@@ -35,13 +35,15 @@ class StepClock(TrainerCallback):
 
 
 def measure(config: BenchConfig, name: str, rows: dict[str, PreferenceSet]) -> dict[str, Any]:
-    """Seconds and peak memory of one epoch of a contender, after a smaller one that warms up.
+    """Seconds and peak memory of one epoch of a contender.
+
+    A GPU compiles and chooses its kernels by size: there the same epoch is taken once before. A CPU
+    has nothing to warm, and the heap would keep what a first epoch freed.
 
     Args:
         config: Names the model.
         name: One of CONTENDERS or PEERS.
-        rows: `pairs`, of the epoch, and `short`, that warm up on a CPU; a GPU compiles and chooses
-            its kernels by size, and takes the whole epoch twice.
+        rows: `pairs` are those of the epoch.
 
     Returns:
         seconds and wall_s of the epoch, steps_s of its steps, pairs_per_second; peak_mb since
@@ -50,8 +52,8 @@ def measure(config: BenchConfig, name: str, rows: dict[str, PreferenceSet]) -> d
     """
     empty = memory_in_use()
     policy = bench_policy(config)
-    warm_rows = rows["pairs"] if torch.cuda.is_available() else rows["short"]
-    prepare_epoch(config, name, policy, warm_rows)()
+    if torch.cuda.is_available():
+        prepare_epoch(config, name, policy, rows["pairs"])()
     epoch = prepare_epoch(config, name, policy, rows["pairs"])
     loaded = memory_in_use()
     reset_peak()

@@ -137,32 +137,39 @@ def _sizes(task: dict[str, Any], contenders: list[str], rows: BenchRows) -> list
 
 
 def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> BenchRows:
-    """The same texts for every contender, in an order that the seed decides.
+    """The same texts for every contender: pairs as long as the file's are, in the seed's order.
+
+    Of the pairs that fit, sorted by their tokens, each is the middle one of an equal share.
 
     Raises KitError where too few pairs fit.
     """
     pool = load("hh", source) if source else load("how_to")
-    order = stream(config.seed, "bench rows").permutation(len(pool)).tolist()
-    pairs: list[Preference] = []
-    short: list[Preference] = []
-    prompt_tokens = []
-    for place in order:
-        row = _plain(pool, pool[place], tokenizer)
+    fitting: list[tuple[int, int, Preference]] = []  # tokens, those of the prompt, the row
+    for plain in pool:
+        row = _plain(pool, plain, tokenizer)
         prompt, *responses = _token_counts(row, tokenizer)
         longest = prompt + max(responses) + 1
         empty = min(prompt, *responses) == 0
         if empty or max(responses) >= config.max_length // 2 or longest > config.max_length:
             continue
-        if len(pairs) < config.pairs:
-            pairs.append(row)
-            prompt_tokens.append(prompt)
-        if longest <= config.max_overhead_length and len(short) < config.batch_size:
-            short.append(dataclasses.replace(row, h=0.5 + len(short) / 4))
-        if len(pairs) == config.pairs and len(short) == config.batch_size:
-            return BenchRows(pairs, _lists(pairs)[: config.batch_size // 2], short, prompt_tokens)
-    raise KitError(
-        f"{source or 'how_to'}: fewer than {config.pairs} pairs fit {config.max_length} tokens"
-    )
+        fitting.append((prompt + sum(responses), prompt, row))
+    fitting.sort(key=lambda entry: entry[0])
+    count, wanted = len(fitting), config.pairs
+    short = [row for tokens, _, row in fitting if tokens < config.max_overhead_length]
+    if count < wanted or len(short) < config.batch_size:
+        raise KitError(
+            f"{source or 'how_to'}: fewer than {wanted} pairs fit {config.max_length} tokens, or "
+            f"fewer than {config.batch_size} fit {config.max_overhead_length}"
+        )
+    middles = [fitting[(2 * place + 1) * count // (2 * wanted)] for place in range(wanted)]
+    order = stream(config.seed, "bench rows").permutation(wanted).tolist()
+    pairs = [middles[place][2] for place in order]
+    short = [
+        dataclasses.replace(row, h=0.5 + place / 4)
+        for place, row in enumerate(short[-config.batch_size :])
+    ]
+    lists = _lists(pairs)[: config.batch_size // 2]
+    return BenchRows(pairs, lists, short, [middles[place][1] for place in order])
 
 
 def _plain(pool: PreferenceSet, row: Preference, tokenizer: Any) -> Preference:
