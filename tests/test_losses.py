@@ -117,6 +117,11 @@ EXACT = {  # name: (columns, keywords, the paper's formula)
     "r_dpo_length": (
         2,
         {"beta": 0.1, "alpha": 0.01},
+        lambda r: -mp.log(sigmoid(0.1 * r.d + 0.01 * (r.n[0] - r.n[1]))),
+    ),
+    "r_dpo_length printed": (
+        2,
+        {"beta": 0.1, "alpha": 0.01, "printed": True},
         lambda r: -mp.log(sigmoid(0.1 * r.d + 0.01 * (r.n[1] - r.n[0]))),
     ),
     "ipo": (2, {"tau": 0.1}, lambda r: (r.d - 5) ** 2),
@@ -157,6 +162,11 @@ EXACT = {  # name: (columns, keywords, the paper's formula)
     "dpo_pl": (5, {"beta": 0.1}, lambda r: exact_pl(r, 0.1)),
     "dpo_pl mean": (5, {"beta": 0.1, "reduction": "mean"}, lambda r: exact_pl(r, 0.1) / 5),
     "rrhf": (5, {"alpha": 0.5}, lambda r: exact_rrhf(r, 0.5)),
+    "rrhf authors": (
+        5,
+        {"alpha": 0.5, "ranking": "mean", "supervised": "first"},
+        lambda r: exact_rrhf(r, 0) / 5 - r.s[0] / r.n[0] / 2,
+    ),
     "lire": (
         5,
         {"temperature": 2.0},
@@ -166,6 +176,11 @@ EXACT = {  # name: (columns, keywords, the paper's formula)
         5,
         {"temperature": 2.0, "reward_transform": "softmax"},
         lambda r: -mp.fdot(softmax([v / 2 for v in r.s]), softmax(r.rewards)),
+    ),
+    "lire authors": (
+        5,
+        {"temperature": 2.0, "reward_transform": "softmax", "reduction": "mean"},
+        lambda r: -mp.fdot(softmax([v / 2 for v in r.s]), softmax(r.rewards)) / 5,
     ),
     "sft": (3, {}, lambda r: -r.s[0] / r.n[0]),
     "sft sum": (3, {"reduction": "sum"}, lambda r: -r.s[0]),
@@ -381,6 +396,43 @@ def test_softplus_does_not_turn_linear():
     )
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.05])
+def test_r_dpo_finds_the_optimum_of_a_reward_less_alpha_tokens(alpha):
+    """A table of eight replies, every pair with its Bradley-Terry preference, to convergence.
+
+    The optimum of E[r - alpha n] - beta KL is p_ref exp((r - alpha n) / beta).
+    """
+    beta, g = 0.5, torch.Generator().manual_seed(0)
+    lengths = torch.tensor([3, 9, 14, 20, 26, 33, 41, 50])
+    reward, ref = (torch.randn(8, generator=g, dtype=torch.float64) for _ in range(2))
+    ref = ref.log_softmax(0)
+    left, right = torch.triu_indices(8, 8, offset=1)
+    columns = torch.stack([torch.cat([left, right]), torch.cat([right, left])], dim=1)
+    shares = torch.sigmoid(reward[columns[:, 0]] - reward[columns[:, 1]])
+
+    def mean_length(printed):
+        logits = ref.clone().requires_grad_()
+        lbfgs = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-12, lr=0.5)
+
+        def closure():
+            lbfgs.zero_grad()
+            scores = Scores(logits.log_softmax(0)[columns], ref[columns], lengths[columns])
+            found = losses.r_dpo_length(scores, beta=beta, alpha=alpha, printed=printed)
+            value = (shares * found).sum()
+            value.backward()
+            return value
+
+        lbfgs.step(closure)
+        return float((logits.detach().softmax(0) * lengths).sum())
+
+    def optimum(price):
+        return float(((ref + (reward - price * lengths) / beta).softmax(0) * lengths).sum())
+
+    assert mean_length(printed=False) == pytest.approx(optimum(alpha), rel=1e-5)
+    assert mean_length(printed=True) == pytest.approx(optimum(-alpha), rel=1e-5)
+    assert (optimum(-alpha) > optimum(alpha) + 1) == (alpha > 0)
+
+
 def _gradient(loss, scores, **keywords):
     leaf = scores.logps.clone().requires_grad_()
     return torch.autograd.grad(loss(scores._replace(logps=leaf), beta=0.1, **keywords).sum(), leaf)[
@@ -467,6 +519,9 @@ BAD = [
     ("cdpo", {"beta": 0.1, "epsilon": -0.1}, toy(), "epsilon"),
     ("rdpo", {"beta": 0.1, "epsilon": 0.5}, toy(), "epsilon"),
     ("r_dpo_length", {"beta": 0.1, "alpha": -1.0}, toy(), "alpha"),
+    ("r_dpo_length", {"beta": 0.1, "alpha": 0.1, "printed": "yes"}, toy(), "printed"),
+    ("rrhf", {"supervised": "last"}, toy(5, 4), "supervised"),
+    ("rrhf", {"ranking": "max"}, toy(5, 4), "ranking"),
     ("ipo", {"tau": 0.0}, toy(), "tau"),
     ("ipo", {"tau": 0.1, "reduction": "max"}, toy(), "reduction"),
     ("exo", {"beta": 0.1, "epsilon": 0.0}, toy(), "epsilon"),

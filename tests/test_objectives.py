@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import types
 from pathlib import Path
 
@@ -13,8 +14,7 @@ from hypothesis import strategies as st
 from robustpo_kit import losses, margins, objectives, robust
 from robustpo_kit.errors import KitError
 from robustpo_kit.losses import Scores
-from robustpo_kit.objectives import PRESETS, SpecError, build
-from robustpo_kit.objectives import objective as objective_module
+from robustpo_kit.objectives import PRESETS, SpecError, aggregation, build
 from robustpo_kit.records import torch_stream
 
 
@@ -481,6 +481,16 @@ def test_the_search_of_beta_dpo_is_the_tables():
     assert found == {"beta": (2.5, 10.0), "alpha": (0.01, 0.05, 0.1, 0.2)}
 
 
+def test_the_specs_of_the_differences_are_understood():
+    """docs/differences.md gives a spec for most of its rows; only those with ... are no specs."""
+    text = (Path(__file__).parents[1] / "docs" / "differences.md").read_text()
+    heads = "|".join((*losses.BASES, *robust.AGGREGATORS, "gamma"))
+    specs = [spec for spec in re.findall(rf"`((?:{heads})\(.*?\))`", text) if "..." not in spec]
+    assert len(specs) == 8
+    for spec in specs:
+        build(spec)
+
+
 # --- one function and one row ---
 
 
@@ -552,7 +562,7 @@ def test_the_default_of_lam_stands_in_one_place(monkeypatch):
     assert source.count("DEFAULT_LAM = 1.0") == 1
     edited = types.ModuleType("edited_robust")
     exec(source.replace("DEFAULT_LAM = 1.0", "DEFAULT_LAM = 3.0"), edited.__dict__)
-    monkeypatch.setattr(objective_module, "robust", edited)
+    monkeypatch.setattr(aggregation, "robust", edited)
     scores, h = toy(), factors()
     implicit, explicit = build("dora(dpo, beta=0.1)"), build("dora(dpo, beta=0.1, lam=3.0)")
     one, two = implicit.step_loss(scores, h), explicit.step_loss(scores, h)
@@ -582,7 +592,7 @@ REFUSED = {
     "gamma(dpo, beta=0.1, gamma0=1)": "needs tau",
     "erm(dpo(beta=0.1), beta=0.2)": "'beta' of dpo is given twice",
     "gamma(simpo(beta=2, gamma0=1), gamma0=2, tau=1)": "'gamma0' of gamma is given twice",
-    "dora(dpo, beta=0.1, rho=1)": "accepted here: beta, lam, loss_shift, normalise_h",
+    "dora(dpo, beta=0.1, rho=1)": "accepted here: beta, ess, lam, loss_shift, micro_batch, ",
     "gamma(ipo, tau=0.1, gamma0=1)": "no target margin",
     "gamma(dpo_pl, beta=0.1, gamma0=1, tau=1)": "no target margin",
     "gamma(kto, beta=0.1, gamma0=1, tau=1)": "no target margin",

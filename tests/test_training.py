@@ -107,7 +107,8 @@ class MeanOfLogps:
     """An objective of a user's own: it raises the mean log-prob of column 0."""
 
     responses, logp, spec, coupling = "pair", "sum", "mean_of_logps()", "separable"
-    needs_reference = needs_rewards = needs_h = needs_kl = False
+    needs_reference = needs_rewards = needs_h = needs_ratios = needs_kl = False
+    strength: dict[str, float] = {}
 
     def step_loss(self, scores, h=None, *, training=True):
         per_sample = -scores.logps[:, 0]

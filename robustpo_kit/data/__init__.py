@@ -1,7 +1,7 @@
 """Preference data: rows, sets, files, and tasks of text."""
 
 from robustpo_kit.data.preferences import PreferenceSet
-from robustpo_kit.data.rows import Preference, take
+from robustpo_kit.data.rows import Preference, mean_h, take
 from robustpo_kit.data.tasks import TASKS, Task, load, template_of
 from robustpo_kit.data.template import Template
 
@@ -12,6 +12,7 @@ __all__ = [
     "Task",
     "Template",
     "load",
+    "mean_h",
     "take",
     "template_of",
 ]

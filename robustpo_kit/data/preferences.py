@@ -163,14 +163,22 @@ class PreferenceSet(Sequence[Preference]):
         )
 
     def with_h(self, h: ArrayLike) -> "PreferenceSet":
-        """Rows with factors `h` [N]; raises ValueError on another shape or a value below 0."""
+        """Rows with factors `h` [N], or the ratio of each response [N, K], whose means they are.
+
+        Raises ValueError on another shape or a value below 0.
+        """
         values = np.asarray(h, dtype=float)
-        if values.shape != (len(self),) or not np.isfinite(values).all() or (values < 0).any():
+        fits = values.shape in ((len(self),), (len(self), self.responses_per_prompt))
+        if not fits or not np.isfinite(values).all() or (values < 0).any():
             raise ValueError(
-                f"h: expected {len(self)} finite values >= 0, got shape {values.shape}"
+                f"h: expected {len(self)} finite values >= 0, or so many a response, got shape "
+                f"{values.shape}"
             )
+        of_rows = values.tolist()
+        if values.ndim == 2:
+            of_rows = [tuple(ratios) for ratios in of_rows]
         return self._with(
-            replace(row, h=value) for row, value in zip(self.rows, values.tolist(), strict=True)
+            replace(row, h=of_row) for row, of_row in zip(self.rows, of_rows, strict=True)
         )
 
     def pairs(self, how: str = "columns") -> "PreferenceSet":

@@ -120,6 +120,12 @@ def _number(value: Any, name: str, where: str) -> float | None:
     return value
 
 
+def _number_or_numbers(value: Any, name: str, where: str) -> float | tuple[float, ...] | None:
+    if isinstance(value, list):
+        return _numbers(value, name, where)
+    return _number(value, name, where)
+
+
 def _column(value: Any, name: str, where: str) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise _wrong_type(value, name, where)
@@ -150,5 +156,5 @@ READERS: dict[str, Callable[[Any, str, str], Any]] = {
     "rewards": _numbers,
     "golden": _column,
     "flipped": _flag,
-    "h": _number,
+    "h": _number_or_numbers,
 }

@@ -19,11 +19,19 @@ class Preference:
     rewards: tuple[float, ...] | None = None
     golden: int | None = 0  # the column from the target Q0
     flipped: bool = False
-    h: float | None = None  # calibration factor h~ of the sample
+    # calibration factor h~ of the sample, or the density ratio of each response, whose mean it is
+    h: float | tuple[float, ...] | None = None
+
+
+def mean_h(row: Preference) -> float | None:
+    """h~ of the sample."""
+    if isinstance(row.h, tuple):
+        return math.fsum(row.h) / len(row.h)
+    return row.h
 
 
 def take(row: Preference, columns: Sequence[int]) -> Preference:
-    """`row` with only `columns`, in that order."""
+    """`row` with only `columns`, in that order; its h~ stays that of the whole sample."""
     rewards, golden = None, None
     if row.rewards is not None:
         rewards = tuple(row.rewards[column] for column in columns)
@@ -35,6 +43,7 @@ def take(row: Preference, columns: Sequence[int]) -> Preference:
         sources=tuple(row.sources[column] for column in columns),
         rewards=rewards,
         golden=golden,
+        h=mean_h(row),
     )
 
 
@@ -89,8 +98,12 @@ def check_row(row: Preference, where: str) -> None:
         _check_rewards(row.rewards, count, where)
     if row.golden is not None and not 0 <= row.golden < count:
         raise KitError(f"{where}, field golden: {row.golden} is not a column of {count} responses")
-    if row.h is not None and not (math.isfinite(row.h) and row.h >= 0):
-        raise KitError(f"{where}, field h: {row.h}; a finite value >= 0 is expected")
+    factors = row.h if isinstance(row.h, tuple) else (row.h,) * count
+    if row.h is not None and len(factors) != count:
+        raise KitError(f"{where}, field h: {len(factors)} for {count} responses; one each, or one")
+    for factor in factors:
+        if factor is not None and not (math.isfinite(factor) and factor >= 0):
+            raise KitError(f"{where}, field h: {factor}; a finite value >= 0 is expected")
 
 
 def _check_rewards(rewards: Sequence[float], count: int, where: str) -> None:

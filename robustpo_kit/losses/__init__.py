@@ -5,7 +5,14 @@ the chosen and the rejected response, D = r_w - r_l, and sp(x) = log(1 + e^x). T
 aggregates. `BASES` is the table of losses: all that objectives and training know of one.
 """
 
-from robustpo_kit.losses.checks import check_at_least, check_number, check_positive, check_whole
+from robustpo_kit.losses.checks import (
+    check_at_least,
+    check_between,
+    check_flag,
+    check_number,
+    check_positive,
+    check_whole,
+)
 from robustpo_kit.losses.coupled import BetaState, beta_dpo, kto, kto_pair
 from robustpo_kit.losses.listwise import dpo_pl, lire, rrhf, sft
 from robustpo_kit.losses.pairwise import (
@@ -41,6 +48,8 @@ __all__ = [
     "TARGETS",
     "beta_dpo",
     "check_at_least",
+    "check_between",
+    "check_flag",
     "check_number",
     "check_positive",
     "check_whole",

@@ -50,6 +50,18 @@ def check_whole(name: str, value: object, *, low: int | None = None) -> None:
         raise ValueError(f"{name}: must be at least {low}, got {value}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: must be True or False, got {value!r}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """One of two or more texts."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}")
+
+
 def present(name: str, value: Tensor | None) -> Tensor:
     """The field, which may be left out of a step's scores but not by this loss."""
     if value is None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustpo_kit.losses.checks import check_at_least, check_positive
+from robustpo_kit.losses.checks import check_at_least, check_choice, check_positive
 from robustpo_kit.losses.scores import (
     Scores,
     check_list,
@@ -45,42 +45,68 @@ def dpo_pl(scores: Scores, *, beta: float, reduction: str = "sum") -> Tensor:
     return total
 
 
-def rrhf(scores: Scores, *, alpha: float = 1.0, reduction: str = "mean") -> Tensor:
+def rrhf(
+    scores: Scores,
+    *,
+    alpha: float = 1.0,
+    reduction: str = "mean",
+    supervised: str = "best",
+    ranking: str = "sum",
+) -> Tensor:
     """RRHF: sum_{R_i < R_j} max(0, a_i - a_j) + alpha NLL(argmax R) (Yuan et al. 2023, Eq. 2-4).
 
-    `reduction` of the NLL: "mean" over response tokens (default) or "sum". The first of equal best
-    rewards is taken. Returns [B].
+    Args:
+        scores: of lists, with rewards.
+        alpha: weight of the NLL, >= 0.
+        reduction: of the NLL, "mean" over response tokens or "sum".
+        supervised: whose NLL, "best" = the response of highest reward (the first of equal ones), or
+            "first" = column 0, as the DoRA code takes the chosen one.
+        ranking: "sum" over pairs, or "mean" = divided by the K of the row, as the DoRA code does.
+
+    Returns:
+        [B]
     """
     check_at_least("alpha", alpha, 0.0)
+    check_choice("supervised", supervised, ("best", "first"))
     check_list(scores)
     a, real, rewards = mean_logps(scores), real_columns(scores), column_rewards(scores)
     worse = rewards[:, :, None] < rewards[:, None, :]  # [B, i, j]: R_i < R_j
     worse = worse & real[:, :, None] & real[:, None, :]
-    ranking = (F.relu(a[:, :, None] - a[:, None, :]) * worse).sum(dim=(1, 2))
-    supervised = a
+    misordered = (F.relu(a[:, :, None] - a[:, None, :]) * worse).sum(dim=(1, 2))
+    if check_reduction(ranking, "ranking") == "mean":
+        misordered = misordered / real.sum(dim=-1)
+    likelihood = a
     if check_reduction(reduction) == "sum":
-        supervised = column_logps(scores)
-    order, _ = _ranking(scores)
-    return ranking - alpha * supervised.gather(1, order[:, :1])[:, 0]
+        likelihood = column_logps(scores)
+    chosen = torch.zeros_like(real[:, :1], dtype=torch.long)
+    if supervised == "best":
+        chosen = _ranking(scores)[0][:, :1]
+    return misordered - alpha * likelihood.gather(1, chosen)[:, 0]
 
 
-def lire(scores: Scores, *, temperature: float, reward_transform: str = "none") -> Tensor:
+def lire(
+    scores: Scores,
+    *,
+    temperature: float,
+    reward_transform: str = "none",
+    reduction: str = "sum",
+) -> Tensor:
     """LIRE: -sum_j softmax(s / T)_j R_j (Zhu et al. 2024, Eq. 7). Returns [B].
 
     `reward_transform` "softmax" replaces R by softmax(R) over the row, as the DoRA code does;
-    values lie in (-1, 0).
+    values lie in (-1, 0). `reduction` "mean" divides by the K of the row, as that code does too.
     """
     check_positive("temperature", temperature)
+    check_choice("reward_transform", reward_transform, ("none", "softmax"))
     check_list(scores)
     real, rewards = real_columns(scores), column_rewards(scores)
     if reward_transform == "softmax":
         rewards = rewards.masked_fill(~real, -math.inf).softmax(dim=-1)
-    elif reward_transform != "none":
-        raise ValueError(
-            f"reward_transform: expected 'none' or 'softmax', got {reward_transform!r}"
-        )
     policy = (column_logps(scores) / temperature).masked_fill(~real, -math.inf).softmax(dim=-1)
-    return -(policy * rewards).sum(dim=-1)
+    total = -(policy * rewards).sum(dim=-1)
+    if check_reduction(reduction) == "mean":
+        return total / real.sum(dim=-1)
+    return total
 
 
 def sft(scores: Scores, *, reduction: str = "mean") -> Tensor:

@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustpo_kit.losses.checks import check_at_least, check_between, check_positive
+from robustpo_kit.losses.checks import (
+    check_at_least,
+    check_between,
+    check_flag,
+    check_positive,
+)
 from robustpo_kit.losses.scores import (
     Scores,
     check_pair,
@@ -68,24 +73,37 @@ def rdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None =
 
 
 def r_dpo_length(
-    scores: Scores, *, beta: float, alpha: float, margin: Tensor | None = None
+    scores: Scores,
+    *,
+    beta: float,
+    alpha: float,
+    printed: bool = False,
+    margin: Tensor | None = None,
 ) -> Tensor:
-    """R-DPO, regularised for length: sp(-(beta D - alpha (n_w - n_l))) (Park et al. 2024).
+    """R-DPO, regularised for length: sp(-(beta D + alpha (n_w - n_l))) (Park et al. 2024).
+
+    The optimum of E[r - alpha n] - beta KL has r_w - r_l = beta D + alpha (n_w - n_l), so that this
+    loss finds the policy whose replies cost alpha nats a token.
 
     Args:
         scores: of pairs, with a reference.
         beta: strength of the reference, > 0.
         alpha: nats a token of difference in length, >= 0.
+        printed: take the sign that gamma-PO's Table 6 prints, sp(-(beta D - alpha (n_w - n_l))),
+            whose minimiser makes replies longer.
         margin: [B], a target margin in units of beta D.
 
     Returns:
         [B]
     """
     check_at_least("alpha", alpha, 0.0)
+    check_flag("printed", printed)
     gap = dpo_gap(scores, beta=beta)
     lengths = response_lengths(scores)
-    longer = lengths[:, 0] - lengths[:, 1]
-    return softplus(target_margin(margin, gap) + alpha * longer - gap)
+    penalty = alpha * (lengths[:, 0] - lengths[:, 1])
+    if printed:
+        penalty = -penalty
+    return softplus(target_margin(margin, gap) - penalty - gap)
 
 
 def ipo(scores: Scores, *, tau: float, reduction: str = "sum") -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustpo_kit.losses.checks import present
+from robustpo_kit.losses.checks import check_choice, present
 
 
 class Scores(NamedTuple):
@@ -153,8 +153,7 @@ def target_margin(margin: Tensor | None, gap: Tensor) -> Tensor | float:
     return checked_vector("margin", margin, gap).detach()
 
 
-def check_reduction(reduction: str) -> str:
-    """ "sum" or "mean"."""
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction: expected 'sum' or 'mean', got {reduction!r}")
+def check_reduction(reduction: str, name: str = "reduction") -> str:
+    """ "sum" or "mean", the argument `name`."""
+    check_choice(name, reduction, ("sum", "mean"))
     return reduction

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from robustpo_kit.errors import KitError
 from robustpo_kit.losses import BASES, TARGETS
+from robustpo_kit.objectives.aggregation import aggregator_options
 from robustpo_kit.robust import AGGREGATORS
 
 SOLVER_OPTIONS = ("tau", "solver", "steps", "parity")
 QUEUE_OPTIONS = ("capacity", "solve_size", "parity")
-MARGIN_OPTIONS = (*TARGETS, *SOLVER_OPTIONS, *QUEUE_OPTIONS, "center", "seed")
+WISH = ("spread", "solve_step")  # instead of tau
+MARGIN_OPTIONS = (*TARGETS, *SOLVER_OPTIONS, *QUEUE_OPTIONS, *WISH, "center", "seed")
 
 
 class SpecError(KitError, ValueError):
@@ -32,7 +34,7 @@ class Layer:
         if self.name == "gamma":
             return MARGIN_OPTIONS
         if self.name in AGGREGATORS:
-            return AGGREGATORS[self.name].options
+            return aggregator_options(self.name)
         options = BASES[self.name].options
         if under_gamma:
             return tuple(keyword for keyword in options if keyword not in TARGETS)
@@ -42,7 +44,7 @@ class Layer:
     def required(self) -> tuple[str, ...]:
         """The keywords that the layer cannot do without."""
         if self.name == "gamma":
-            return ("tau",)
+            return () if "spread" in self.keywords else ("tau",)
         if self.name in BASES:
             return BASES[self.name].required
         return AGGREGATORS[self.name].required

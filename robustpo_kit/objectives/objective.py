@@ -7,6 +7,7 @@ from torch import Tensor
 
 from robustpo_kit import robust
 from robustpo_kit.losses import BASES, Scores
+from robustpo_kit.objectives.aggregation import Aggregation
 from robustpo_kit.objectives.base_loss import BaseLoss, chosen_options
 from robustpo_kit.objectives.layers import SpecError
 from robustpo_kit.objectives.margin_layer import MarginLayer
@@ -28,9 +29,10 @@ class Objective:
     Attributes:
         base, options: the loss's name and keywords.
         aggregator, aggregation: the aggregator's name and keywords.
-        margin, gamma0: the gamma layer's keywords and its mean margin, or None.
+        margin: the gamma layer's keywords, or None.
         responses: "pair" | "list" | "one" a prompt.
         needs_reference, needs_rewards, needs_h, needs_kl: what `step_loss` cannot do without.
+        needs_ratios: whether h must be the ratio of each response, not their mean.
         logp: "mean" where the loss reads log-probs per token only, else "sum".
         coupling: "separable" if the loss is a mean over samples with weights known beforehand, so
             that micro-batches can be backpropagated one by one; "log_sum_exp" if the step's
@@ -50,29 +52,43 @@ class Objective:
         self.base, self.options = base, dict(options)
         self.aggregator, self.aggregation = aggregator, dict(aggregation or {})
         self.margin = None if margin is None else dict(margin)
-        self._row, self._aggregator = BASES[base], robust.AGGREGATORS[aggregator]
+        self._row = BASES[base]
         self.responses = self._row.responses
         self.needs_reference = self._row.needs_reference
         self.needs_rewards = self._row.needs_rewards
         self.needs_kl = self._row.needs_kl
-        self.needs_h = self._aggregator.needs_h
         self.logp = self._row.logp_kind(self.options)
-        self._loss = BaseLoss(base, self.options)
+        self._aggregation = Aggregation(aggregator, self.aggregation, base, self.options)
+        self.needs_h = self._aggregation.needs_h
+        self.needs_ratios = self._aggregation.needs_ratios
+        self._loss = BaseLoss(base, self.options | self._aggregation.loss_options)
         self._margins: MarginLayer | None = None
-        self.gamma0: float | None = None
         if self.margin is not None:
             self._margins = MarginLayer(self._loss, self.margin)
-            self.gamma0 = self._margins.gamma0
         self._check_arguments()
         self._refuse_nonsense()
 
     @property
+    def gamma0(self) -> float | None:
+        """The mean of dynamic margins; None without them, and where it is still to be solved."""
+        return None if self._margins is None else self._margins.gamma0
+
+    @property
+    def strength(self) -> dict[str, float]:
+        """What is wished, and what has been solved for it: ess, lam; spread, gamma0, tau."""
+        wishes = {**(self.margin or {}), **self.aggregation}
+        found = chosen_options(wishes, "spread", "ess")
+        for part in (self._margins, self._aggregation):
+            if part is not None and not part.solved.waiting:
+                found |= part.solved.numbers
+        return found
+
+    @property
     def coupling(self) -> str:
         """ "separable", "log_sum_exp" or "step"; see the class."""
-        whole_mean_h = self.aggregation.get("normalise_h", "none") != "none"
-        if self.margin is not None or self._row.coupled or whole_mean_h:
+        if self.margin is not None or self._row.coupled:
             return "step"
-        return self._aggregator.coupling
+        return self._aggregation.coupling
 
     @property
     def spec(self) -> str:
@@ -94,26 +110,21 @@ class Objective:
 
         Args:
             scores: of *all* samples of the step.
-            h: [B], calibration factors, where `needs_h`; ignored elsewhere.
+            h: [B], calibration factors, where `needs_h`; ignored elsewhere. Or [B, K], the ratio of
+                each response, whose means they are.
             training: False reads the gap queue and the moving averages without changing them.
 
         Raises:
             ValueError: a field or argument is missing, misshapen or not finite; it is named.
+            KitError: no strength gives what is wished on this step.
         """
-        if not self.needs_h:
-            h = None
-        elif h is None:
-            raise ValueError(
-                f"h: '{self.aggregator}' needs the calibration factor of every sample, got None"
-            )
+        factors = self._aggregation.factors(h, scores)
         margin = None
         if self._margins is not None:
             margin = self._margins.margins(scores, training)
         per_sample = self._loss.per_sample(scores, margin, training)
-        loss, weights = robust.aggregate_with_weights(
-            per_sample, h, kind=self.aggregator, **self.aggregation
-        )
-        metrics = step_metrics(self._row, scores, per_sample.detach(), weights, h)
+        loss, weights = self._aggregation(per_sample, h, scores, training)
+        metrics = step_metrics(self._row, scores, per_sample.detach(), weights, factors)
         if self._margins is not None and margin is not None:
             metrics |= self._margins.metrics(margin)
         return StepLoss(loss, per_sample, weights, metrics)
@@ -124,8 +135,7 @@ class Objective:
         For parts S and T of a "log_sum_exp" step, grad f(S + T) is the mean of grad f(S) and
         grad f(T) weighted by exp(log_mass), as lam * log-mean-exp (DoRA Eq. 9) is differentiated.
         """
-        lam = chosen_options(self.aggregation, "lam")
-        return robust.log_mass(loss, count, kind=self.aggregator, **lam)
+        return self._aggregation.log_mass(loss, count)
 
     def state_dict(self) -> dict[str, Any]:
         """Queue, moving averages and generators as tensors and numbers; empty if stateless."""
@@ -146,11 +156,10 @@ class Objective:
             entries = part.state_dict()
             part.load_state_dict({entry: state[f"{name}.{entry}"] for entry in entries})
 
-    def _parts(self) -> dict[str, BaseLoss | MarginLayer]:
+    def _parts(self) -> dict[str, BaseLoss | MarginLayer | Aggregation]:
         """What may remember something between steps, by the prefix of its state's entries."""
-        if self._margins is None:
-            return {"loss": self._loss}
-        return {"loss": self._loss, "queue": self._margins}
+        parts = {"loss": self._loss, "queue": self._margins, "aggregation": self._aggregation}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _check_arguments(self) -> None:
         """Run one toy step: a bad argument is refused when the objective is built, not later."""
@@ -163,7 +172,7 @@ class Objective:
             kl_logps=logps[:, 0],
             kl_ref_logps=logps[:, 0],
         )
-        self.step_loss(toy, torch.ones(1, dtype=torch.float64), training=False)
+        self.step_loss(toy, torch.ones(1, 2, dtype=torch.float64), training=False)
 
     def _refuse_nonsense(self) -> None:
         """Combinations that run but mean nothing."""
@@ -175,7 +184,7 @@ class Objective:
                 f"loss of 0, which {aggregator} would weigh as if they were good; "
                 f"use {share_kept}=1.0 or erm"
             )
-        if self._row.bounded and self._aggregator.sign < 0:
+        if self._row.bounded and robust.AGGREGATORS[aggregator].sign < 0:
             raise SpecError(
                 f"{aggregator}({base}): its soft minimum is derived for log-losses of pairs; "
                 "use it with dpo and kin"

@@ -114,7 +114,10 @@ def _known(name: str, spec: str) -> str:
 
 
 def _literal(keyword: ast.keyword, spec: str) -> Any:
+    """The value of a keyword; a bare word is a text, but for true and false."""
     value: object
+    if isinstance(keyword.value, ast.Name):
+        return {"true": True, "false": False}.get(keyword.value.id, keyword.value.id)
     try:
         value = ast.literal_eval(keyword.value)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):

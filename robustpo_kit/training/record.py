@@ -47,6 +47,7 @@ def _sizes(trainer: StepTrainer) -> dict[str, Any]:
         "layout": trainer.exact_step.layout,
         "world_size": world_size(),
         "logp": trainer.objective.logp,
+        "strength": trainer.objective.strength,
         "tokens": trainer.tokens.counts,
     }
 
@@ -67,8 +68,10 @@ def run_card(record: RunRecord) -> str:
     metrics, config = record.metrics, record.config
     counts = {name: count for name, count in metrics["tokens"].items() if count}
     events = [f"{name} {counts[name]}" for name in counts if name not in ("rows", "responses")]
+    strength = [f"   {name} = {value:.4g}" for name, value in metrics["strength"].items()]
     lines = (
-        f"objective  {record.objective}   logp = {metrics['logp']}   window = {config['window']}",
+        f"objective  {record.objective}   logp = {metrics['logp']}   window = {config['window']}"
+        + "".join(strength),
         f"steps      {metrics['steps']} of {config['batch_size']} prompts, "
         f"micro-batch {metrics['micro_batch_size']}, {metrics['world_size']} rank(s), "
         f"layout {metrics['layout']}, lr {config['learning_rate']:g} ({config['schedule']})",

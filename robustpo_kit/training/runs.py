@@ -167,6 +167,11 @@ def _trainer(
     arguments: TrainingArguments,
 ) -> StepTrainer:
     """As `prepare`, of rows that fit the objective."""
+    if objective.strength and config.window == "micro":
+        raise KitError(
+            f"window: 'micro' has no whole batch that {objective.spec} could be solved on; use "
+            "window='step', or give lam, or gamma0 and tau"
+        )
     tokens = tokens_of(policy, rows, config, mismatched=objective.needs_kl)
     signals = Signals.of(rows, tokens, None)
     run = run_identity(policy, tokens, signals, objective, config, arguments)

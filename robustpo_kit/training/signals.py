@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.data import Preference, PreferenceSet, mean_h
 from robustpo_kit.errors import KitError
 from robustpo_kit.losses import Scores
 from robustpo_kit.policies import TokenTable
@@ -39,6 +39,8 @@ def _misfit(row: Preference, objective: StepObjective) -> str | None:
         return "needs rewards; give the field rewards, or .with_rewards(array)"
     if objective.needs_h and row.h is None:
         return "needs h (calibration factor); give the field h, or .with_h(array)"
+    if objective.needs_ratios and not isinstance(row.h, tuple):
+        return "needs h as the density ratio of each response; give a list, or .with_h([N, K])"
     return None
 
 
@@ -50,7 +52,7 @@ class Signals(NamedTuple):
     lengths: Tensor  # [N, K]
     mask: Tensor | None  # [N, K], None where every column is real
     rewards: Tensor | None  # [N, K]
-    h: Tensor | None  # [N]
+    h: Tensor | None  # [N], or [N, K] of each response
 
     @classmethod
     def of(cls, rows: PreferenceSet, tokens: TokenTable, reference: Tensor | None) -> "Signals":
@@ -76,7 +78,7 @@ class Signals(NamedTuple):
             lengths,
             None if bool(real_columns.all()) else real_columns,
             _rewards(rows, width),
-            _factors(rows),
+            _factors(rows, width),
         )
 
     def scores(
@@ -90,7 +92,7 @@ class Signals(NamedTuple):
             mismatched: Whether `logps` has that column.
 
         Returns:
-            The scores of B rows, and their h [B], None where rows have none.
+            The scores of B rows, and their h, [B] or [B, K], None where rows have none.
         """
         width = self.lengths.shape[1]
         device = logps.device
@@ -116,9 +118,12 @@ def _rewards(rows: PreferenceSet, width: int) -> Tensor | None:
     return torch.tensor(rewards) if len(rewards) == len(rows) else None
 
 
-def _factors(rows: PreferenceSet) -> Tensor | None:
-    """Calibration factors h [N]; None where a row has none."""
-    factors = [row.h for row in rows if row.h is not None]
+def _factors(rows: PreferenceSet, width: int) -> Tensor | None:
+    """h [N], or [N, K] where every row has a ratio of each response; None where a row has none."""
+    ratios = [_padded(row.h, width, 0.0) for row in rows if isinstance(row.h, tuple)]
+    if len(ratios) == len(rows):
+        return torch.tensor(ratios)
+    factors = [factor for factor in map(mean_h, rows) if factor is not None]
     return torch.tensor(factors) if len(factors) == len(rows) else None
 
 

@@ -33,12 +33,17 @@ class StepObjective(Protocol):
     needs_reference: bool  # log-probs under the reference policy
     needs_rewards: bool
     needs_h: bool  # calibration factors
+    needs_ratios: bool  # them as the density ratio of each response
     needs_kl: bool  # log-probs of a mismatched response a row
     logp: str  # "mean" where it reads log-probs per token only, else "sum"
 
     @property
     def spec(self) -> str:
         """Its canonical name, for records and messages."""
+
+    @property
+    def strength(self) -> dict[str, float]:
+        """What it solves on a whole step, and found, by name; empty where it solves nothing."""
 
     @property
     def coupling(self) -> str:
