@@ -17,7 +17,7 @@ from robustpo_kit.losses import Scores
 from robustpo_kit.policies import tokenize
 from robustpo_kit.records import freshness
 from robustpo_kit.training import TrainConfig
-from robustpo_kit.training.identity import differences, run_identity
+from robustpo_kit.training.identity import RunInputs, differences, run_identity
 from robustpo_kit.training.launching import trainer_arguments
 
 SPEC = "dora(gamma(dpo(beta=0.1), gamma0=0.4, tau=2), lam=1.0)"
@@ -245,7 +245,7 @@ def test_the_optimizer_is_part_of_a_run(name, tmp_path):
         arguments = trainer_arguments(run.config, str(tmp_path), 2)
         setattr(arguments, name, value)
         parts = (run.policy, tokens, signals, run.objective, run.config, arguments)
-        found.append(run_identity(*parts))
+        found.append(run_identity(RunInputs(*parts)))
     (difference,) = differences(*found)
     assert difference.startswith("optimizer: ")
 

@@ -12,6 +12,7 @@ from robustpo_kit import objectives, policies, training
 from robustpo_kit.data import Preference, PreferenceSet, Template
 from robustpo_kit.policies import collate, sequence_logps, tokenize
 from robustpo_kit.training import ExactStep, TrainConfig
+from robustpo_kit.training.identity import RunInputs
 from robustpo_kit.training.launching import trainer_arguments
 from robustpo_kit.training.signals import fitting_rows
 
@@ -100,15 +101,9 @@ class Step:
             )
         self.signals = training.Signals.of(self.rows, self.tokens, self.reference)
         arguments = trainer_arguments(self.config, str(folder), 1)
-        self.trainer = training.StepTrainer(
-            self.policy,
-            self.tokens,
-            self.signals,
-            self.objective,
-            self.config,
-            arguments,
-            {"a": "test"},
-        )
+        data = (self.policy, self.tokens, self.signals)
+        inputs = RunInputs(*data, self.objective, self.config, arguments)
+        self.trainer = training.StepTrainer(inputs, {"a": "test"})
         self.trainer.create_optimizer_and_scheduler(1)
 
     def gradient(self, times: int = 2) -> torch.Tensor:

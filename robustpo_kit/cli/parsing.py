@@ -39,6 +39,19 @@ def notebook_numbers(text: str) -> tuple[str, ...]:
     return tuple(item.split("_")[0].zfill(2) for item in comma_list(text))
 
 
+def add_model(parser: argparse.ArgumentParser, default: str | None, about: str = "") -> None:
+    """The flag --model: where a language model comes from."""
+    said = f"{about}asset, Hub id, folder, policy, or tiny"
+    if default:
+        said += f" (default: {default})"
+    parser.add_argument("--model", default=default, help=said)
+
+
+def add_data(parser: argparse.ArgumentParser, about: str) -> None:
+    """The flag --data: a preference file, which the command cannot do without."""
+    parser.add_argument("--data", required=True, metavar="FILE.jsonl", help=about)
+
+
 def add_seed(parser: argparse.ArgumentParser, about: str = "of every draw (default: 0)") -> None:
     """The flag --seed, a whole number."""
     parser.add_argument("--seed", type=int, default=0, help=about)

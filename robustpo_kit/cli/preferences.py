@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustpo_kit import data, paths, records
-from robustpo_kit.cli.parsing import Commands, add_seed, write_lines
+from robustpo_kit.cli.parsing import Commands, add_data, add_model, add_seed, write_lines
 from robustpo_kit.errors import KitError
 
 if TYPE_CHECKING:  # commands import what they need when they run: `robustpo --help` stays quick
@@ -23,9 +23,7 @@ def add_synthesise(commands: Commands) -> None:
         required=True,
         help=" | ".join([*data.TASKS, "FILE.jsonl"]),
     )
-    parser.add_argument(
-        "--model", default="smollm2-135m-instruct", help="asset, Hub id, folder, or tiny"
-    )
+    add_model(parser, "smollm2-135m-instruct")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument(
         "--rows", type=int, default=0, metavar="N", help="a seeded choice of N rows (default: all)"
@@ -77,11 +75,8 @@ def add_score(commands: Commands) -> None:
     parser = commands.add_parser(
         "score", help="score every response of a preference file: one JSON line a row"
     )
-    parser.add_argument("--data", required=True, metavar="FILE.jsonl")
-    parser.add_argument(
-        "--model",
-        help="adds logps (nats, summed) and lengths: asset, Hub id, folder, policy, or tiny",
-    )
+    add_data(parser, "prompt and responses, or chosen and rejected")
+    add_model(parser, None, "adds logps (nats, summed) and lengths: ")
     parser.add_argument(
         "--classifier", metavar="DIR", help="adds c, the probability of the target source"
     )
@@ -124,12 +119,7 @@ def add_judge(commands: Commands) -> None:
     parser = commands.add_parser(
         "judge", help="win, tie and lose of each source's replies against those of one column"
     )
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="FILE.jsonl",
-        help="prompt, responses, sources (who wrote each)",
-    )
+    add_data(parser, "prompt, responses, sources (who wrote each)")
     parser.add_argument(
         "--judge", required=True, metavar="DIR", help="a reward model trained on other rows"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robustpo_kit import paths, records
-from robustpo_kit.cli.parsing import Commands, add_assignments, assignments
+from robustpo_kit.cli.parsing import Commands, add_assignments, add_model, assignments
 from robustpo_kit.errors import KitError
 
 REQUIRED = ("data", "objective", "model", "out")
@@ -31,7 +31,7 @@ def add_train(commands: Commands) -> None:
         metavar="SPEC",
         help='e.g. "dpo(beta=0.1)" or "dora(dpo_pl, beta=0.1, lam=1.0)"',
     )
-    parser.add_argument("--model", help="asset, Hub id, local folder, or tiny")
+    add_model(parser, None)
     parser.add_argument("--out", metavar="DIR", help="where the policy and record.json go")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--dtype", help="float32 | bfloat16")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import TrainingArguments
@@ -30,27 +30,25 @@ NAMED = 6  # differences that a message names
 Identity = dict[str, Any]
 
 
-def run_identity(
-    policy: Policy,
-    tokens: TokenTable,
-    signals: Signals,
-    objective: StepObjective,
-    config: TrainConfig,
-    arguments: TrainingArguments,
-) -> Identity:
+class RunInputs(NamedTuple):
+    """What a run is made of, before its first step."""
+
+    policy: Policy  # trained in place
+    tokens: TokenTable  # N rows
+    signals: Signals  # what is known of the same rows
+    objective: StepObjective  # with the state that it starts from
+    config: TrainConfig
+    arguments: TrainingArguments  # what transformers.Trainer is told
+
+
+def run_identity(inputs: RunInputs) -> Identity:
     """All that decides the weights of a run, by name, as JSON knows it.
 
     Settings are there as they are, data and weights as digests. How a step is cut up does not count
-    where its gradient is that of the one big batch.
-
-    Args:
-        policy: Before its first step.
-        tokens: N rows.
-        signals: Of the same rows, before the reference is scored.
-        objective: With the state that it starts from.
-        config: Of the run.
-        arguments: Of transformers.Trainer: the optimizer's settings that `config` does not name.
+    where its gradient is that of the one big batch; nor do reference log-probs, for which the code
+    that scores them stands.
     """
+    policy, tokens, signals, objective, config, arguments = inputs
     settings = dataclasses.asdict(config)
     for name in FREE:
         settings.pop(name)

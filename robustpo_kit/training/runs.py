@@ -17,7 +17,7 @@ from robustpo_kit.errors import KitError
 from robustpo_kit.policies import Policy
 from robustpo_kit.records import RunRecord, digest
 from robustpo_kit.training.config import TrainConfig
-from robustpo_kit.training.identity import Identity, differences, in_words, run_identity
+from robustpo_kit.training.identity import Identity, RunInputs, differences, in_words, run_identity
 from robustpo_kit.training.interrupts import Terminated
 from robustpo_kit.training.launching import trainer_arguments
 from robustpo_kit.training.lifeline import Lifeline
@@ -174,13 +174,14 @@ def _trainer(
         )
     tokens = tokens_of(policy, rows, config, mismatched=objective.needs_kl)
     signals = Signals.of(rows, tokens, None)
-    run = run_identity(policy, tokens, signals, objective, config, arguments)
+    inputs = RunInputs(policy, tokens, signals, objective, config, arguments)
+    run = run_identity(inputs)
     _refuse_other_ranks(run)
     if objective.needs_reference:
         cache = Path(config.reference_cache or paths.CACHE / "reference")
         reference = reference_logps(policy, tokens, config=config, cache=cache)
-        signals = Signals.of(rows, tokens, reference)
-    return StepTrainer(policy, tokens, signals, objective, config, arguments, run)
+        inputs = inputs._replace(signals=Signals.of(rows, tokens, reference))
+    return StepTrainer(inputs, run)
 
 
 def _refuse_other_ranks(run: Identity) -> None:

@@ -22,11 +22,10 @@ from transformers import (
 )
 
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies import Policy, TokenTable, unwrap
+from robustpo_kit.policies import unwrap
 from robustpo_kit.records import progress
-from robustpo_kit.training.config import TrainConfig
 from robustpo_kit.training.generators import pack_generators, unpack_generators
-from robustpo_kit.training.identity import Identity
+from robustpo_kit.training.identity import Identity, RunInputs
 from robustpo_kit.training.interrupts import Termination
 from robustpo_kit.training.launching import refuse_wrappers
 from robustpo_kit.training.memory import free_memory, out_of_memory
@@ -41,9 +40,7 @@ from robustpo_kit.training.ranks import (
 )
 from robustpo_kit.training.resuming import ResumableTrainer
 from robustpo_kit.training.scoring import Scorer, kernel_of, layout_of
-from robustpo_kit.training.signals import Signals
 from robustpo_kit.training.step import CutStep, ExactStep, NotFiniteError, StepResult
-from robustpo_kit.training.step_objective import StepObjective
 
 log = logging.getLogger(__name__)
 
@@ -55,31 +52,19 @@ class StepTrainer(ResumableTrainer):
     memory runs out. `exact_step` takes the steps.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        tokens: TokenTable,
-        signals: Signals,
-        objective: StepObjective,
-        config: TrainConfig,
-        arguments: TrainingArguments,
-        run: Identity,
-    ):
+    def __init__(self, inputs: RunInputs, run: Identity):
         """Prepare a run.
 
         Args:
-            policy: Is trained in place.
-            tokens: N rows.
-            signals: What is known of the same rows.
-            objective: Its state moves with every step.
-            config: Decides the plan.
-            arguments: What transformers.Trainer is told, from `trainer_arguments`.
+            inputs: With reference log-probs among the signals where the objective needs them; the
+                objective's state moves with every step.
             run: What decides the run; a checkpoint of another one is refused.
 
         Raises:
             KitError: For what FSDP or DeepSpeed cannot do, and for weights whose updates would be
                 lost to rounding.
         """
+        policy, tokens, signals, objective, config, arguments = inputs
         self.policy, self.tokens, self.signals = policy, tokens, signals
         self.objective, self.config, self.run = objective, config, run
         self.plan = step_rows(len(tokens), config)
