@@ -37,6 +37,11 @@ NAMES = {
     "dpo_pl": "DPO-PL",
     "rrhf": "RRHF",
     "lire": "LIRE",
+    "win_rate": "win rate",
+    "win_rate_valid": "win rate, if valid",
+    "mass": "valid mass",
+    "gold": "gold reward",
+    "proxy": "proxy reward",
     "reweight+oracle": "reweighting, true h~",
     "dora+oracle": "DoRA, true h~",
 }
@@ -255,16 +260,12 @@ def word_histogram(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def points_with_band(
-    table: pd.DataFrame, ax: Axes, *, x: str, y: str, xlabel: str, ylabel: str
-) -> Axes:
-    """A line through `y` over `x` with its interval (columns low, high) as a band."""
-    table = table.sort_values(x)
-    ax.fill_between(
-        table[x], table["low"], table["high"], color=PALETTE[4], alpha=0.35, label="95 % CI"
-    )
-    ax.plot(table[x], table[y], color=PALETTE[0], marker="o")
-    ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+def lines_with_bands(table: pd.DataFrame, ax: Axes, *, x: str, y: str, by: str) -> Axes:
+    """A line a level of `by` through `y` over `x`, with its interval (low, high) as a band."""
+    for place, name, part in _groups(table, by):
+        part, shade = part.sort_values(x), colour(name, place)
+        ax.fill_between(part[x], part["low"], part["high"], color=shade, alpha=0.2, linewidth=0)
+        ax.plot(part[x], part[y], color=shade, marker="o", label=label(name))
     ax.legend()
     return ax
 

@@ -316,23 +316,50 @@ def margin_spans() -> str:
 # ---------------------------------------------------------------- the toy world
 
 
+def contrasts(outcome: str) -> str:
+    """The contrasts of the toy study that survive Holm over all of an outcome."""
+    found = table("toy_summary").query("outcome == @outcome").dropna(subset="difference")
+    found = among_all(found)
+    shown = []
+    for _, row in found.iterrows():
+        sentence = verdict(row)
+        if sentence.startswith(("gains", "loses")):
+            shown.append(f"{row['method']} {sentence} ({row['condition']})")
+    listed = "; ".join(shown) or "none"
+    return f"of {len(found)} contrasts with ERM, {len(shown)} hold after Holm: {listed}"
+
+
 @claim
 def toy_contrasts() -> str:
-    """The contrasts of the toy study that survive Holm over all of them, win rates."""
-    found = table("toy_summary").dropna(subset="difference")
-    if "outcome" in found:
-        found = found[found["outcome"] == "win_rate"]
-    found = among_all(found)
-    sentences = [verdict(row) for _, row in found.iterrows()]
-    words = [
-        f"{method} {sentence} ({condition})"
-        for method, condition, sentence in zip(
-            found["method"], found["condition"], sentences, strict=True
-        )
-        if sentence.startswith(("gains", "loses"))
-    ]
-    listed = "; ".join(words) or "none"
-    return f"of {len(found)} contrasts with ERM, {len(words)} hold after Holm: {listed}"
+    return contrasts("win_rate")
+
+
+@claim
+def toy_contrasts_valid() -> str:
+    return contrasts("win_rate_valid")
+
+
+@claim
+def toy_harm() -> str:
+    """ERM at the strongest dose against ERM on clean data, in its win rate."""
+    names = {"contamination": "contaminated rows", "label_noise": "flipped rankings"}
+    found = table("toy_dose_summary").query("outcome == 'win_rate'")
+    words = []
+    for knob, name in names.items():
+        rows = found[found["knob"] == knob]
+        row = rows.loc[rows["dose"].idxmax()]
+        words.append(f"with {100 * row['dose']:.0f} % {name} ERM {verdict(row)}")
+    return f"over {row['n']:.0f} worlds, {'; '.join(words)}"
+
+
+@claim
+def toy_mass() -> str:
+    """The valid mass that SFT leaves, and what each end of the table of losses makes of it."""
+    started = table("toy_losses")["sft_mass"].mean()
+    rows = table("toy_losses_summary").query("outcome == 'mass' and method == 'erm'")
+    rows = rows.sort_values("mean")
+    least, most = (f"{row['loss']} {interval(row, 'mean')}" for _, row in rows.iloc[[0, -1]].iterrows())
+    return f"from {started:.2f} after SFT to between {least} and {most}"
 
 
 # ---------------------------------------------------------------- speed

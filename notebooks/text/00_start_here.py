@@ -2,8 +2,7 @@
 # # 00 · Start here: the whole idea in a minute, in a world where the truth is known
 #
 # **In one line.** In ten worlds with known truth, four ways to train under five
-# conditions: <!--claim toy_contrasts-->of 25 contrasts with ERM, 2 hold after Holm: dora+oracle loses 0.07 [0.04, 0.11] (contamination 0.2); dora loses 0.08 [0.05, 0.10] (label noise 0.3)<!--/claim-->.
-# All of it among responses of the world: what leaves the world is not counted here.
+# conditions, what is invalid counted as lost: <!--claim toy_contrasts-->of 25 contrasts with ERM, 2 hold after Holm: dora+oracle loses 0.07 [0.04, 0.11] (contamination 0.2); dora loses 0.08 [0.05, 0.10] (label noise 0.3)<!--/claim-->.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
@@ -24,6 +23,7 @@
 import math
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 
 from robustpo_kit import losses, plots, toy
@@ -63,15 +63,17 @@ world, sources, samples, results = toy.study.quickstart(seed)
 print(f"{len(world.prompts)} prompts, {len(samples)} samples, {samples['contaminated'].sum()} of them contaminated")
 nb.save_table("toy_sources", sources)
 nb.save_table("toy_samples", samples)
-nb.save_table("toy_methods", results[["method", "win_rate", "reward", "confidence", "kl_golden", "kl_reference", "ess"]])
+measures = ["win_rate", "mass", "win_rate_valid", "gold", "proxy", "kl_golden", "kl_reference", "ess"]
+nb.save_table("toy_methods", results[["method", *measures]])
 
 # %%
 table = nb.read_table("toy_sources")
-table[["source", "win_rate", "reward", "confidence", "kl_golden"]].round(2)
+table[["source", "win_rate", "gold", "confidence", "kl_golden"]].round(2)
 
 # %% [markdown]
-# `win_rate` is against golden and exact: a source that is golden wins half. `confidence` is the probability of golden that
-# the *best possible* classifier gives, `kl_golden` the divergence from golden in nats.
+# `win_rate` is against golden and exact: a source that is golden wins half. `gold` is the expected true reward, in standard
+# deviations over a prompt's responses; `confidence` the probability of golden that the *best possible* classifier gives;
+# `kl_golden` the divergence from golden in nats.
 #
 # ## 3. The calibration factor sees the contamination
 #
@@ -101,32 +103,101 @@ plt.show()
 nb.read_table("toy_methods").round(3)
 
 # %% [markdown]
+# How to read it. A policy can write anything, also texts that the world does not have. **Such an invalid response loses**,
+# and has the least reward of its prompt: `win_rate` and `gold` count it so. `mass` is the probability of a valid response,
+# `win_rate_valid` the win rate among those alone. `proxy` is the reward that ranked the data, right or wrong;
+# `kl_reference` the divergence from where training began, `ess` how many of the 32 samples of a step carry its weight.
+#
 # One seed proves nothing. The committed study repeats this for ten worlds under five conditions, six runs each, paired by
 # seed:
 
 # %%
+def differences(table, outcomes, **options):
+    """`toy.sweep.summarise` for several outcomes, one below the other."""
+    parts = [toy.sweep.summarise(table, metric=outcome, **options).assign(outcome=outcome) for outcome in outcomes]
+    return pd.concat(parts, ignore_index=True)
+
+
 sweep = nb.read_table("toy_sweep", run="reference")
-summary = toy.sweep.summarise(sweep, by=["condition"], metric="win_rate")
+summary = differences(sweep, ["win_rate", "win_rate_valid", "mass"], by=["condition"])
 nb.save_table("toy_summary", summary)
-figure, axes = plt.subplots(1, summary["condition"].nunique(), figsize=(14, 3.2), sharey=True, sharex=True)
-for ax, (condition, part) in zip(axes, summary[summary["method"] != "erm"].groupby("condition", sort=False), strict=True):
-    plots.bars_with_ci(part, ax, name="method", value="difference", xlabel="win rate minus ERM's", reference=0.0)
-    ax.set_title(condition)
+conditions = list(dict.fromkeys(summary["condition"]))
+figure, axes = plt.subplots(2, len(conditions), figsize=(14, 5.6), sharey=True, sharex="row")
+for row, outcome in zip(axes, ["win_rate", "mass"], strict=True):
+    part = summary[(summary["outcome"] == outcome) & (summary["method"] != "erm")]
+    for ax, condition in zip(row, conditions, strict=True):
+        cell = part[part["condition"] == condition]
+        plots.bars_with_ci(cell, ax, name="method", value="difference", xlabel=f"{plots.label(outcome)} minus ERM's", reference=0.0)
+        ax.set_title(condition)
+figure.tight_layout()
 nb.save_figure("toy_methods", figure, summary)
 plt.show()
 
 # %% [markdown]
-# Ten worlds, and a sober picture: the intervals drawn are not corrected for their number, and
-# of them, <!--claim toy_contrasts-->of 25 contrasts with ERM, 2 hold after Holm: dora+oracle loses 0.07 [0.04, 0.11] (contamination 0.2); dora loses 0.08 [0.05, 0.10] (label noise 0.3)<!--/claim-->. The win rate is conditional on a response that the world has; preference training also moves probability outside it, by amounts that differ between methods, and
-# counted as losses these would change the picture: read the signs with that in mind.
+# Ten worlds, and a sober picture; the intervals drawn are not corrected for their number. <!--claim toy_contrasts-->x<!--/claim-->.
+# What the same contrasts are among valid responses alone: <!--claim toy_contrasts_valid-->x<!--/claim-->. So the sign of a
+# result can hang on what is done with the mass that leaves the world, and both are shown. A method that moves less from its
+# start keeps more of its mass (`kl_reference`): whether anything is left at equal divergence is not asked here.
 #
-# What one would expect, to hold against it: **contamination** is where $\tilde h$ belongs; **clean data** leaves nothing to
-# mend, and at $\lambda=1$ a step listens to few samples; under **flipped labels** the worst case chases the flips, and
-# $\tilde h$ cannot see one, because a flip leaves every response where it is.
+# ## 5. How much does it hurt? Doses, under the plain mean
+#
+# Before a method is called robust, there must be harm to mend. ERM in 24 worlds, under ever more contaminated golden slots
+# and ever more flipped rankings:
+
+# %%
+doses = nb.read_table("toy_dose", run="reference")
+outcomes = ["win_rate", "win_rate_valid", "mass"]
+knobs = {"contamination": "share of contaminated rows", "label_noise": "share of flipped rankings"}
+parts = []
+for knob in knobs:
+    others = [name for name in knobs if name != knob]
+    part = doses[(doses[others] == 0).all(axis=1)]
+    part = part.assign(method=part[knob].map("{:g}".format))  # a dose stands where a method would
+    parts.append(differences(part, outcomes, by=[], baseline="0").assign(knob=knob))
+dose_summary = pd.concat(parts, ignore_index=True).assign(dose=lambda table: table["method"].astype(float))
+nb.save_table("toy_dose_summary", dose_summary)
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+for ax, (knob, xlabel) in zip(axes, knobs.items(), strict=True):
+    plots.lines_with_bands(dose_summary[dose_summary["knob"] == knob], ax, x="dose", y="mean", by="outcome")
+    ax.set(xlabel=xlabel, ylabel="mean over 24 worlds", ylim=(0, 1))
+nb.save_figure("toy_dose", figure, dose_summary)
+plt.show()
+
+# %%
+strongest = dose_summary[dose_summary.groupby(["knob", "outcome"])["dose"].transform("max") == dose_summary["dose"]]
+strongest[["knob", "dose", "outcome", "difference", "difference_low", "difference_high", "n"]].round(3)
+
+# %% [markdown]
+# The differences are to clean data, paired by world: <!--claim toy_harm-->x<!--/claim-->. Harm that a method could mend is there.
+
+# %% [markdown]
+# ## 6. Where the mass goes
+#
+# Every preference loss asks for a *difference* of log-probabilities, and most of them can have it by making both responses
+# less likely. Every loss of the kit on clean data, as a mean and under DRO, ten worlds:
+
+# %%
+every_loss = nb.read_table("toy_losses", run="reference")
+by_loss = differences(every_loss, outcomes, by=["loss"])
+nb.save_table("toy_losses_summary", by_loss)
+order = by_loss[(by_loss["outcome"] == "mass") & (by_loss["method"] == "erm")].sort_values("mean")["loss"].tolist()
+by_loss = by_loss.set_index("loss").loc[order].reset_index()
+panels = [("erm", "mass", "mean", "valid mass"), ("dro", "mass", "difference", "valid mass, DRO minus ERM"), ("erm", "win_rate", "mean", "win rate")]
+figure, axes = plt.subplots(1, 3, figsize=(12, 4.8), sharey=True)
+for ax, (method, outcome, value, xlabel) in zip(axes, panels, strict=True):
+    part = by_loss[(by_loss["method"] == method) & (by_loss["outcome"] == outcome)]
+    plots.bars_with_ci(part, ax, name="loss", value=value, xlabel=xlabel, reference=0.0 if value == "difference" else None)
+nb.save_figure("toy_mass", figure, by_loss)
+plt.show()
+
+# %% [markdown]
+# The mean probability of a valid response on held-out prompts goes <!--claim toy_mass-->x<!--/claim-->. A loss that also asks for
+# the likelihood of the chosen response holds it; one that asks for a difference alone lets it go. A win rate among valid
+# responses does not see this, and a win rate over all of them is mostly made of it: look at both.
 #
 # Notebook 04 asks the same on real text.
 #
-# ## 5. What this machine can run
+# ## 7. What this machine can run
 #
 # `make series` runs all notebooks on real text on a laptop; `robustpo doctor` says what is installed and what is missing.
 #

@@ -149,10 +149,11 @@ table.groupby(["classifier", "sample"], sort=False)["h"].describe()[["count", "m
 
 # %%
 studies = nb.read_table("toy_h_rank", run="reference")
-table = analysis.mean_by(studies[studies["trusted"]], ["classifier_rows"], "h_rank", seed=nb.seed)
+studies = studies.assign(golden_rows=studies["trusted"].map({True: "trusted", False: "contaminated, too"}))
+table = analysis.mean_by(studies, ["golden_rows", "classifier_rows"], "h_rank", seed=nb.seed)
 figure, ax = plt.subplots()
-labels = {"xlabel": "rows of four responses the classifier saw", "ylabel": r"Spearman correlation of $\tilde h$ with the truth"}
-plots.points_with_band(table, ax, x="classifier_rows", y="h_rank", **labels)
+plots.lines_with_bands(table, ax, x="classifier_rows", y="h_rank", by="golden_rows")
+ax.set(xlabel="rows of four responses the classifier saw", ylabel=r"Spearman correlation of $\tilde h$ with the truth", xscale="log")
 nb.save_figure("toy_h_rank", figure, table)
 plt.show()
 
