@@ -176,7 +176,7 @@ def test_losses_study_has_every_loss_of_the_table():
 def test_dose_study_turns_one_knob_at_a_time():
     configs = toy.study.dose_study([3, 4])
     doses = [(c.setting.data.contamination, c.setting.data.label_noise) for c in configs]
-    assert len(set(doses)) == len(doses) / 2 == 9 and (0.0, 0.0) in doses
+    assert len(set(doses)) == len(doses) / 2 == 10 and (0.0, 0.0) in doses
     assert all(0.0 in pair for pair in doses)
 
 
