@@ -357,8 +357,8 @@ def toy_mass() -> str:
     """The valid mass that SFT leaves, and what each end of the table of losses makes of it."""
     started = table("toy_losses")["sft_mass"].mean()
     rows = table("toy_losses_summary").query("outcome == 'mass' and method == 'erm'")
-    rows = rows.sort_values("mean")
-    least, most = (f"{row['loss']} {interval(row, 'mean')}" for _, row in rows.iloc[[0, -1]].iterrows())
+    ends = rows.sort_values("mean").iloc[[0, -1]]
+    least, most = (f"{row['loss']} {interval(row, 'mean')}" for _, row in ends.iterrows())
     return f"from {started:.2f} after SFT to between {least} and {most}"
 
 
