@@ -15,7 +15,7 @@ EFFECT = re.compile(
 )
 ELSEWHERE = re.compile(r"paper|DoRA Table|Table \d|Figure \d")  # what others measured, as cited
 KEPT = {  # words of a sentence that claims nothing of today's tables, and why
-    "An invalid response loses": "a rule of the toy world",
+    "an invalid response loses": "a rule of the toy world",
     "at lambda = 1 DRO and DoRA lose win rate": "history, corrected under a later date",
     "reweighting by h~ gains where": "history, corrected under a later date",
 }

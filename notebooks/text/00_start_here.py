@@ -83,7 +83,7 @@ table[["source", "win_rate", "gold", "confidence", "kl_golden"]].round(2)
 # %%
 table = nb.read_table("toy_samples")
 table = table.assign(sample=table["contaminated"].map({True: "contaminated", False: "clean"}))
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
+figure, axes = plt.subplots(1, 2, figsize=(8, 3))
 plots.violins(table, axes[0], value="true_h", by="sample", ylabel=r"true $\tilde h$")
 axes[1].scatter(table["true_h"], table["h"], s=8, alpha=0.5, color=plots.PALETTE[0])
 axes[1].set(xlabel=r"true $\tilde h$", ylabel=r"estimated $\tilde h$ (BERT)")
@@ -103,8 +103,8 @@ plt.show()
 nb.read_table("toy_methods").round(3)
 
 # %% [markdown]
-# How to read it. A policy can write anything, also texts that the world does not have. **Such an invalid response loses**,
-# and has the least reward of its prompt: `win_rate` and `gold` count it so. `mass` is the probability of a valid response,
+# How to read it. A policy can write anything, also texts that the world does not have. **Such an invalid response counts
+# as lost**, and has the least reward of its prompt: `win_rate` and `gold` count it so. `mass` is the probability of a valid response,
 # `win_rate_valid` the win rate among those alone. `proxy` is the reward that ranked the data, right or wrong;
 # `kl_reference` the divergence from where training began, `ess` how many of the 32 samples of a step carry its weight.
 #
@@ -112,23 +112,18 @@ nb.read_table("toy_methods").round(3)
 # seed:
 
 # %%
-def differences(table, outcomes, **options):
-    """`toy.sweep.summarise` for several outcomes, one below the other."""
-    parts = [toy.sweep.summarise(table, metric=outcome, **options).assign(outcome=outcome) for outcome in outcomes]
-    return pd.concat(parts, ignore_index=True)
-
-
 sweep = nb.read_table("toy_sweep", run="reference")
-summary = differences(sweep, ["win_rate", "win_rate_valid", "mass"], by=["condition"])
+summary = toy.sweep.summarise_outcomes(sweep, ["win_rate", "win_rate_valid", "mass"], by=["condition"])
 nb.save_table("toy_summary", summary)
 conditions = list(dict.fromkeys(summary["condition"]))
-figure, axes = plt.subplots(2, len(conditions), figsize=(14, 5.6), sharey=True, sharex="row")
+figure, axes = plt.subplots(2, len(conditions), figsize=(9, 3.4), sharey=True, sharex="row")
 for row, outcome in zip(axes, ["win_rate", "mass"], strict=True):
     part = summary[(summary["outcome"] == outcome) & (summary["method"] != "erm")]
     for ax, condition in zip(row, conditions, strict=True):
         cell = part[part["condition"] == condition]
         plots.bars_with_ci(cell, ax, name="method", value="difference", xlabel=f"{plots.label(outcome)} minus ERM's", reference=0.0)
-        ax.set_title(condition)
+        ax.set_title(condition if outcome == "win_rate" else "")
+        ax.set_xlabel("" if ax is not row[2] else ax.get_xlabel())
 figure.tight_layout()
 nb.save_figure("toy_methods", figure, summary)
 plt.show()
@@ -136,8 +131,8 @@ plt.show()
 # %% [markdown]
 # Ten worlds, and a sober picture; the intervals drawn are not corrected for their number. <!--claim toy_contrasts-->of 25 contrasts with ERM, 3 hold after Holm: dro gains 0.05 [0.02, 0.07] (reward bias 1.5); dora gains 0.10 [0.05, 0.16] (reward bias 1.5); dora+oracle gains 0.08 [0.04, 0.13] (reward bias 1.5)<!--/claim-->.
 # What the same contrasts are among valid responses alone: <!--claim toy_contrasts_valid-->of 25 contrasts with ERM, 2 hold after Holm: dora+oracle loses 0.07 [0.04, 0.11] (contamination 0.2); dora loses 0.08 [0.05, 0.10] (label noise 0.3)<!--/claim-->. So the sign of a
-# result can hang on what is done with the mass that leaves the world, and both are shown. A method that moves less from its
-# start keeps more of its mass (`kl_reference`): whether anything is left at equal divergence is not asked here.
+# result can hang on what is done with the mass that leaves the world, and both are shown. `kl_reference` says how far
+# each policy went from its start; whether anything is left at equal divergence is not asked here.
 #
 # ## 5. How much does it hurt? Doses, under the plain mean
 #
@@ -153,10 +148,10 @@ for knob in knobs:
     others = [name for name in knobs if name != knob]
     part = doses[(doses[others] == 0).all(axis=1)]
     part = part.assign(method=part[knob].map("{:g}".format))  # a dose stands where a method would
-    parts.append(differences(part, outcomes, by=[], baseline="0").assign(knob=knob))
+    parts.append(toy.sweep.summarise_outcomes(part, outcomes, by=[], baseline="0").assign(knob=knob))
 dose_summary = pd.concat(parts, ignore_index=True).assign(dose=lambda table: table["method"].astype(float))
 nb.save_table("toy_dose_summary", dose_summary)
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), sharey=True)
 for ax, (knob, xlabel) in zip(axes, knobs.items(), strict=True):
     plots.lines_with_bands(dose_summary[dose_summary["knob"] == knob], ax, x="dose", y="mean", by="outcome")
     ax.set(xlabel=xlabel, ylabel="mean over 24 worlds", ylim=(0, 1))
@@ -178,12 +173,12 @@ strongest[["knob", "dose", "outcome", "difference", "difference_low", "differenc
 
 # %%
 every_loss = nb.read_table("toy_losses", run="reference")
-by_loss = differences(every_loss, outcomes, by=["loss"])
+by_loss = toy.sweep.summarise_outcomes(every_loss, outcomes, by=["loss"])
 nb.save_table("toy_losses_summary", by_loss)
 order = by_loss[(by_loss["outcome"] == "mass") & (by_loss["method"] == "erm")].sort_values("mean")["loss"].tolist()
 by_loss = by_loss.set_index("loss").loc[order].reset_index()
 panels = [("erm", "mass", "mean", "valid mass"), ("dro", "mass", "difference", "valid mass, DRO minus ERM"), ("erm", "win_rate", "mean", "win rate")]
-figure, axes = plt.subplots(1, 3, figsize=(12, 4.8), sharey=True)
+figure, axes = plt.subplots(1, 3, figsize=(9, 3.6), sharey=True)
 for ax, (method, outcome, value, xlabel) in zip(axes, panels, strict=True):
     part = by_loss[(by_loss["method"] == method) & (by_loss["outcome"] == outcome)]
     plots.bars_with_ci(part, ax, name="loss", value=value, xlabel=xlabel, reference=0.0 if value == "difference" else None)

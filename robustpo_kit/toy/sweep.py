@@ -227,6 +227,14 @@ def summarise(
     return pd.DataFrame(rows)
 
 
+def summarise_outcomes(
+    table: pd.DataFrame, outcomes: Sequence[str], **options: Any
+) -> pd.DataFrame:
+    """`summarise` of one column after the other, with its name in the column `outcome`."""
+    parts = [summarise(table, metric=name, **options).assign(outcome=name) for name in outcomes]
+    return pd.concat(parts, ignore_index=True)
+
+
 def _cells(
     table: pd.DataFrame, by: Sequence[str]
 ) -> Iterator[tuple[dict[str, object], pd.DataFrame]]:
