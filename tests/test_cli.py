@@ -1,14 +1,16 @@
 """The command line: a mistake is one line and exit code 2; train, score and judge tiny models."""
 
 import json
+import math
 import re
 import shlex
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from robustpo_kit import __version__, assets, cli, paths, records
+from robustpo_kit import __version__, assets, cli, paths, policies, records
 from robustpo_kit.data.reading import PAIR, READERS
 from robustpo_kit.errors import KitError
 
@@ -21,7 +23,8 @@ PAIRS = [
     for i in range(6)
 ]
 
-TINY = ["--objective", "dpo(beta=0.1)", "--model", "tiny"]  # what `train` trains
+DPO = ["--objective", "dpo(beta=0.1)"]
+TINY = [*DPO, "--model", "tiny"]  # what `train` trains
 
 
 @pytest.fixture
@@ -105,6 +108,33 @@ def test_train_does_not_replace_a_folder_of_something_else(capsys, tmp_path, pai
     arguments = ["--data", pairs, "--out", tmp_path / "thesis", *TINY]
     assert "exists and is not a policy" in refused(capsys, "train", *arguments)
     assert (tmp_path / "thesis" / "chapter.tex").exists()
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoint"])
+def test_train_does_not_replace_what_it_needs(capsys, tmp_path, pairs, name):
+    """The adapter of a policy was written over the very base that it needs."""
+    out = tmp_path / "policy"
+    arguments = ["--data", pairs, "--out", out, *DPO]
+    if name == "model":
+        arguments += ["--model", policies.tiny(policies.byte_tokenizer()).save(out)]
+    else:
+        arguments += ["--model", "tiny", "--set", f"checkpoint={out / 'kept'}"]
+    assert f"it is replaced at the end and holds {name}" in refused(capsys, "train", *arguments)
+    assert policies.load(out) if name == "model" else not out.exists()
+
+
+def test_a_policy_with_an_adapter_is_the_reference_of_its_next_run(tmp_path, pairs):
+    """DPO began at the model below the adapter, and flags of the new adapter were passed over."""
+    first = policies.tiny(policies.byte_tokenizer()).add_lora(rank=2)
+    for name, weight in first.trainable():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    folder, out = first.save(tmp_path / "first"), tmp_path / "second"
+    arguments = ["--data", pairs, "--model", folder, "--out", out, *DPO, "--rank", "4"]
+    assert cli.main(["train", *map(str, arguments)]) == 0
+    steps = records.read_json(out / "record.json")["history"]
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert records.read_json(out / "policy.json")["lora"]["rank"] == 4
 
 
 def test_score_and_judge_refuse(capsys, pairs, tmp_path):

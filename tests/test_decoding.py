@@ -248,6 +248,17 @@ def test_every_setting_reaches_generate(monkeypatch):
     assert max(reply.tokens for of_prompt in replies for reply in of_prompt) <= 5
 
 
+def test_a_models_own_generation_settings_change_no_distribution():
+    """`generate` obeyed tokens that a model wants suppressed; the kit's loop knew nothing of it."""
+    policy = policies.tiny(policies.byte_tokenizer())
+    policy.model.generation_config.suppress_tokens = list(range(3, 130))
+    config = SamplingConfig(max_new_tokens=20, top_k=0, top_p=1.0, samples=8)
+    options = {"seed": 0, "backend": "transformers"}
+    replies = policies.sample(policy, ["a"], config, **options)
+    assert any(ord(letter) < 127 for reply in replies[0] for letter in reply.text)
+    assert policy.model.generation_config.suppress_tokens
+
+
 def test_an_unknown_backend_is_refused():
     with pytest.raises(KitError, match="backend: 'tgi' is unknown; choose kit, .*vllm or auto"):
         drawn(policies.tiny(policies.byte_tokenizer()), SamplingConfig(), "tgi")

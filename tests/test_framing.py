@@ -138,6 +138,14 @@ def test_a_response_ends_at_the_first_end_token_in_it(template):
     assert (rows.counts["eos_inside"], rows.counts["eos_present"]) == (1, 2)
 
 
+def test_an_end_of_the_generation_settings_ends_responses_too(model):
+    """Sampling stopped there, training and scoring read on."""
+    model.generation_config.eos_token_id = [7]  # b
+    policy = policies.Policy(model, TOKENIZER, PLAIN)
+    _, lengths = training.score(policy, preferences("a ", "c b x x", "c x"))
+    assert lengths.tolist() == [[2, 3]]
+
+
 def test_what_stands_behind_an_end_token_does_not_count(model):
     plain = policies.Policy(model, TOKENIZER, PLAIN)
     logps, _ = training.score(plain, preferences("a ", "b </s> c c", "b"))

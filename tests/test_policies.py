@@ -79,6 +79,18 @@ def test_merging_keeps_the_log_probs_and_leaves_a_plain_model():
     )
 
 
+def test_the_fingerprint_sees_buffers_that_are_stored():
+    """Such as a router's corrections, which decide log-probabilities as weights do."""
+    first, other = tiny(), tiny()
+    for policy, value in ((first, 0.0), (other, 1.0)):
+        layer = policy.model.model.layers[0]
+        layer.register_buffer("correction", torch.full((3,), value))
+        layer.register_buffer("passing", torch.full((3,), value), persistent=False)
+    assert first.fingerprint() != other.fingerprint()
+    other.model.model.layers[0].correction.zero_()
+    assert first.fingerprint() == other.fingerprint()
+
+
 def test_the_fingerprint_is_of_the_base_weights():
     assert moved_adapter().fingerprint() == tiny().fingerprint() != tiny(seed=1).fingerprint()
 

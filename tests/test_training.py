@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -737,6 +738,34 @@ def test_checkpoints_are_safetensors_and_json_only(dead):
         for path in files
         if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
     ]
+
+
+def test_checkpoints_keep_a_copy_of_somebodys_and_lose_damaged_later_ones(tmp_path):
+    """A copy named checkpoint-2-mine was taken for step 2, a fresh start removed its own first."""
+    root = tmp_path / "run"
+    for name in ("checkpoint-2-mine", "checkpoint-40", "checkpoint-60"):
+        (root / name).mkdir(parents=True)
+    run("gamma", root)
+    names = sorted(path.name for path in root.iterdir() if path.is_dir())
+    assert names == ["checkpoint-2-mine", "checkpoint-6", "checkpoint-8"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"max_steps": -1}, "max_steps: -1 should be a number of at least 0"),
+        ({"warmup": 100}, "warmup: 100 should be a share of the steps"),
+        ({"learning_rate": -1e-3}, "learning_rate: -0.001 should be"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan should be"),
+        ({"gradient_checkpointing": "False"}, "gradient_checkpointing: 'False' should be of type"),
+        ({"master_weights": 0}, "master_weights: 0 should be of type bool"),
+        ({"epochs": True}, "epochs: True should be of type int"),
+    ],
+)
+def test_a_setting_that_means_something_else_is_refused(setting, said):
+    """The word False counted as true; -1 steps trained three epochs of a part of the rows."""
+    with pytest.raises(KitError, match=re.escape(said)):
+        TrainConfig(**setting)
 
 
 def test_a_truncated_checkpoint_is_noticed_and_passed_over(tmp_path, caplog):

@@ -47,7 +47,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     fields = {field.name for field in dataclasses.fields(training.TrainConfig)}
     settings = _train_settings(arguments, fields)
-    out = _free_folder(Path(settings.pop("out")))
+    out = _free_folder(settings)
     model, dtype = settings.pop("model"), settings.pop("dtype", "float32")
     lora, rank = settings.pop("lora", "attention"), settings.pop("rank", 16)
     rows = PreferenceSet.from_jsonl(settings.pop("data"))
@@ -57,8 +57,8 @@ def _train(arguments: argparse.Namespace) -> int:
     except TypeError as error:
         raise KitError(f"train: {error}") from None
     objective = objectives.build(spec, seed=config.seed)
-    policy = policies.load(model, dtype=dtype)
-    if lora != "none" and not policy.has_adapter:
+    policy = policies.load(model, dtype=dtype).merge()  # what was named is the reference
+    if lora != "none":
         policy.add_lora(lora, rank, seed=config.seed)
     record = training.train(policy, rows, objective, config)
     policy.save(out)
@@ -94,8 +94,19 @@ def _train_settings(arguments: argparse.Namespace, fields: set[str]) -> dict[str
     return settings
 
 
-def _free_folder(out: Path) -> Path:
-    """`out`, unless it holds what is not a policy: saving a policy replaces the folder."""
+def _free_folder(settings: dict[str, Any]) -> Path:
+    """The setting `out`, unless it holds what the run needs or what is not a policy.
+
+    Saving a policy replaces the folder.
+    """
+    out = Path(settings.pop("out"))
+    for name in ("model", "data", "checkpoint", "reference_cache"):
+        named = settings.get(name)
+        if named and Path(named).resolve().is_relative_to(out.resolve()):
+            raise KitError(
+                f"--out {paths.show(out)}: it is replaced at the end and holds {name} {named}; "
+                "name another folder"
+            )
     is_policy = (out / "policy.json").exists()
     is_empty = out.is_dir() and not any(out.iterdir())
     if out.exists() and not is_policy and not is_empty:

@@ -33,15 +33,22 @@ def by_kit(model: nn.Module, ask: Ask) -> list[list[int]]:
 
 
 def by_transformers(model: nn.Module, ask: Ask) -> list[list[int]]:
-    """`generate`, which pads a reply that has ended."""
+    """`generate`, which pads a reply that has ended; a model's own settings have no say in it."""
+    from transformers import GenerationConfig
+
+    core = cast(Any, unwrap(model))
+    own_settings, core.generation_config = core.generation_config, GenerationConfig()
     device = next(model.parameters()).device
     ids, mask = (tensor.to(device) for tensor in left_padded(ask.prompts, ask.pad))
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode():
-        torch.manual_seed(ask.seed)
-        output = cast(Any, model).generate(
-            input_ids=ids, attention_mask=mask, **_generation_settings(ask)
-        )
+    try:
+        with torch.random.fork_rng(devices=devices), torch.inference_mode():
+            torch.manual_seed(ask.seed)
+            output = cast(Any, model).generate(
+                input_ids=ids, attention_mask=mask, **_generation_settings(ask)
+            )
+    finally:
+        core.generation_config = own_settings
     return output[:, ids.shape[1] :].tolist()
 
 

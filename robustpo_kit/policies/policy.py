@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
@@ -139,12 +139,15 @@ class Policy:
         return self
 
     def fingerprint(self) -> str:
-        """sha256 over the base weights' names, shapes, sums and a sample of their bits."""
+        """sha256 over the base weights' names, shapes, sums and a sample of their bits.
+
+        Weights are parameters, and buffers that are stored with them.
+        """
         parts = []
-        for name, parameter in self.model.named_parameters():
+        for name, weight in [*self.model.named_parameters(), *_stored_buffers(self.model)]:
             if "lora_" in name:
                 continue
-            value = parameter.detach()
+            value = weight.detach()
             bits = value.flatten()[:: max(1, value.numel() // SAMPLED_BITS)].float()
             sums = [value.sum(dtype=torch.float64), value.abs().sum(dtype=torch.float64)]
             plain_name = name.removeprefix("base_model.model.").replace(".base_layer", "")
@@ -211,3 +214,11 @@ def with_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of the buffers that are stored, as a router's corrections are."""
+    for place, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{place}.{name}", buffer.double()  # a sum of booleans would not be one

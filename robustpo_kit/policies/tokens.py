@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from robustpo_kit import records
@@ -82,6 +83,7 @@ def tokenize(
     max_response: int | None = None,
     mismatched: bool = False,
     empty: bool = False,
+    model: nn.Module | None = None,
 ) -> TokenTable:
     """Tokens of every row.
 
@@ -100,11 +102,13 @@ def tokenize(
         mismatched: append the first response of the next row, the unrelated pair of KTO's KL term.
         empty: take empty responses too, as their end token alone: replies that are scored, and not
             trained on, may be empty.
+        model: whose generation settings may name more end tokens, as when it is sampled.
 
     Raises:
         KitError: naming the row of an empty prompt or response, or the limit that does not fit.
     """
-    cutter = _Cutter.of(tokenizer, template, max_length, max_response, empty=empty)
+    ends = end_tokens(tokenizer, template, model)
+    cutter = _Cutter.of(turn_end(tokenizer, template), ends, max_length, max_response, empty=empty)
     responses = [list(row.responses) for row in dataset]
     if mismatched:
         following = [*responses[1:], *responses[:1]]
@@ -151,8 +155,8 @@ class _Cutter:
     @classmethod
     def of(
         cls,
-        tokenizer: PreTrainedTokenizerBase,
-        template: Template,
+        end: int,
+        ends: frozenset[int],
         max_length: int,
         max_response: int | None,
         *,
@@ -165,7 +169,6 @@ class _Cutter:
                 f"max_response = {max_response} should lie between 1 and "
                 f"max_length - 1 = {max_length - 1}"
             )
-        end, ends = turn_end(tokenizer, template), end_tokens(tokenizer, template)
         return cls(end, ends, max_length, max_response, empty, dict.fromkeys(COUNTED, 0))
 
     def row(self, row_id: str, prompt: list[int], whole: list[list[int]]) -> TokenRow:

@@ -1,7 +1,9 @@
-"""Streams of randomness by name: two names, or two seeds, never share draws.
+"""Streams of randomness by name: two names, or two seeds, share no draws.
 
 A stream is spawned from the seed and the digest of its names by numpy's SeedSequence, so that seed
-0 of one purpose is not seed 1 of another, as sums like `seed + fold` would have it.
+0 of one purpose is not seed 1 of another, as sums like `seed + fold` would have it. Only digests
+can collide: of 256 bits in numpy's streams, of 32 in torch's on the CPU, which keeps no more of a
+seed.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -55,8 +55,16 @@ def write_checkpoint(root: Path, checkpoint: Checkpoint) -> None:
             "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
         }
         write_json(folder / SUMMARY, summary)
-    for old in checkpoint_folders(root)[:-CHECKPOINTS_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    _remove_others(root, checkpoint.trainer.global_step)
+
+
+def _remove_others(root: Path, step: int) -> None:
+    """Remove all but the last ones up to `step`; later ones, of another start, are damaged."""
+    folders = checkpoint_folders(root)
+    own = [folder for folder in folders if _step(folder) <= step]
+    for folder in folders:
+        if folder not in own[-CHECKPOINTS_KEPT:]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def rank_path(folder: Path, rank: int) -> Path:
@@ -78,10 +86,15 @@ def last_checkpoint(root: Path) -> Path | None:
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
-    """The folders checkpoint-STEP of a run, by step."""
-    steps = {path: path.name.split("-")[1] for path in root.glob("checkpoint-*")}
-    folders = [path for path, step in steps.items() if step.isdigit()]
-    return sorted(folders, key=lambda path: int(steps[path]))
+    """The folders checkpoint-STEP of a run, by step; other names are somebody's own."""
+    named = root.glob("checkpoint-*")
+    return sorted(
+        (path for path in named if path.name.removeprefix("checkpoint-").isdigit()), key=_step
+    )
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def save_state(path: Path, state: Any) -> None:

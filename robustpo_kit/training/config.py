@@ -1,8 +1,12 @@
 """The settings of one training run."""
 
 import dataclasses
+import math
+from typing import Any, cast
 
 from robustpo_kit.errors import KitError
+
+AT_LEAST_0 = ("learning_rate", "warmup", "weight_decay", "max_grad_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,7 @@ class TrainConfig:
     reference_cache: str | None = None  # folder of reference log-probs; None: the kit's cache
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, allowed in (
             ("schedule", ("cosine", "linear", "constant")),
             ("window", ("step", "micro")),
@@ -49,5 +54,17 @@ class TrainConfig:
         for name in ("batch_size", "micro_batch_size", "epochs", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise KitError(f"{name}: {getattr(self, name)} should be at least 1")
-        if self.tokens_per_pass < 0:
-            raise KitError(f"tokens_per_pass: {self.tokens_per_pass} should be at least 0")
+        for name in (*AT_LEAST_0, "max_steps", "tokens_per_pass"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise KitError(f"{name}: {getattr(self, name)} should be a number of at least 0")
+        if self.warmup > 1:
+            raise KitError(f"warmup: {self.warmup} should be a share of the steps, at most 1")
+
+    def _check_types(self) -> None:
+        """Refuse what came as text, such as the word False, which would count as true."""
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), cast(Any, field.type)
+            fits = isinstance(value, kind | int if kind is float else kind)
+            if not fits or (isinstance(value, bool) and kind is not bool):
+                wanted = getattr(kind, "__name__", str(kind))
+                raise KitError(f"{field.name}: {value!r} should be of type {wanted}")

@@ -1,5 +1,6 @@
 """Log-probabilities of responses: as a module for a step, and of a data set under a policy."""
 
+import logging
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from robustpo_kit.policies import (
 from robustpo_kit.training.config import TrainConfig
 from robustpo_kit.training.forward import response_logps
 from robustpo_kit.training.signals import Signals
+
+log = logging.getLogger(__name__)
 
 
 class Scorer(nn.Module):
@@ -58,8 +61,9 @@ def tokens_of(
     policy: Policy, rows: PreferenceSet, config: TrainConfig, **options: bool
 ) -> TokenTable:
     """The rows as the policy reads them, as long as `config` says; options of `tokenize`."""
-    lengths: Any = {"max_length": config.max_length, "max_response": config.max_response}
-    return tokenize(rows, policy.tokenizer, policy.template, **lengths, **options)
+    own: Any = {"max_length": config.max_length, "max_response": config.max_response}
+    own |= {"model": policy.model, **options}
+    return tokenize(rows, policy.tokenizer, policy.template, **own)
 
 
 def score(
@@ -79,6 +83,15 @@ def score(
     """
     config = config or TrainConfig()
     tokens = tokens_of(policy, dataset, config, empty=empty)
+    if tokens.counts["cut_response"]:
+        log.warning(
+            "%d of %d responses are longer than the limit and scored up to it; raise max_length "
+            "and max_response (now %d and %s)",
+            tokens.counts["cut_response"],
+            tokens.counts["responses"],
+            config.max_length,
+            config.max_response or config.max_length // 2,
+        )
     was_training = policy.model.training
     policy.model.eval()
     logps = response_logps(policy.model, tokens, **pass_settings(policy, config))
