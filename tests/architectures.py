@@ -521,7 +521,7 @@ tiny and random, in float32 and bfloat16; the same table with its origin is
 def page(table: pd.DataFrame, versions: dict[str, str]) -> str:
     """docs/architectures.md."""
     ways = table["float32"].value_counts()
-    counts = ", ".join(f"{count} {way}" for way, count in ways.items())
+    counts = "; ".join(f"{count} {way}" for way, count in ways.items())
     lines = [
         "| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |"
         for row in table.fillna("").itertuples(index=False)
