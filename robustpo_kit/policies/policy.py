@@ -143,15 +143,18 @@ class Policy:
 
         Weights are parameters, and buffers that are stored with them.
         """
+        stored = [*self.model.named_parameters(), *_stored_buffers(self.model)]
+        base = [(name, value.detach()) for name, value in stored if "lora_" not in name]
+        sums = torch.empty(len(base), 2, dtype=torch.float64, device=self.device)
+        for row, (_, value) in zip(sums, base, strict=True):
+            # nothing small is kept between these large intermediates: the heap would not close up
+            row[0] = value.sum(dtype=torch.float64)
+            row[1] = value.abs().sum(dtype=torch.float64)
         parts = []
-        for name, weight in [*self.model.named_parameters(), *_stored_buffers(self.model)]:
-            if "lora_" in name:
-                continue
-            value = weight.detach()
+        for (name, value), both in zip(base, sums, strict=True):
             bits = value.flatten()[:: max(1, value.numel() // SAMPLED_BITS)].float()
-            sums = [value.sum(dtype=torch.float64), value.abs().sum(dtype=torch.float64)]
             plain_name = name.removeprefix("base_model.model.").replace(".base_layer", "")
-            parts.append([plain_name, list(value.shape), str(value.dtype), bits, sums])
+            parts.append([plain_name, list(value.shape), str(value.dtype), bits, list(both)])
         return digest(parts)
 
     def save(self, folder: Path) -> Path:
