@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from robustpo_kit import published
 from robustpo_kit.errors import KitError
 
 
@@ -41,12 +42,17 @@ class Profile:
     classifier_kind: str = "per_source"  # of h~: per_source (Eq. 5) | shared (Sec. 4)
     classifier_features: str = "frozen"  # of h~: frozen | fine_tuned
     classifier_epochs: int = 2
+    classifier_rate: float = (
+        1e-4  # of fine-tuning; at 2e-5 MiniLM, a quarter of BERT, hardly learns
+    )
+    classifier_head_rate: float = 1e-3  # of its head, which starts at zero
+    classifier_frozen: int = 3  # so many lower layers and the embeddings stay; 0 trains everything
     reward_features: str = "frozen"  # of the proxy that ranks: cosine | frozen | fine_tuned
     judge_features: str = "fine_tuned"  # of another kind, so as not to share the proxy's errors
     reward_epochs: int = 2
     folds: int = 3
     # policies
-    lora_targets: str = "attention"  # attention | all-linear
+    lora_targets: str = "attention"  # attention | all-linear | none: full fine-tuning
     lora_rank: int = 16
     sft_learning_rate: float = 1e-3
     sft_epochs: int = 1
@@ -54,7 +60,11 @@ class Profile:
     epochs: int = 1
     batch_size: int = 16  # prompts an optimizer step: the robust objectives couple all of them
     micro_batch_size: int = 16
+    max_length: int = 1024  # tokens of prompt + response
+    max_grad_norm: float = 1.0
     lam: float = 1.0  # lambda of KL-DRO
+    # taken from the preset of the model, task and loss, where the papers have one (`published`)
+    published: tuple[str, ...] = ()
     listwise: tuple[str, ...] = _methods(  # of notebook 04: the losses of DoRA Table 8 in Table 4
         ("dpo_pl", "rrhf", "lire"), ("erm", "dro", "reweight", "dora")
     )
@@ -63,7 +73,21 @@ class Profile:
     max_new_tokens: int = 48
     eval_batch: int = 64
     eval_samples: int = 1  # replies a prompt
+    repetition_penalty: float = 1.1
     bootstrap: int = 2000
+
+    def of_method(self, loss: str) -> "Profile":
+        """The profile as a method over `loss` takes it: with its preset's settings, if any."""
+        row = published.find(self.model, self.task, loss)
+        if row is None:
+            return self
+        run = {**row.settings, **row.chosen}
+        if not row.lora:
+            run["lora_targets"] = "none"
+        if loss == "sft":
+            run |= {"sft_learning_rate": run["learning_rate"], "sft_epochs": run["epochs"]}
+        taken = {name: run[name] for name in self.published if name in run}
+        return dataclasses.replace(self, **taken)
 
 
 PROFILES = {
@@ -125,7 +149,8 @@ PROFILES = {
         eval_batch=256,
         eval_samples=4,
     ),
-    # DoRA Table 8 and App. C.3: batch 32, LoRA 2e-5 listwise for Mistral, 128 tokens, 400 queries.
+    # DoRA's setting, or by `model` and `task` any other of `published.PRESETS`; 400 queries (C.4).
+    # What the papers leave open (rows, LoRA's targets and rank) stands here.
     "paper": Profile(
         "paper",
         classifier_kind="shared",
@@ -140,21 +165,35 @@ PROFILES = {
         sft_rows=40000,
         policy_rows=40000,
         eval_rows=400,
-        classifier_epochs=3,
+        contamination=0.0,  # C.1: two synthetic replies beside the pair, which stays
+        classifier_epochs=published.CLASSIFIER["epochs"],
+        classifier_rate=published.CLASSIFIER["learning_rate"],
+        classifier_head_rate=published.CLASSIFIER["learning_rate"],
+        classifier_frozen=0,
         reward_epochs=1,
         lora_targets="all-linear",
-        sft_learning_rate=5e-7,
         learning_rate=2e-5,
         batch_size=32,
         micro_batch_size=8,
-        max_new_tokens=128,
         eval_batch=64,
+        repetition_penalty=1.0,  # C.3 lists none
+        published=(
+            "batch_size",
+            "epochs",
+            "learning_rate",
+            "lora_targets",
+            "max_grad_norm",
+            "max_length",
+            "max_new_tokens",
+            "sft_epochs",
+            "sft_learning_rate",
+        ),
     ),
 }
 
 
 def get(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
-    """The profile `name` with `overrides` in place of its settings.
+    """The profile `name` with `overrides` in place of its settings, and of published ones.
 
     Raises KitError for an unknown profile or setting, or a value of another type.
     """
@@ -162,7 +201,11 @@ def get(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
         raise KitError(f"profile: '{name}' is unknown; choose one of {', '.join(PROFILES)}")
     profile = PROFILES[name]
     changes = {key: _fitting(profile, key, value) for key, value in (overrides or {}).items()}
-    return dataclasses.replace(profile, **changes)
+    kept = tuple(name for name in profile.published if name not in changes)
+    if "max_new_tokens" in kept:
+        task = changes.get("task", profile.task)
+        changes["max_new_tokens"] = published.NEW_TOKENS.get(task, profile.max_new_tokens)
+    return dataclasses.replace(profile, **{"published": kept, **changes})
 
 
 def _fitting(profile: Profile, setting: str, value: Any) -> Any:

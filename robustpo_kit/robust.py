@@ -9,7 +9,7 @@ and lme(x) = logsumexp(x) - log B. The log-mean-exp of a part of the step is ano
 | reweight     | mean h l                 | h_i / B                           | DoRA Table 4      |
 | dro          | lam lme(l / lam)         | softmax(l / lam)_i                | DoRA Table 4, B.2 |
 | dora         | lam lme(h l / lam)       | h_i softmax(h l / lam)_i          | DoRA Eq. 9        |
-| dora_outside | mean(h) lam lme(l / lam) | mean(h) softmax(l / lam)_i        | DoRA Table 4, B.3 |
+| dora_outside | mean(h) lam lme(l / lam) | mean(h) softmax(l / lam)_i        | DoRA Table 4      |
 | dr_dpo       | -lam lme(-l / lam)       | softmax(-l / lam)_i, a soft *min* | Wu et al. 2024    |
 
 `AGGREGATORS` is the table of kinds: all that objectives and training know of one.

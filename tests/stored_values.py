@@ -14,7 +14,16 @@ from unittest import mock
 import torch
 from safetensors.torch import load_file
 
-from robustpo_kit import experiments, objectives, paths, policies, profiles, toy, training
+from robustpo_kit import (
+    experiments,
+    objectives,
+    paths,
+    policies,
+    profiles,
+    published,
+    toy,
+    training,
+)
 from robustpo_kit.data import Preference, PreferenceSet, Template
 from robustpo_kit.losses import Scores
 
@@ -91,7 +100,7 @@ def objective_specs() -> dict[str, str]:
         spec: spec
         for spec in ("cdpo(beta=0.1, epsilon=0.1)", "rdpo(beta=0.1, epsilon=0.1)", "cpo(beta=0.1)")
     }
-    return specs | {name: name for name in objectives.PRESETS}
+    return specs | {row.spec: row.spec for row in published.PRESETS.values()}
 
 
 def preferences(columns: int) -> PreferenceSet:

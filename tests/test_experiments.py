@@ -106,8 +106,10 @@ def test_a_method_is_trained_scored_and_kept(lab):
 def test_margins_of_a_trained_policy_are_kept_with_it(lab):
     pairs = lab.reward_pairs()
     assert all(row.rewards[0] >= row.rewards[1] for row in pairs)
-    trained = lab.trained("simpo", experiments.GAMMA_METHODS["simpo"], pairs, keep_scores=True)
-    gaps = experiments.simpo_gaps(trained)
+    trained = lab.trained(
+        "simpo", experiments.gamma_methods(lab.cfg)["simpo"], pairs, keep_scores=True
+    )
+    gaps = experiments.simpo_gaps(trained, experiments.simpo_beta(lab.cfg))
     assert len(gaps) == len(pairs) and np.isfinite(gaps["gap"]).all()
 
 
@@ -131,8 +133,8 @@ def test_every_method_of_every_profile_is_an_objective():
         for name in profile.listwise:
             objective = objectives.build(experiments.listwise_spec(name, profile))
             assert objective.responses == "list" and objective.aggregator == name.split()[1]
-    for name, spec in experiments.GAMMA_METHODS.items():
-        assert (objectives.build(spec).margin is not None) == name.startswith("gamma")
+        for name, spec in experiments.gamma_methods(profile).items():
+            assert (objectives.build(spec).margin is not None) == name.startswith("gamma")
 
 
 # --- what decides a step -------------------------------------------------------------------------
@@ -195,7 +197,7 @@ def edited(monkeypatch):
         ("experiments.results", set()),
         ("records.progress", set()),
         ("records.provenance", set()),
-        ("objectives.presets", set()),
+        ("published", set()),
         ("judging", {"scored"}),
         ("training.trainer", {"sft", "sft replies", "dora", "erm", "scored"}),
         ("policies.sampling", {"sft replies", "dora", "erm", "scored"}),
@@ -320,10 +322,10 @@ def test_a_task_has_one_template_for_synthesis_and_for_training(task, monkeypatc
 
 def test_scores_asked_for_later_are_made(lab):
     pairs = lab.reward_pairs()
-    spec = experiments.GAMMA_METHODS["dpo"]
+    spec = experiments.gamma_methods(lab.cfg)["dpo"]
     with pytest.raises(ValueError, match="dpo: scores of the training pairs are missing"):
-        experiments.simpo_gaps(lab.trained("dpo", spec, pairs))
-    assert len(experiments.simpo_gaps(lab.trained("dpo", spec, pairs, keep_scores=True)))
+        experiments.simpo_gaps(lab.trained("dpo", spec, pairs), 10.0)
+    assert len(experiments.simpo_gaps(lab.trained("dpo", spec, pairs, keep_scores=True), 10.0))
 
 
 def test_methods_trained_in_processes_are_those_trained_here(lab):
@@ -384,6 +386,20 @@ def test_any_loss_goes_under_any_aggregator(loss, spec, aggregator):
         assert built.aggregation["lam"] == 0.7
 
 
+def test_full_fine_tuning_has_the_sft_policy_as_its_reference(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    cfg = dataclasses.replace(lab.cfg, lora_targets="none", learning_rate=0.01)
+    full = Lab(cfg, seed=0)
+    assert not full.sft_policy().has_adapter
+    step = full.steps.method(
+        "dpo", "dpo(beta=0.1)", full.splits["policy"].pairs(), keep_scores=False
+    )
+    ratios = [entry["log_ratio"] for entry in read_json(step.kept() / "sampled.json")]
+    assert any(abs(ratio) > 1e-3 for ratio in ratios)
+    sft = read_json(full.steps.sft_replies().kept() / "sampled.json")
+    assert all(entry["log_ratio"] == 0 for entry in sft)
+
+
 @pytest.mark.parametrize("name", ["dpo_pl", "dpo_pl dorra", ""])
 def test_a_method_that_is_not_loss_and_aggregator_is_refused(name):
     with pytest.raises(KitError, match="LOSS AGGREGATOR is expected"):
@@ -391,7 +407,7 @@ def test_a_method_that_is_not_loss_and_aggregator_is_refused(name):
 
 
 def test_gamma_methods_hold_the_papers_settings():
-    assert experiments.GAMMA_METHODS == {
+    assert experiments.gamma_methods(SETTINGS) == {
         "dpo": "dpo(beta=0.1)",
         "gamma-dpo": "gamma(dpo(beta=0.1), gamma0=4.0, tau=10.0)",
         "simpo": "simpo(beta=10.0, gamma_beta_ratio=0.4)",

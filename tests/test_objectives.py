@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustpo_kit import losses, margins, objectives, robust
+from robustpo_kit import losses, margins, robust
 from robustpo_kit.errors import KitError
 from robustpo_kit.losses import Scores
-from robustpo_kit.objectives import PRESETS, SpecError, aggregation, build
+from robustpo_kit.objectives import SpecError, aggregation, build
 from robustpo_kit.records import torch_stream
 
 
@@ -418,67 +418,6 @@ def test_dora_on_lire_reports_the_turned_correlation():
     plain = build(spec.format("")).step_loss(scores, h)
     shifted = build(spec.format(", loss_shift=1.0")).step_loss(scores, h)
     assert float(plain.metrics["corr_h_weight"]) < 0 < float(shifted.metrics["corr_h_weight"])
-
-
-# --- presets ---
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_build_and_say_where_they_come_from(name):
-    preset = PRESETS[name]
-    assert build(name).spec == build(preset.spec).spec
-    assert "Table" in preset.source
-    assert preset.batch_size in (32, 128)
-
-
-def test_presets_are_the_papers_numbers():
-    assert build("hh/dpo").options == {"beta": 0.1}
-    assert build("hh/r_dpo_length").options == {"beta": 0.1, "alpha": 0.01}
-    assert build("hh/exo").options["beta"] == 0.5
-    assert build("hh/simpo").options == {"beta": 2.0, "gamma0": 0.8}
-    assert build("summarization/dpo_pl").options == {"beta": 0.5}
-    assert build("summarization/rrhf").options == {"alpha": 0.5}
-    assert build("summarization/lire").options == {"temperature": 1.0}
-    assert build("ultrafeedback/dora_lire").options == {"temperature": 2.0}
-    assert build("hh/dora_rrhf").aggregation == {"lam": 1.0}
-    strength = {}
-    for model in (
-        "llama3-8b-instruct",
-        "mistral-7b-instruct",
-        "gemma-2-9b-it",
-        "qwen2.5-7b-instruct",
-    ):
-        objective = build(f"{model}/gamma_simpo")
-        gamma0 = objective.margin["gamma_beta_ratio"] * objective.options["beta"]
-        strength[model] = (gamma0, gamma0 / objective.margin["tau"])
-        assert (
-            build(f"{model}/simpo").options["gamma_beta_ratio"]
-            == objective.margin["gamma_beta_ratio"]
-        )
-    assert strength == {
-        "llama3-8b-instruct": (4.0, 0.4),
-        "mistral-7b-instruct": (0.375, 0.0375),
-        "gemma-2-9b-it": (5.0, 0.25),
-        "qwen2.5-7b-instruct": (3.0, 1.0),
-    }
-    assert PRESETS["hh/dpo"].learning_rates == {"mistral-7b-v0.1": 3e-7, "llama-3.1-8b": 6e-7}
-    assert PRESETS["hh/dora_lire"].learning_rates == {"mistral-7b-v0.1": 2e-5, "llama-3.1-8b": 4e-5}
-    assert PRESETS["gemma-2-9b-it/gamma_simpo"].learning_rates == {"gemma-2-9b-it": 8e-7}
-
-
-def test_searched_values_are_accepted_by_their_losses():
-    for base, ranges in objectives.SEARCH_RANGES.items():
-        for position in range(max(len(values) for values in ranges.values())):
-            arguments = {
-                key: values[min(position, len(values) - 1)] for key, values in ranges.items()
-            }
-            build(f"{base}({', '.join(f'{key}={value}' for key, value in arguments.items())})")
-
-
-def test_the_search_of_beta_dpo_is_the_tables():
-    """gamma-PO Table 6, last row, apart from a target margin that the loss does not take."""
-    found = objectives.SEARCH_RANGES["beta_dpo"]
-    assert found == {"beta": (2.5, 10.0), "alpha": (0.01, 0.05, 0.1, 0.2)}
 
 
 def test_the_specs_of_the_differences_are_understood():

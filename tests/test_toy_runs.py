@@ -134,7 +134,7 @@ def test_classifier_rows_are_another_draw():
 
 
 def test_methods_are_the_presets_at_one_lambda():
-    presets = {"erm": "hh/dpo_pl", "dora": "hh/dora_dpo_pl"}
+    presets = {"erm": "dora/mistral-7b/hh/dpo_pl", "dora": "dora/mistral-7b/hh/dora_dpo_pl"}
     built = {name: objectives.build(spec) for name, spec in toy.study.METHODS.items()}
     for name, preset in presets.items():
         assert built[name].spec == objectives.build(preset).spec

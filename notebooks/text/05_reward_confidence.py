@@ -55,7 +55,7 @@ print(f"CHECK the difference found is 0.30 within four standard errors: pass ({k
 # %% [markdown]
 # ## 2. The replies
 #
-# Rewards are normalised to [0, 1] over the replies of all methods together, so that the slopes share one scale.
+# Rewards are normalised to [0, 1] over the replies of the two policies together, so that their slopes share one scale.
 
 # %%
 replies = nb.read_table("dora_replies")

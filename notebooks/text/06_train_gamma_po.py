@@ -67,8 +67,9 @@ print("chosen responses by source:", pd.Series([row.sources[0] for row in pairs]
 # sees the whole optimizer step, and is part of every checkpoint.
 
 # %%
-methods = [lab.sft_replies(), *lab.train_all(experiments.GAMMA_METHODS, pairs, keep_scores=True)]
-for name, spec in experiments.GAMMA_METHODS.items():
+specs = experiments.gamma_methods(nb.cfg)
+methods = [lab.sft_replies(), *lab.train_all(specs, pairs, keep_scores=True)]
+for name, spec in specs.items():
     print(f"{name:12s} {spec}")
 
 # %%
@@ -84,7 +85,8 @@ nb.save_table("gamma_differences", pd.concat(differences))
 nb.save_table("gamma_quality", experiments.reply_quality(methods, draws=nb.cfg.bootstrap, seed=nb.seed))
 seconds = curves.groupby("policy", sort=False)["seconds"].median().rename("median_step_seconds").reset_index()
 nb.save_table("gamma_step_seconds", seconds)
-nb.save_table("gamma_gaps", pd.concat([experiments.simpo_gaps(m) for m in methods[1:]]))
+beta = experiments.simpo_beta(nb.cfg)
+nb.save_table("gamma_gaps", pd.concat([experiments.simpo_gaps(m, beta) for m in methods[1:]]))
 
 # %% [markdown]
 # ## 4. What the steps looked like

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import analysis, margins, objectives, plots
+from robustpo_kit import analysis, experiments, margins, objectives, plots, published
 from robustpo_kit.notebook import start
 from robustpo_kit.records import torch_stream
 
@@ -65,7 +65,8 @@ print("warned:", bool(caught), f"| largest error at tau 1: {(wild - exact).abs()
 # %%
 table = nb.read_table("gamma_gaps")
 figure, ax = plt.subplots()
-plots.violins(table, ax, value="gap", by="policy", ylabel="reward gap $m=r_w-r_l$ (SimPO, beta 10)")
+used = experiments.simpo_beta(nb.cfg)  # of the gaps in the table
+plots.violins(table, ax, value="gap", by="policy", ylabel=f"reward gap $m=r_w-r_l$ (SimPO, beta {used:g})")
 ax.axhline(0, color="#555555", lw=1, ls=":")
 nb.save_figure("margin_violin", figure, table)
 plt.show()
@@ -80,18 +81,19 @@ quantiles.round(2)
 #
 # ## 3. gamma against the gap, at the four published settings (Fig. 5's form)
 #
-# Table 7's "gamma" is the ratio $\gamma_0/\beta$, so the real $\gamma_0$ are 4, 0.375, 5 and 3.
+# Table 7's "gamma" is the ratio $\gamma_0/\beta$, so the real $\gamma_0$ are 4, 0.375, 5 and 3. A gap is
+# $\beta(a_w-a_l)$, so each setting sees the same pairs' gaps at its own $\beta$: Mistral's are a quarter of the others'.
 
 # %%
-gaps = nb.read_table("gamma_gaps").query("policy == 'gamma-simpo'")["gap"].to_numpy(copy=True)
+means = nb.read_table("gamma_gaps").query("policy == 'gamma-simpo'")["gap"].to_numpy(copy=True) / used
 parts, strength = [], []
-for name, preset in objectives.PRESETS.items():
+for name, preset in published.PRESETS.items():
     if not name.endswith("/gamma_simpo"):
         continue
     objective = objectives.build(preset.spec)
-    gamma0, tau = objective.gamma0, objective.margin["tau"]
+    gamma0, tau, gaps = objective.gamma0, objective.margin["tau"], objective.options["beta"] * means
     gamma = margins.target_margins(torch.as_tensor(gaps), gamma0=gamma0, tau=tau).numpy()
-    setting = name.split("/")[0]
+    setting = name.split("/")[1]
     parts.append(pd.DataFrame({"setting": setting, "gap": gaps, "gamma": gamma, "gamma0": gamma0}))
     spread = {"gamma_min": gamma.min(), "gamma_max": gamma.max(), "relative_spread": np.ptp(gamma) / gamma0}
     strength.append({"setting": setting, "gamma0": gamma0, "tau": tau, "strength": gamma0 / tau} | spread)

@@ -8,18 +8,19 @@ stood.
 from robustpo_kit.experiments.keeping import Step, kept
 from robustpo_kit.experiments.lab import Lab
 from robustpo_kit.experiments.results import Trained, all_replies, reply_quality, simpo_gaps
-from robustpo_kit.experiments.specs import GAMMA_METHODS, listwise_spec
+from robustpo_kit.experiments.specs import gamma_methods, listwise_spec, simpo_beta
 from robustpo_kit.experiments.steps import SPLITS
 
 __all__ = [
-    "GAMMA_METHODS",
     "Lab",
     "SPLITS",
     "Step",
     "Trained",
     "all_replies",
+    "gamma_methods",
     "kept",
     "listwise_spec",
     "reply_quality",
+    "simpo_beta",
     "simpo_gaps",
 ]

@@ -18,7 +18,7 @@ class ClassifierStep(Step):
     encoder: str
     kind: str  # per_source | shared
     features: str  # frozen | fine_tuned
-    epochs: int
+    fine_tune: FineTune
     folds: int
     seed: int
 
@@ -29,7 +29,7 @@ class ClassifierStep(Step):
             features=self.features,
             encoder=shared_encoder(self.encoder, self.seed),
             folds=self.folds,
-            fine_tune=FineTune(epochs=self.epochs),
+            fine_tune=self.fine_tune,
             seed=self.seed,
         )
         fitted.save(folder)

@@ -20,7 +20,7 @@ from robustpo_kit.records import (
 
 STAMP = "made.json"
 FOLDERS = ("model", "encoder")  # fields of steps that may name a local folder
-PRESETS = ("robustpo_kit.objectives.presets",)  # names of specs, which steps hold in full
+PRESETS = ("robustpo_kit.published",)  # names of specs, which steps hold in full
 
 
 def kept(folder: Path, config: Mapping[str, Any], make: Callable[[Path], None]) -> Path:

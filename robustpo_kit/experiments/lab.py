@@ -20,7 +20,7 @@ from robustpo_kit.experiments.method import MethodStep
 from robustpo_kit.experiments.resampling import resample
 from robustpo_kit.experiments.results import Trained
 from robustpo_kit.experiments.sampled import SftRepliesStep
-from robustpo_kit.experiments.steps import Steps
+from robustpo_kit.experiments.steps import Steps, train_config
 from robustpo_kit.experiments.workers import start_worker
 from robustpo_kit.policies import Policy
 from robustpo_kit.profiles import Profile
@@ -153,7 +153,7 @@ class Lab:
         """
         policy = self.sft_policy()
         policy.add_lora(self.cfg.lora_targets, self.cfg.lora_rank, seed=self.seed)
-        run = self.steps.train_config(self.cfg.learning_rate, epochs=1)
+        run = dataclasses.replace(train_config(self.cfg, self.seed), epochs=1)
         return window.window_errors(policy, spec, dataset, run)
 
     def _make_what_methods_share(self) -> None:

@@ -36,10 +36,13 @@ class MethodStep(Step):
 
     def make(self, folder: Path) -> None:
         policy = self.sft.load()
-        policy.add_lora(self.lora_targets, self.lora_rank, seed=self.run.seed)
+        if self.lora_targets != "none":
+            policy.add_lora(self.lora_targets, self.lora_rank, seed=self.run.seed)
         record = training.train(policy, self.rows, objectives.build(self.spec), self.run)
         record.to_json(folder / RECORD)
-        replies = sampled_replies(policy, self.prompts, self.sampling, seed=self.sampling_seed)
+        replies = sampled_replies(
+            policy, self.prompts, self.sampling, seed=self.sampling_seed, start=self.sft.load
+        )
         write_json(folder / SAMPLED, replies)
         if self.keep_scores:
             logps, lengths = training.score(policy, self.rows)

@@ -11,7 +11,6 @@ from robustpo_kit import judging
 from robustpo_kit.experiments.method import SCORES
 from robustpo_kit.experiments.sampled import RECORD
 from robustpo_kit.experiments.scoring import REPLIES
-from robustpo_kit.experiments.specs import SIMPO_BETA
 from robustpo_kit.intervals import mean_by_group
 from robustpo_kit.records import RunRecord, read_json
 
@@ -52,15 +51,15 @@ def reply_quality(methods: Sequence[Trained], *, draws: int, seed: int) -> pd.Da
     return means.merge(texts[["policy", "distinct_1", "distinct_2", "duplicates"]], on="policy")
 
 
-def simpo_gaps(method: Trained) -> pd.DataFrame:
+def simpo_gaps(method: Trained, beta: float) -> pd.DataFrame:
     """SimPO's reward gaps beta (a_w - a_l) of the training pairs: columns policy, gap.
 
-    a is the mean log-probability a token; beta is that of `GAMMA_METHODS`, whatever the method was
-    trained by. Raises ValueError for a method whose scores were not kept.
+    a is the mean log-probability a token; beta is one for all methods (`simpo_beta`), whatever they
+    were trained by. Raises ValueError for a method whose scores were not kept.
     """
     if method.scores is None:
         raise ValueError(
             f"{method.name}: scores of the training pairs are missing; give keep_scores"
         )
     means = method.scores["logps"] / method.scores["lengths"]
-    return pd.DataFrame({"policy": method.name, "gap": SIMPO_BETA * (means[:, 0] - means[:, 1])})
+    return pd.DataFrame({"policy": method.name, "gap": beta * (means[:, 0] - means[:, 1])})

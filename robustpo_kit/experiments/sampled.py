@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,26 @@ class SftRepliesStep(Step):
 
 
 def sampled_replies(
-    policy: Policy, prompts: PreferenceSet, config: SamplingConfig, *, seed: int
+    policy: Policy,
+    prompts: PreferenceSet,
+    config: SamplingConfig,
+    *,
+    seed: int,
+    start: Callable[[], Policy] | None = None,
 ) -> list[dict[str, Any]]:
     """Replies to the prompts under the policy's own template, one entry a reply, empty ones too.
 
     An entry has row_id, reply, finished and log_ratio = log pi(y|x) - log pi_ref(y|x) in nats, of
     an empty reply that of the end token alone; its mean over own replies estimates
-    KL(pi || pi_ref).
+    KL(pi || pi_ref). `start` gives the reference of a policy without an adapter, which was trained
+    in full; without it such a policy is its own reference.
     """
     texts = [row.prompt for row in prompts]
     sampled = sample(policy, texts, config, seed=seed, purpose="evaluation", desc="replies")
     answered: list[tuple[Preference, Reply]] = []
     for row, replies in zip(prompts, sampled, strict=True):
         answered += [(row, reply) for reply in replies]
-    log_ratios = _log_ratios(policy, answered)
+    log_ratios = _log_ratios(policy, answered, start)
     return [
         {
             "row_id": row.row_id,
@@ -62,9 +68,13 @@ def sampled_replies(
     ]
 
 
-def _log_ratios(policy: Policy, answered: Sequence[tuple[Preference, Reply]]) -> np.ndarray:
+def _log_ratios(
+    policy: Policy,
+    answered: Sequence[tuple[Preference, Reply]],
+    start: Callable[[], Policy] | None,
+) -> np.ndarray:
     """[N] log pi - log pi_ref of each reply, nats; 0 where the policy is its own reference."""
-    if not policy.has_adapter:
+    if not policy.has_adapter and start is None:
         return np.zeros(len(answered))
     replies = PreferenceSet(
         dataclasses.replace(
@@ -78,6 +88,9 @@ def _log_ratios(policy: Policy, answered: Sequence[tuple[Preference, Reply]]) ->
         for number, (row, reply) in enumerate(answered)
     )
     own, _ = training.score(policy, replies, empty=True)
-    with policy.reference():
-        reference, _ = training.score(policy, replies, empty=True)
+    if policy.has_adapter:
+        with policy.reference():
+            reference, _ = training.score(policy, replies, empty=True)
+    elif start is not None:
+        reference, _ = training.score(start(), replies, empty=True)
     return (own - reference)[:, 0].double().cpu().numpy()

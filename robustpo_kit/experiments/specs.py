@@ -1,35 +1,39 @@
-"""The methods that notebooks train, at the papers' hyperparameters (`objectives.PRESETS`)."""
+"""The methods that notebooks train, at the papers' hyperparameters (`published.PRESETS`)."""
 
-from robustpo_kit import objectives, robust
+from robustpo_kit import objectives, published, robust
 from robustpo_kit.errors import KitError
 from robustpo_kit.profiles import Profile
 
-LISTWISE_TASK = "hh"  # DoRA Table 8
-PAIRWISE_MODEL = "llama3-8b-instruct"  # gamma-PO Table 7, of strength gamma0 / tau = 0.4
+# Whose settings a profile takes whose model or task is none of the papers'.
+DORA_RUN = "dora/mistral-7b/hh"
+GAMMA_RUN = "gamma/llama-3-8b-instruct"  # of strength gamma0 / tau = 0.4
 
 
 def listwise_spec(name: str, cfg: Profile) -> str:
     """The spec of a method "LOSS AGGREGATOR", with the profile's lambda where it takes one.
 
-    LOSS is one that the papers set for HH (`objectives.PRESETS`), or any spec of a loss, such as
-    "ipo(tau=0.1)".
+    LOSS is one that the papers set for the profile's model and task, or else for Mistral on HH
+    (`published.PRESETS`), or any spec of a loss, such as "ipo(tau=0.1)".
     """
     loss, _, aggregator = name.rpartition(" ")
     if not loss or aggregator not in robust.AGGREGATORS:
         known = ", ".join(robust.AGGREGATORS)
         raise KitError(f"method '{name}': LOSS AGGREGATOR is expected, the latter one of {known}")
-    preset = objectives.PRESETS.get(f"{LISTWISE_TASK}/{loss}")
+    preset = published.find(cfg.model, cfg.task, loss)
+    preset = preset or published.PRESETS.get(f"{DORA_RUN}/{loss}")
     spec = loss if preset is None else preset.spec
     if "lam" in robust.AGGREGATORS[aggregator].options:
         spec += f", lam={cfg.lam}"
     return f"{aggregator}({spec})"
 
 
-def _gamma_methods() -> dict[str, str]:
-    """DPO and SimPO, each with a constant and a dynamic margin; DPO takes SimPO's gamma0, tau."""
-    dpo = objectives.PRESETS[f"{LISTWISE_TASK}/dpo"].spec
-    simpo = objectives.PRESETS[f"{PAIRWISE_MODEL}/simpo"].spec
-    gamma_simpo = objectives.PRESETS[f"{PAIRWISE_MODEL}/gamma_simpo"].spec
+def gamma_methods(cfg: Profile) -> dict[str, str]:
+    """DPO and SimPO, each with a constant and a dynamic margin; DPO takes SimPO's gamma0, tau.
+
+    The margins are those of gamma-PO Table 7 for the profile's model, or else for Llama-3.
+    """
+    dpo = published.PRESETS[f"{DORA_RUN}/dpo"].spec
+    simpo, gamma_simpo = (_gamma_spec(cfg, loss) for loss in ("simpo", "gamma_simpo"))
     built = objectives.build(gamma_simpo)
     assert built.margin is not None, gamma_simpo
     return {
@@ -40,5 +44,14 @@ def _gamma_methods() -> dict[str, str]:
     }
 
 
-GAMMA_METHODS = _gamma_methods()
-SIMPO_BETA: float = objectives.build(GAMMA_METHODS["simpo"]).options["beta"]
+def _gamma_spec(cfg: Profile, loss: str) -> str:
+    """The spec of a preset of gamma-PO for the profile's model."""
+    for name, row in published.PRESETS.items():
+        if name.startswith("gamma/") and name.endswith(f"/{loss}") and row.model == cfg.model:
+            return row.spec
+    return published.PRESETS[f"{GAMMA_RUN}/{loss}"].spec
+
+
+def simpo_beta(cfg: Profile) -> float:
+    """SimPO's beta in `gamma_methods`."""
+    return objectives.build(_gamma_spec(cfg, "simpo")).options["beta"]

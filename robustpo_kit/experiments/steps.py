@@ -6,6 +6,7 @@ from pathlib import Path
 
 from robustpo_kit import data, mixture, objectives, paths
 from robustpo_kit.data import Preference, PreferenceSet, Template
+from robustpo_kit.encoders import FineTune
 from robustpo_kit.experiments.classifier import ClassifierStep
 from robustpo_kit.experiments.method import MethodStep
 from robustpo_kit.experiments.reward import RewardStep
@@ -58,7 +59,12 @@ class Steps:
             encoder=self.cfg.encoder,
             kind=kind,
             features=features,
-            epochs=self.cfg.classifier_epochs,
+            fine_tune=FineTune(
+                learning_rate=self.cfg.classifier_rate,
+                head_learning_rate=self.cfg.classifier_head_rate,
+                epochs=self.cfg.classifier_epochs,
+                frozen_layers=self.cfg.classifier_frozen,
+            ),
             folds=self.cfg.folds,
             seed=self.seed,
         )
@@ -78,16 +84,19 @@ class Steps:
     @functools.cached_property
     def sft(self) -> SftStep:
         """Supervised fine-tuning."""
+        cfg = self.cfg.of_method("sft")
         return SftStep(
             folder=self.folder / "sft",
             rows=self.splits["sft"],
             model=self.cfg.model,
             dtype=self.cfg.dtype,
             template=self.template,
-            lora_targets=self.cfg.lora_targets,
-            lora_rank=self.cfg.lora_rank,
+            lora_targets=cfg.lora_targets,
+            lora_rank=cfg.lora_rank,
             run=dataclasses.replace(
-                self.train_config(self.cfg.sft_learning_rate, self.cfg.sft_epochs),
+                train_config(cfg, self.seed),
+                learning_rate=cfg.sft_learning_rate,
+                epochs=cfg.sft_epochs,
                 seed=stream_seed(self.seed, "sft"),
             ),
         )
@@ -107,6 +116,7 @@ class Steps:
     ) -> MethodStep:
         """Training by `spec` on `dataset`, whose h~ is left out where the objective needs none."""
         objective = objectives.build(spec, seed=self.seed)
+        cfg = self.cfg.of_method(objective.base)
         if not objective.needs_h:
             dataset = dataset.map(_without_h)  # another classifier leaves this method as it is
         return MethodStep(
@@ -114,9 +124,9 @@ class Steps:
             sft=self.sft,
             spec=objective.spec,  # in full, whatever becomes of a preset's name
             rows=dataset,
-            lora_targets=self.cfg.lora_targets,
-            lora_rank=self.cfg.lora_rank,
-            run=self.train_config(self.cfg.learning_rate, self.cfg.epochs),
+            lora_targets=cfg.lora_targets,
+            lora_rank=cfg.lora_rank,
+            run=train_config(cfg, self.seed),
             keep_scores=keep_scores,
             prompts=self.splits["eval"],
             sampling=self._sampling(),
@@ -135,22 +145,26 @@ class Steps:
             seed=self.seed,
         )
 
-    def train_config(self, learning_rate: float, epochs: int) -> TrainConfig:
-        """A training run of the profile's batch sizes."""
-        return TrainConfig(
-            batch_size=self.cfg.batch_size,
-            micro_batch_size=self.cfg.micro_batch_size,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            seed=self.seed,
-        )
-
     def _sampling(self) -> SamplingConfig:
         return SamplingConfig(
             max_new_tokens=self.cfg.max_new_tokens,
             batch_size=self.cfg.eval_batch,
             samples=self.cfg.eval_samples,
+            repetition_penalty=self.cfg.repetition_penalty,
         )
+
+
+def train_config(cfg: Profile, seed: int) -> TrainConfig:
+    """A preference training run by a profile's settings."""
+    return TrainConfig(
+        batch_size=cfg.batch_size,
+        micro_batch_size=min(cfg.micro_batch_size, cfg.batch_size),
+        epochs=cfg.epochs,
+        learning_rate=cfg.learning_rate,
+        max_length=cfg.max_length,
+        max_grad_norm=cfg.max_grad_norm,
+        seed=seed,
+    )
 
 
 def _without_h(row: Preference) -> Preference:

@@ -12,7 +12,7 @@ from robustpo_kit.training import TrainConfig
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class SftStep(Step):
-    """The policy after supervised fine-tuning by LoRA, merged, and the record of that run."""
+    """The policy after supervised fine-tuning, an adapter merged, and the record of that run."""
 
     rows: PreferenceSet
     model: str
@@ -24,7 +24,8 @@ class SftStep(Step):
 
     def make(self, folder: Path) -> None:
         policy = policies.load(self.model, template=self.template, dtype=self.dtype)
-        policy.add_lora(self.lora_targets, self.lora_rank, seed=self.run.seed)
+        if self.lora_targets != "none":
+            policy.add_lora(self.lora_targets, self.lora_rank, seed=self.run.seed)
         record = training.train(policy, self.rows, objectives.build("sft()"), self.run)
         policy.merge().save(folder / "policy")
         record.to_json(folder / "record.json")

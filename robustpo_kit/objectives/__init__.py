@@ -8,7 +8,7 @@
     build("dora(gamma(simpo(beta=10), gamma_beta_ratio=0.4, tau=10), lam=1)")
     build("dora(dpo_pl, beta=0.1, ess=0.7)")    a wish in place of lambda; `strength` solves it
     build("dora(dpo_pl(beta=0.1), parity=authors)")  as the authors' script; `authors` says how
-    build("hh/dora_dpo_pl")                     a preset
+    build("dora/mistral-7b/hh/dora_dpo_pl")     a preset (`published`)
 
 What trains the model sees only `Objective`: what it needs, whether its samples are coupled, and
 `step_loss`.
@@ -16,15 +16,11 @@ What trains the model sees only `Objective`: what it needs, whether its samples 
 
 from robustpo_kit.objectives.layers import SpecError
 from robustpo_kit.objectives.objective import Objective, StepLoss
-from robustpo_kit.objectives.presets import PRESETS, SEARCH_RANGES, Preset
 from robustpo_kit.objectives.specs import build
 from robustpo_kit.objectives.strength import lambda_for_ess, tau_for_spread
 
 __all__ = [
     "Objective",
-    "PRESETS",
-    "Preset",
-    "SEARCH_RANGES",
     "SpecError",
     "StepLoss",
     "build",

@@ -11,7 +11,7 @@ from typing import Any
 from robustpo_kit.losses import BASES, TARGETS
 from robustpo_kit.objectives.layers import Layer, SpecError, margin_gap
 from robustpo_kit.objectives.objective import Objective
-from robustpo_kit.objectives.presets import PRESETS
+from robustpo_kit.published import PRESETS
 from robustpo_kit.robust import AGGREGATORS
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from robustpo_kit import objectives, records, robust
+from robustpo_kit.published import PRESETS
 from robustpo_kit.toy.data import DataConfig
 from robustpo_kit.toy.runs import Run, data_row, h_quality, run
 from robustpo_kit.toy.setting import Setting, estimate, start
@@ -19,12 +20,12 @@ from robustpo_kit.toy.sweep import sweep
 from robustpo_kit.toy.truth import Enumeration, evaluate
 from robustpo_kit.toy.world import World
 
-LOSS = objectives.PRESETS["hh/dpo_pl"].spec  # listwise DPO at the papers' beta
+LOSS = PRESETS["dora/mistral-7b/hh/dpo_pl"].spec  # listwise DPO at the papers' beta
 METHODS = {  # DoRA Table 4 on that loss
     "erm": LOSS,
     "reweight": f"reweight({LOSS})",
     "dro": f"dro({LOSS}, lam={robust.DEFAULT_LAM})",
-    "dora": objectives.PRESETS["hh/dora_dpo_pl"].spec,
+    "dora": PRESETS["dora/mistral-7b/hh/dora_dpo_pl"].spec,
 }
 
 OTHER_LOSSES = (  # of the table of losses that DoRA Table 8 does not have, at usual values
@@ -41,8 +42,9 @@ OTHER_LOSSES = (  # of the table of losses that DoRA Table 8 does not have, at u
 LOSSES = (
     tuple(
         preset.spec
-        for name, preset in objectives.PRESETS.items()
-        if preset.task == "hh" and not name.startswith("hh/dora")
+        for name, preset in PRESETS.items()
+        if name.startswith("dora/mistral-7b/hh/") and not name.endswith("/sft")
+        if "dora_" not in name
     )
     + OTHER_LOSSES
 )
