@@ -7,13 +7,14 @@ PYTHON  ?= python3
 PROFILE ?= cpu
 SEED    ?= 0
 ONLY    ?=
+NAME    ?= dose_real
 WORKERS ?= 2
 VENV    := .venv
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env series test lab claims notebooks figures report reference check check-all lint types dist docs reading architectures lock bench bench-gpu clean
+.PHONY: help env series study test lab claims notebooks figures report reference check check-all lint types dist docs reading architectures lock bench bench-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +35,9 @@ $(READY): requirements.lock pyproject.toml
 
 series: env  ## run the notebooks headless: PROFILE=cpu SEED=0 ONLY=04,05; what is finished is kept
 	$(BIN)/robustpo series --resume --profile $(PROFILE) --seed $(SEED) $(if $(ONLY),--only $(ONLY)) $(if $(filter cpu,$(PROFILE)),--workers $(WORKERS))
+
+study: env  ## run the study data/studies/NAME.json: NAME=dose_real; what is finished is kept
+	$(BIN)/robustpo study $(NAME)
 
 test: env  ## unit tests, nbval over every notebook under profile smoke, and the coverage of both
 	$(BIN)/python -m pytest -q -n $(WORKERS) --nbval --nbval-current-env --nbval-cell-timeout 300 --cov=robustpo_kit notebooks tests

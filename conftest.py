@@ -132,7 +132,7 @@ def demo(tmp_path, monkeypatch) -> DemoProject:
     from robustpo_kit import paths
 
     monkeypatch.setenv("ROBUSTPO_ROOT", str(tmp_path))
-    for name in ("NOTEBOOKS", "DATA", "SYNTHETIC", "RESULTS", "FIGURES", "RUNS"):
+    for name in ("NOTEBOOKS", "DATA", "SYNTHETIC", "RESULTS", "STUDIES", "FIGURES", "RUNS"):
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).relative_to(paths.ROOT))
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     return DemoProject(tmp_path)

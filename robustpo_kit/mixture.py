@@ -248,14 +248,14 @@ def _contaminated(row: Preference, extra: Store) -> Preference:
 
 
 def rank_first(rewards: ArrayLike, mask: np.ndarray) -> np.ndarray:
-    """The biased reward of contaminated samples: column 0 raised to the best of its row.
+    """The label that follows the claim of being golden: column 0 ranks first where `mask` says so.
 
     Args:
         rewards: [N, K].
-        mask: [N] which samples are contaminated.
+        mask: [N] of which rows; column 0 gets the best reward of the others and one more.
     """
     raised = np.array(rewards, dtype=float)
-    raised[mask, 0] = raised[mask].max(axis=1)
+    raised[mask, 0] = raised[mask, 1:].max(axis=1) + 1
     return raised
 
 

@@ -31,7 +31,7 @@ class Profile:
     # disjoint splits by prompt or conversation
     classifier_rows: int = 300
     reward_rows: int = 300
-    judge_rows: int = 300
+    gold_rows: int = 300
     sft_rows: int = 200
     policy_rows: int = 160
     eval_rows: int = 100
@@ -47,8 +47,11 @@ class Profile:
     )
     classifier_head_rate: float = 1e-3  # of its head, which starts at zero
     classifier_frozen: int = 3  # so many lower layers and the embeddings stay; 0 trains everything
-    reward_features: str = "frozen"  # of the proxy that ranks: cosine | frozen | fine_tuned
-    judge_features: str = "fine_tuned"  # of another kind, so as not to share the proxy's errors
+    reward_features: str = "frozen"  # of a fitted reward model: cosine | frozen | fine_tuned
+    gold_features: str = "frozen"  # of the gold reward's relevance
+    kappa: float = 0.5  # of the gold reward: sds of relevance for a nat of log-odds of being human
+    style_bias: float = 0.0  # of the proxy that ranks: sds for one sd of log length
+    proxy_noise: float = 0.5  # of the proxy: sd of its errors, in sds of relevance
     reward_epochs: int = 2
     folds: int = 3
     # policies
@@ -97,7 +100,7 @@ PROFILES = {
         encoder="tiny",
         classifier_rows=24,
         reward_rows=24,
-        judge_rows=24,
+        gold_rows=24,
         sft_rows=8,
         policy_rows=8,
         eval_rows=8,
@@ -135,8 +138,8 @@ PROFILES = {
         "gpu",
         dtype="bfloat16",
         classifier_rows=300,
-        reward_rows=300,
-        judge_rows=300,
+        reward_rows=200,
+        gold_rows=200,
         sft_rows=300,
         policy_rows=300,
         eval_rows=150,
@@ -161,7 +164,7 @@ PROFILES = {
         dtype="bfloat16",
         classifier_rows=20000,
         reward_rows=20000,
-        judge_rows=20000,
+        gold_rows=20000,
         sft_rows=40000,
         policy_rows=40000,
         eval_rows=400,

@@ -145,17 +145,29 @@ def h_means() -> str:
 
 
 @claim
-def proxy_accuracy() -> str:
-    rows = table("reward_accuracy").query("model == 'proxy'").set_index("kind")
-    matched = rows[
-        [" elsewhere" in kind or kind == "smollm2 > smollm2 elsewhere" for kind in rows.index]
-    ]
+def fitted_accuracy() -> str:
+    rows = table("reward_accuracy").set_index("kind")
+    matched = rows[[" elsewhere" in kind for kind in rows.index]]
     human = interval(rows.loc["human_correct > human_wrong"], "accuracy")
-    source = only("reward_correlation", scope="within sources", model="proxy")
+    source = only("reward_correlation", scope="within sources", model="fitted")
     return (
         f"a matching reply from a mismatched one: accuracy {span(matched['accuracy'])}; a correct "
         f"solution from a wrong one: {human}, where 0.5 is a coin; its correlation with the source "
         f"classifier within sources: {interval(source, 'pearson')}"
+    )
+
+
+@claim
+def judge_audit() -> str:
+    """Controls that the shipped judge fails, and its scores against the human reply."""
+    rows = table("judge_audit")
+    failed = int((rows["result"] == "fail").sum())
+    tested = int(rows["result"].isin(["pass", "fail"]).sum())
+    scored = rows[~rows["control"].isin(["swapped order", "length slope"])]
+    words = [f"{row['control']} {row['value']:.3f}" for _, row in scored.iterrows()]
+    return (
+        f"of {tested} controls of its audit it fails {failed}; scores against the human reply: "
+        f"{', '.join(words)}"
     )
 
 

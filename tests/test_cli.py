@@ -303,6 +303,8 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
     assert all(len(row["rewards"]) == 2 for row in scored)
 
     table = tmp_path / "wins.csv"
+    judge = ["judge", "--data", str(pairs), "--judge", str(tmp_path / "reward")]
+    assert "judge 'reward judge': fails its audit (" in refused(capsys, *judge)
     assert (
         cli.main(
             [
@@ -313,6 +315,7 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
                 str(tmp_path / "reward"),
                 "--out",
                 str(table),
+                "--unaudited",
             ]
         )
         == 0
@@ -321,7 +324,7 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
     assert "source_1" in told and "win" in told
     header, line = table.read_text().splitlines()
     row = dict(zip(header.split(","), line.split(","), strict=True))
-    assert row["prompts"] == "6"
+    assert row["prompts"] == "6" and row["audited"] == "False"
     assert float(row["win"]) + float(row["tie"]) + float(row["lose"]) == pytest.approx(1, abs=1e-5)
     assert records.read_json(tmp_path / "wins.json")["config"]["against"] == "source_0"
 

@@ -1,10 +1,14 @@
 """Verdicts by hand, intervals by simulation, distances against known distributions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from robustpo_kit import judging
+from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.errors import KitError
 
 
 class ByLength:
@@ -39,7 +43,8 @@ def verdicts(**policies):
     """A verdict table from strings like "wwtl"."""
     names = {"w": "win", "t": "tie", "l": "lose"}
     rows = [(p, f"p{i}", names[v]) for p, text in policies.items() for i, v in enumerate(text)]
-    return pd.DataFrame(rows, columns=["policy", "prompt_id", "verdict"])
+    table = pd.DataFrame(rows, columns=["policy", "prompt_id", "verdict"])
+    return table.assign(judge="by hand")
 
 
 def test_compare_undoes_the_swap():
@@ -94,7 +99,9 @@ def test_compare_refuses_bad_lengths_and_bad_answers():
 
 
 def test_win_table_by_hand():
-    table = judging.win_table(verdicts(a="wwtl", b="llll"), draws=100).set_index("policy")
+    table = judging.win_table(verdicts(a="wwtl", b="llll"), unaudited=True, draws=100).set_index(
+        "policy"
+    )
     row = table.loc["a"]
     assert (row["win"], row["tie"], row["lose"], row["score"]) == (0.5, 0.25, 0.25, 0.625)
     assert row["win_low"] < 0.5 < row["win_high"]
@@ -104,9 +111,9 @@ def test_win_table_by_hand():
 
 def test_same_seed_same_interval():
     table = verdicts(a="wwtlwltw" * 5)
-    first, again = (judging.win_table(table, draws=200, seed=3) for _ in range(2))
+    first, again = (judging.win_table(table, unaudited=True, draws=200, seed=3) for _ in range(2))
     pd.testing.assert_frame_equal(first, again)
-    assert not first.equals(judging.win_table(table, draws=200, seed=4))
+    assert not first.equals(judging.win_table(table, unaudited=True, draws=200, seed=4))
 
 
 def test_paired_difference_is_sharper_than_two_intervals():
@@ -115,20 +122,22 @@ def test_paired_difference_is_sharper_than_two_intervals():
     base = rng.choice(list("wl"), 400)
     better = np.where((base == "l") & (rng.random(400) < 0.1), "w", base)
     table = verdicts(base="".join(base), better="".join(better))
-    row = judging.difference_table(table, "base", draws=500).iloc[0]
-    wins = judging.win_table(table, draws=500).set_index("policy")
+    row = judging.difference_table(table, "base", unaudited=True, draws=500).iloc[0]
+    wins = judging.win_table(table, unaudited=True, draws=500).set_index("policy")
     assert row["win"] == pytest.approx((better == "w").mean() - (base == "w").mean())
     assert row["win_low"] > 0
     assert wins.loc["better", "win_low"] < wins.loc["base", "win_high"]
     with pytest.raises(ValueError, match="^baseline"):
-        judging.difference_table(table, "sft")
+        judging.difference_table(table, "sft", unaudited=True)
 
 
 def test_win_intervals_are_over_prompts_not_replies():
     """Repeating every reply four times adds no prompt, so it may not narrow the interval."""
     once = verdicts(a="wwltlwlwtl" * 4)
     often = pd.concat([once] * 4, ignore_index=True)
-    narrow, wide = (judging.win_table(table, draws=400).iloc[0] for table in (often, once))
+    narrow, wide = (
+        judging.win_table(table, unaudited=True, draws=400).iloc[0] for table in (often, once)
+    )
     assert narrow["win_low"] == pytest.approx(wide["win_low"]) and narrow[
         "win_high"
     ] == pytest.approx(wide["win_high"])
@@ -146,3 +155,109 @@ def test_text_table_by_hand():
 def test_a_policy_may_have_the_name_of_an_argument():
     table = judging.compare(ByLength(), ["p"], {"against": ["xx"], "prompts": [""]}, ["x"], seed=0)
     assert table["verdict"].tolist() == ["win", "lose"]
+
+
+# ---- audit ----
+
+WORDS = ["open", "close", "turn", "lift", "push", "pull", "twist", "break", "melt", "grind"]
+
+
+def audited_rows(count=30):
+    """Prompts with a golden reply of six words and a rival of nine."""
+    rng = np.random.default_rng(0)
+
+    def text(words):
+        return " ".join(f"{word}{rng.integers(100)}" for word in rng.choice(WORDS, words))
+
+    return PreferenceSet(
+        Preference(f"r{i}", f"g{i}", f"how do I {text(4)}?", (text(6), text(9)), ("human", "model"))
+        for i in range(count)
+    )
+
+
+def test_a_judge_that_knows_passes_and_is_admitted():
+    rows = audited_rows()
+    given = {"contaminant": [row.responses[1] for row in rows]}
+    own = {row.prompt: row.responses[0] for row in rows}
+
+    def knows(prompts, first, second):
+        golden = [own[prompt] for prompt in prompts]
+        asked = zip(golden, first, second, strict=True)
+        return ["A" if a == best else "B" if b == best else "C" for best, a, b in asked]
+
+    judge = judging.FunctionJudge("knows", knows)
+    table = judging.audit(judge, rows, given=given, seed=0, draws=200).set_index("control")
+    tested = table[table["result"].isin(["pass", "fail"])]
+    assert (tested["result"] == "pass").all() and len(tested) == 7
+    assert (tested.drop("swapped order")["value"] == 0).all()
+    assert table.loc["swapped order", "value"] == 1
+    untested = table.index[table["result"] == "not tested"]
+    assert list(untested) == ["untrained model", "other human source"]
+    assert table.loc["length slope", "rule"] == ""
+    replies = {"policy": [row.responses[1] for row in rows]}
+    verdicts = judging.compare(judge, list(own), replies, list(own.values()), seed=0)
+    table = table.reset_index()
+    wins = judging.win_table(verdicts, table, draws=50)
+    assert wins["audited"].all() and set(wins["judge"]) == {"knows"}
+    with pytest.raises(ValueError, match="judge 'knows': no audit of it"):
+        judging.win_table(verdicts, table.assign(judge="another"))
+
+
+def of_echoes(prompts, first, second):
+    """A reply is the better the more words of the prompt it has."""
+    shares = [
+        len(set(p.split()) & set(a.split())) - len(set(p.split()) & set(b.split()))
+        for p, a, b in zip(prompts, first, second, strict=True)
+    ]
+    return ["A" if share > 0 else "B" if share < 0 else "C" for share in shares]
+
+
+@pytest.mark.parametrize(
+    ("judge", "failed"),
+    [
+        (judging.FunctionJudge("of echoes", of_echoes), {"echo"}),
+        (ByLength(), {"doubled"}),
+        (AlwaysFirst(), {"swapped order"}),
+        (judging.FunctionJudge("ties", lambda p, a, b: ["C"] * len(p)), {"echo", "off-topic"}),
+    ],
+    ids=["echoes", "length", "position", "ties"],
+)
+def test_a_judge_with_a_weakness_is_refused(judge, failed):
+    rows = audited_rows()
+    table = judging.audit(judge, rows, seed=0, draws=200)
+    assert failed <= set(table[table["result"] == "fail"]["control"])
+    prompts, golden = [row.prompt for row in rows], [row.responses[0] for row in rows]
+    verdicts = judging.compare(judge, prompts, {"a": golden}, golden, seed=0)
+    for refuse in (judging.win_table, lambda *given: judging.difference_table(*given[:1], "a")):
+        with pytest.raises(ValueError, match=f"judge '{judge.name}'"):
+            refuse(verdicts, table)
+    with pytest.raises(ValueError, match=rf"fails its audit \(.*{min(failed)} \d.\d\d, not "):
+        judging.win_table(verdicts, table)
+    marked = judging.win_table(verdicts, table, unaudited=True, draws=50)
+    assert not marked["audited"].any()
+
+
+def test_the_length_slope_is_that_of_a_judge_of_length():
+    """Rivals of nine words win against six, those of three lose."""
+    rows = audited_rows()
+    short = rows.map(lambda row: replace(row, responses=(row.responses[0], "a b c")))
+    both = PreferenceSet([*rows[:15], *short[15:]])
+    slope = judging.audit(ByLength(), both, seed=0, draws=100).set_index("control")
+    # score 1 at log2(9/6), 0 at log2(3/6)
+    assert slope.loc["length slope", "value"] == pytest.approx(1 / np.log2(3), abs=0.02)
+
+
+def test_an_audit_refuses_what_it_cannot_use():
+    rows = audited_rows(4)
+    with pytest.raises(ValueError, match="given: 'luck' with 4 replies"):
+        judging.audit(ByLength(), rows, given={"luck": ["x"] * 4}, seed=0)
+    with pytest.raises(ValueError, match="given: 'contaminant' with 1 replies for 4 rows"):
+        judging.audit(ByLength(), rows, given={"contaminant": ["x"]}, seed=0)
+    with pytest.raises(KitError, match="row 'r0', field golden"):
+        judging.audit(ByLength(), rows.map(lambda row: replace(row, golden=None)), seed=0)
+    with pytest.raises(KitError, match="two groups are needed"):
+        judging.audit(ByLength(), rows[:1], seed=0)
+    with pytest.raises(KitError, match="has no rows"):
+        judging.audit(ByLength(), PreferenceSet([]), seed=0)
+    with pytest.raises(ValueError, match="those of one judge are expected"):
+        judging.win_table(verdicts(a="w").drop(columns="judge"), unaudited=True)

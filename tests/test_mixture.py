@@ -175,9 +175,9 @@ def test_contamination_replaces_the_golden_reply_of_a_fixed_share():
         assert (row.sources[0] == "smollm2", row.responses[0] != old.responses[0]) == (dirty, dirty)
 
 
-def test_the_biased_reward_ranks_the_contaminated_slot_first():
+def test_the_label_ranks_the_claimed_slot_first():
     rewards = mixture.rank_first([[0.0, 2.0], [0.0, 2.0]], np.array([True, False]))
-    assert rewards.tolist() == [[2.0, 2.0], [0.0, 2.0]]
+    assert rewards.tolist() == [[3.0, 2.0], [0.0, 2.0]]
 
 
 def test_contamination_refuses_bad_shares_and_missing_replies():

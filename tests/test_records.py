@@ -91,7 +91,7 @@ def test_progress_yields_everything_and_writes_only_where_it_should(tmp_path, mo
         monkeypatch.setenv("ROBUSTPO_PROGRESS", mode)
         assert list(records.progress(range(3), "steps")) == [0, 1, 2]
         assert log.exists() == (mode != "off")
-    assert log.read_text() == "steps: 3/3 in 0 s\n"
+    assert log.read_text() == "steps: 3/3 in 0 s\n"  # one line a second, the last with no time left
     monkeypatch.setenv("ROBUSTPO_PROGRESS", "log")
     monkeypatch.delenv("ROBUSTPO_PROGRESS_LOG")
     capfd.readouterr()

@@ -9,7 +9,7 @@ from training_setting import made_up_rows, made_up_word
 from robustpo_kit import encoders, rewards
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.encoders import FineTune
-from robustpo_kit.rewards.fitting import _slope_within
+from robustpo_kit.rewards.fitting import slope_within
 
 TOPICS = ("aaaa", "bbbb", "cccc", "dddd", "eeee", "ffff")
 
@@ -201,8 +201,8 @@ def test_length_slope_is_taken_within_sources():
     """Sources differ in length and score; within each the slope is 0.5."""
     x = np.array([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])
     y = np.array([5.0, 5.5, 6.0, -5.0, -4.5, -4.0])
-    assert _slope_within(x, y, list("aaabbb")) == pytest.approx(0.5)
-    assert _slope_within(np.ones(3), y[:3], list("aaa")) == 0.0
+    assert slope_within(x, y, list("aaabbb")) == pytest.approx(0.5)
+    assert slope_within(np.ones(3), y[:3], list("aaa")) == 0.0
 
 
 def test_bias_against_the_slope_takes_length_out(model):
@@ -210,7 +210,7 @@ def test_bias_against_the_slope_takes_length_out(model):
     words = np.log1p([len(reply.split()) for row in new for reply in row.responses])
     sources = [source for row in new for source in row.sources]
     slopes = [
-        _slope_within(words, model.score_set(new, bias=bias).reshape(-1), sources)
+        slope_within(words, model.score_set(new, bias=bias).reshape(-1), sources)
         for bias in (0.0, -model.length_slope)
     ]
     held_out_slope = model.length_slope * model.scale / model.log_words[1]  # per log word

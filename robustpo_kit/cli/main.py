@@ -13,6 +13,7 @@ from robustpo_kit.cli.machine import add_bench, add_doctor
 from robustpo_kit.cli.notebooks import add_notebooks, add_series
 from robustpo_kit.cli.parsing import Parser
 from robustpo_kit.cli.preferences import add_judge, add_score, add_synthesise
+from robustpo_kit.cli.studies import add_study
 from robustpo_kit.cli.training import add_train
 from robustpo_kit.errors import KitError
 
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         add_train,
         add_score,
         add_judge,
+        add_study,
         add_bench,
     ):
         add(commands)

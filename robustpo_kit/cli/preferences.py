@@ -1,6 +1,7 @@
 """Commands on preference data: synthesise, score, judge."""
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -127,6 +128,11 @@ def add_judge(commands: Commands) -> None:
         "--against", type=int, default=0, metavar="COLUMN", help="the replies to beat (default: 0)"
     )
     parser.add_argument(
+        "--unaudited",
+        action="store_true",
+        help="take a judge that fails its audit on these rows; the table is marked",
+    )
+    parser.add_argument(
         "--tie-band", type=float, default=0.05, help="|preference - 1/2| within it is a tie"
     )
     add_seed(parser, "of the order in which the judge sees two replies (default: 0)")
@@ -162,8 +168,12 @@ def _judge(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         prompt_ids=[row.group for row in rows],
     )
-    table = judging.win_table(verdicts, seed=arguments.seed)
-    shown = table[["policy", "prompts", "win", "tie", "lose", "score"]]
+    audit = None
+    if not arguments.unaudited:
+        claimed = rows.map(lambda row: dataclasses.replace(row, golden=arguments.against))
+        audit = judging.audit(judge, claimed, seed=arguments.seed)
+    table = judging.win_table(verdicts, audit, unaudited=arguments.unaudited, seed=arguments.seed)
+    shown = table[["policy", "prompts", "win", "tie", "lose", "score", "audited"]]
     print(shown.round(3).to_string(index=False))
     if arguments.out:
         against = names[arguments.against]

@@ -67,6 +67,21 @@ class Encoder:
         pooled = masked_mean(model(**tokens).last_hidden_state.float(), tokens["attention_mask"])
         return nn.functional.normalize(pooled, dim=-1).cpu()
 
+    @torch.inference_mode()
+    def token_states(self, text: str) -> Tensor:
+        """[T, D] last hidden states of a text's tokens, of length 1, without the special ones."""
+        tokens = self.tokenizer(
+            text,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+            return_special_tokens_mask=True,
+        )
+        special = tokens.pop("special_tokens_mask")[0].bool()
+        model = self._inference_model.eval()
+        states = model(**tokens.to(self.device)).last_hidden_state[0].float().cpu()
+        return nn.functional.normalize(states[~special], dim=-1)
+
     def about(self) -> dict[str, Any]:
         """What a stored scorer must know of its encoder; the fingerprint is of the weights."""
         return {

@@ -10,6 +10,7 @@ from robustpo_kit.experiments.lab import Lab
 from robustpo_kit.experiments.results import Trained, all_replies, reply_quality, simpo_gaps
 from robustpo_kit.experiments.specs import gamma_methods, listwise_spec, simpo_beta
 from robustpo_kit.experiments.steps import SPLITS
+from robustpo_kit.experiments.studies import run_study, study_runs
 
 __all__ = [
     "Lab",
@@ -21,6 +22,8 @@ __all__ = [
     "kept",
     "listwise_spec",
     "reply_quality",
+    "run_study",
     "simpo_beta",
     "simpo_gaps",
+    "study_runs",
 ]

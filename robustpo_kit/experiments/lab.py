@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import calibration, mixture, policies
+from robustpo_kit import calibration, judging, mixture, policies
 from robustpo_kit.calibration import SourceClassifier
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import Encoder
@@ -20,12 +20,14 @@ from robustpo_kit.experiments.method import MethodStep
 from robustpo_kit.experiments.resampling import resample
 from robustpo_kit.experiments.results import Trained
 from robustpo_kit.experiments.sampled import SftRepliesStep
+from robustpo_kit.experiments.scoring import GOLD_JUDGE
 from robustpo_kit.experiments.steps import Steps, train_config
 from robustpo_kit.experiments.workers import start_worker
+from robustpo_kit.measures import Candidates
 from robustpo_kit.policies import Policy
 from robustpo_kit.profiles import Profile
 from robustpo_kit.records import cores, progress
-from robustpo_kit.rewards import RewardModel
+from robustpo_kit.rewards import GoldReward, ProxyReward, RewardModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Lab:
 
     @property
     def splits(self) -> dict[str, PreferenceSet]:
-        """Disjoint parts by prompt: classifier, reward, judge, sft, policy, eval."""
+        """Disjoint parts by prompt: classifier, reward, gold, sft, policy, eval."""
         return self.steps.splits
 
     def resample(self, batch: int) -> tuple[int, float]:
@@ -66,7 +68,7 @@ class Lab:
     def training_set(self) -> tuple[PreferenceSet, np.ndarray]:
         """`mixed` with standardised proxy rewards and h~, and the mask of contaminated samples."""
         mixed, mask = self.mixed()
-        scores = self.reward_model("reward").score_set(mixed)
+        scores = self.proxy().score_set(mixed)
         ranking = mixture.rank_first((scores - scores.mean()) / scores.std(), mask)
         h = self.h(self.classifier().score_set(mixed))
         return mixed.with_rewards(ranking).with_h(h), mask
@@ -74,7 +76,7 @@ class Lab:
     def reward_pairs(self) -> PreferenceSet:
         """Pairs of gamma-PO (Sec. 4.1): the responses of highest and lowest proxy reward; clean."""
         rows = self.splits["policy"]
-        return rows.with_rewards(self.reward_model("reward").score_set(rows)).pairs("best_worst")
+        return rows.with_rewards(self.proxy().score_set(rows)).pairs("best_worst")
 
     @staticmethod
     def h(probabilities: np.ndarray) -> np.ndarray:
@@ -93,9 +95,33 @@ class Lab:
         """The profile's source classifier, whose c makes h~, or one of another kind or features."""
         return self.steps.classifier(kind, features).load()
 
-    def reward_model(self, split: str) -> RewardModel:
-        """The proxy reward model that ranks the training set (`reward`) or judges (`judge`)."""
-        return self.steps.reward_model(split).load()
+    def reward_model(self) -> RewardModel:
+        """A reward model fitted to the preferences of the split `reward`."""
+        return self.steps.reward_model.load()
+
+    def gold(self) -> GoldReward:
+        """The gold reward, fitted on the split `gold`: it measures, and nothing trains on it."""
+        return self.steps.gold.load()
+
+    def proxy(self) -> ProxyReward:
+        """What ranks the training set: gold with the profile's bias and noise."""
+        return ProxyReward(self.gold(), self.cfg.style_bias, self.cfg.proxy_noise, self.seed)
+
+    def audit(self) -> pd.DataFrame:
+        """What the judge of replies, gold, makes of controls on held-out rows (`judging.audit`)."""
+        rows, extra = self.splits["eval"], mixture.load_store(f"{self.cfg.task}_extra")
+        synthetic = rows[0].sources.index(mixture.SYNTHETIC_SOURCE)
+        given = {
+            "untrained model": [row.responses[synthetic] for row in rows],
+            "contaminant": [extra[row.row_id]["replies"][0] for row in rows],
+            "other human source": [row.responses[1] for row in rows],
+        }
+        judge = judging.RewardJudge(self.gold(), name=GOLD_JUDGE)
+        return judging.audit(judge, rows, given=given, seed=self.seed, draws=self.cfg.bootstrap)
+
+    def candidates(self) -> Candidates:
+        """The held-out rows with their candidates, for measures without sampling."""
+        return self.steps.candidates.load()
 
     # ---- policies -------------------------------------------------------------------------------
 
@@ -161,8 +187,7 @@ class Lab:
         steps = self.steps
         for step in (
             steps.sft,
-            steps.reward_model("reward"),
-            steps.reward_model("judge"),
+            steps.gold,
             steps.classifier(),
         ):
             step.kept()

@@ -14,6 +14,8 @@ from robustpo_kit.experiments.scoring import REPLIES
 from robustpo_kit.intervals import mean_by_group
 from robustpo_kit.records import RunRecord, read_json
 
+SIMILARITIES = ("rouge_l", "chrf", "embedding_f1")  # to the human reply
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -42,12 +44,14 @@ def all_replies(methods: Sequence[Trained]) -> pd.DataFrame:
 
 
 def reply_quality(methods: Sequence[Trained], *, draws: int, seed: int) -> pd.DataFrame:
-    """By method: words, reward, confidence and KL to the reference with CIs, distinct-n."""
-    measures = ["words", "reward", "confidence", "log_ratio"]
+    """By method: words, rewards, confidence, similarity and KL with CIs; distance, distinct-n."""
+    measures = ["words", "reward", "gold", "confidence", *SIMILARITIES, "log_ratio"]
     means = mean_by_group(
         all_replies(methods), "policy", measures, cluster="prompt_id", draws=draws, seed=seed
     ).rename(columns={"clusters": "prompts"})
     texts = judging.text_table({method.name: list(method.replies["reply"]) for method in methods})
+    distances = {method.name: method.replies["energy_distance"].iloc[0] for method in methods}
+    means["energy_distance"] = means["policy"].map(distances)
     return means.merge(texts[["policy", "distinct_1", "distinct_2", "duplicates"]], on="policy")
 
 

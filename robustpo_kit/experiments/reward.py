@@ -1,4 +1,4 @@
-"""The proxy reward models: one ranks the training set, another one judges replies."""
+"""A fitted Bradley-Terry reward model."""
 
 import dataclasses
 from pathlib import Path

@@ -1,38 +1,40 @@
 """Sampled replies, scored by everything that did not train on their prompts."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from robustpo_kit import judging, mixture
+from robustpo_kit import analysis, judging, mixture, similarity
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
 from robustpo_kit.experiments.classifier import ClassifierStep
+from robustpo_kit.experiments.gold import GoldStep
 from robustpo_kit.experiments.keeping import Step
 from robustpo_kit.experiments.method import MethodStep
-from robustpo_kit.experiments.reward import RewardStep
 from robustpo_kit.experiments.sampled import SAMPLED, SftRepliesStep
 from robustpo_kit.records import read_json
+from robustpo_kit.rewards import ProxyReward
 
 REPLIES = "replies.json"
+GOLD_JUDGE = "gold"  # name of the judge
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ScoredRepliesStep(Step):
     """A policy's replies as a table, a row a reply.
 
-    Columns: row_id, prompt_id, reply, words, finished; reward (proxy model), confidence (the
-    classifier's c), verdict against the human reply (judge model: win | tie | lose),
-    verdict_length_controlled (the same judge without its liking of length), log_ratio (see
-    `sampled_replies`).
+    Columns: row_id, prompt_id, reply, words, finished; reward (of the proxy), gold, confidence (the
+    classifier's c), rouge_l, chrf and embedding_f1 (similarity to the human reply), verdict against
+    the human reply by gold (win | tie | lose), judge, log_ratio (see `sampled_replies`);
+    energy_distance between the embeddings of all replies and of the human ones, in every row.
     """
 
     replies: MethodStep | SftRepliesStep
     prompts: PreferenceSet
-    proxy: RewardStep
-    judge: RewardStep
+    gold: GoldStep
+    style_bias: float  # of the proxy
+    noise: float
     classifier: ClassifierStep
     seed: int  # of the order in which the judge sees two replies
 
@@ -43,7 +45,12 @@ class ScoredRepliesStep(Step):
         prompts, texts = [row.prompt for row in rows], [entry["reply"] for entry in entries]
         human = [_human_reply(row) for row in rows]
         ids = [mixture.digest(row.group) for row in rows]  # tables hold no human text
-        plain, length_controlled = self._verdicts(prompts, texts, human, ids)
+        gold = self.gold.load()
+        proxy = ProxyReward(gold, self.style_bias, self.noise, self.seed)
+        judge = judging.RewardJudge(gold, name=GOLD_JUDGE)
+        verdicts = judging.compare(
+            judge, prompts, {"": texts}, human, seed=self.seed, prompt_ids=ids
+        )
         table = pd.DataFrame(
             {
                 "row_id": [row.row_id for row in rows],
@@ -51,29 +58,19 @@ class ScoredRepliesStep(Step):
                 "reply": texts,
                 "words": [len(text.split()) for text in texts],
                 "finished": [entry["finished"] for entry in entries],
-                "reward": self.proxy.load().score(prompts, texts),
+                "reward": proxy.score(prompts, texts),
+                "gold": gold.score(prompts, texts),
                 "confidence": self.classifier.load().score(prompts, texts),
-                "verdict": plain,
-                "verdict_length_controlled": length_controlled,
+                "verdict": verdicts["verdict"],
+                "judge": verdicts["judge"],
                 "log_ratio": [entry["log_ratio"] for entry in entries],
             }
         )
+        encoder = gold.relevance.encoder
+        table = table.join(similarity.to_reference(texts, human, encoder))
+        vectors = (encoder.embed(part).numpy() for part in (texts, human))
+        table["energy_distance"] = analysis.energy_distance(*vectors)
         table.to_json(folder / REPLIES, orient="records", force_ascii=False)
-
-    def _verdicts(
-        self, prompts: Sequence[str], texts: Sequence[str], human: Sequence[str], ids: Sequence[str]
-    ) -> tuple[pd.Series, pd.Series]:
-        """The judge's verdicts [N] as it is, and without its liking of length."""
-        model = self.judge.load()
-
-        def verdicts(bias: float) -> pd.Series:
-            judge = judging.RewardJudge(model, bias=bias)
-            table = judging.compare(
-                judge, prompts, {"": texts}, human, seed=self.seed, prompt_ids=ids
-            )
-            return table["verdict"]
-
-        return verdicts(0.0), verdicts(-model.length_slope)
 
 
 def _human_reply(row: Preference) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 from robustpo_kit import data, mixture, objectives, paths
 from robustpo_kit.data import Preference, PreferenceSet, Template
 from robustpo_kit.encoders import FineTune
+from robustpo_kit.experiments.candidates import CandidatesStep
 from robustpo_kit.experiments.classifier import ClassifierStep
+from robustpo_kit.experiments.gold import GoldStep
 from robustpo_kit.experiments.method import MethodStep
 from robustpo_kit.experiments.reward import RewardStep
 from robustpo_kit.experiments.sampled import SftRepliesStep
@@ -18,7 +20,7 @@ from robustpo_kit.profiles import Profile
 from robustpo_kit.records import stream_seed
 from robustpo_kit.training import TrainConfig
 
-SPLITS = ("classifier", "reward", "judge", "sft", "policy", "eval")
+SPLITS = ("classifier", "reward", "gold", "sft", "policy", "eval")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +71,43 @@ class Steps:
             seed=self.seed,
         )
 
-    def reward_model(self, split: str) -> RewardStep:
-        """The proxy reward model of the split "reward" or "judge"."""
+    @functools.cached_property
+    def reward_model(self) -> RewardStep:
+        """A Bradley-Terry reward model."""
         return RewardStep(
-            folder=self.folder / f"{split}_model",
-            rows=self.splits[split],
+            folder=self.folder / "reward_model",
+            rows=self.splits["reward"],
             encoder=self.cfg.encoder,
             encoder_seed=self.seed,
-            features=getattr(self.cfg, f"{split}_features"),
+            features=self.cfg.reward_features,
             epochs=self.cfg.reward_epochs,
-            seed=stream_seed(self.seed, "reward model", split),
+            seed=stream_seed(self.seed, "reward model", "reward"),
+        )
+
+    @functools.cached_property
+    def gold(self) -> GoldStep:
+        """The gold reward."""
+        return GoldStep(
+            folder=self.folder / "gold",
+            rows=self.splits["gold"],
+            encoder=self.cfg.encoder,
+            encoder_seed=self.seed,
+            features=self.cfg.gold_features,
+            epochs=self.cfg.reward_epochs,
+            kappa=self.cfg.kappa,
+            synthetic=(mixture.SYNTHETIC_SOURCE,),
+            seed=stream_seed(self.seed, "gold reward"),
+        )
+
+    @functools.cached_property
+    def candidates(self) -> CandidatesStep:
+        """The held-out rows with their candidates, scored by what no method changes."""
+        return CandidatesStep(
+            folder=self.folder / "candidates",
+            rows=self.splits["eval"],
+            sft=self.sft,
+            gold=self.gold,
+            synthetic=(mixture.SYNTHETIC_SOURCE,),
         )
 
     @functools.cached_property
@@ -139,8 +168,9 @@ class Steps:
             folder=self.folder / "replies" / replies.folder.name,
             replies=replies,
             prompts=self.splits["eval"],
-            proxy=self.reward_model("reward"),
-            judge=self.reward_model("judge"),
+            gold=self.gold,
+            style_bias=self.cfg.style_bias,
+            noise=self.cfg.proxy_noise,
             classifier=self.classifier(),
             seed=self.seed,
         )

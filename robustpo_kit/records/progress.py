@@ -32,7 +32,16 @@ def progress(items: Iterable[Item], desc: str, total: int | None = None) -> Iter
         if mode == "log" and (now - last >= 1 or count == total):
             last = now
             of_total = "?" if total is None else total
-            _log(f"{desc}: {count}/{of_total} in {now - started:.0f} s")
+            seconds = now - started
+            left = _left(count, total, seconds)
+            _log(f"{desc}: {count}/{of_total} in {seconds:.0f} s{left}")
+
+
+def _left(count: int, total: int | None, seconds: float) -> str:
+    """The time left at the pace so far, in words; nothing where the total is unknown or reached."""
+    if total is None or count >= total:
+        return ""
+    return f", {(total - count) * seconds / count:.0f} s left"
 
 
 def _log(line: str) -> None:

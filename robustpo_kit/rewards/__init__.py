@@ -1,12 +1,13 @@
-"""Bradley-Terry models of how well a reply answers its prompt, not of who wrote it.
+"""Rewards: Bradley-Terry models of how well a reply answers its prompt, gold and its proxy.
 
-Both sides of every training pair come from the same kind of writer: a reply against one of the same
-source to another prompt, matched in length, and the human pairs of the data. So neither source nor
-length decides a training pair.
+A Bradley-Terry model does not tell who wrote a reply: both sides of every training pair come from
+the same kind of writer, a reply against one of the same source to another prompt, matched in
+length, and the human pairs of the data. So neither source nor length decides a training pair.
 """
 
 from robustpo_kit.rewards.fitting import bradley_terry, fit_reward_model
-from robustpo_kit.rewards.models import RewardModel
+from robustpo_kit.rewards.gold import GoldReward, ProxyReward, fit_gold, said_before
+from robustpo_kit.rewards.models import RewardModel, Rewards
 from robustpo_kit.rewards.pairs import (
     RankedPair,
     pairs_across_sources,
@@ -16,13 +17,18 @@ from robustpo_kit.rewards.pairs import (
 from robustpo_kit.rewards.tables import accuracy_table, correlation_table
 
 __all__ = [
+    "GoldReward",
+    "ProxyReward",
     "RankedPair",
     "RewardModel",
+    "Rewards",
     "accuracy_table",
     "bradley_terry",
     "correlation_table",
+    "fit_gold",
     "fit_reward_model",
     "pairs_across_sources",
     "replies_elsewhere",
+    "said_before",
     "training_pairs",
 ]

@@ -61,7 +61,7 @@ def fit_reward_model(
         raise ValueError(f"features = '{features}': one of {', '.join(FEATURES)} is expected")
     if isinstance(encoder, str):
         encoder = encoders.load(encoder)
-    train, test = _split(preferences, held_out, seed)
+    train, test = split_groups(preferences, held_out, seed)
     pairs = training_pairs(train, seed=seed, direct=direct)
     if not pairs:
         raise ValueError(
@@ -94,7 +94,7 @@ def fit_reward_model(
     )
 
 
-def _split(
+def split_groups(
     preferences: PreferenceSet, held_out: float, seed: int
 ) -> tuple[PreferenceSet, PreferenceSet]:
     """Training and held-out rows, whole groups."""
@@ -177,11 +177,11 @@ def _reply_statistics(
     scores = score(list(zip(replies["prompt"], replies["response"], strict=True))) / temperature
     log_words = np.log1p([len(reply.split()) for reply in replies["response"]])
     scale, spread = float(scores.std()) or 1.0, float(log_words.std()) or 1.0
-    slope = _slope_within(log_words / spread, scores / scale, list(replies["source"]))
+    slope = slope_within(log_words / spread, scores / scale, list(replies["source"]))
     return _ReplyStatistics(scale, (float(log_words.mean()), spread), slope)
 
 
-def _slope_within(x: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> float:
+def slope_within(x: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> float:
     """Least-squares slope of y on x with the means of groups taken out; 0 where x does not vary."""
     table = pd.DataFrame({"x": x, "y": y, "group": groups})
     centred = table[["x", "y"]] - table.groupby("group")[["x", "y"]].transform("mean")

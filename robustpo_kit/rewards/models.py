@@ -3,6 +3,7 @@
 The room's door says why they are no source classifiers.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,56 @@ from robustpo_kit.rewards.pairs import RankedPair
 from robustpo_kit.rewards.tables import accuracy_table
 
 
+class Rewards(abc.ABC):
+    """Scores of responses, high for good ones."""
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        *,
+        bias: float = 0.0,
+        row_ids: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Scores [N] of responses that were not learned from.
+
+        Args:
+            prompts: [N].
+            responses: [N].
+            bias: so many sds of reward are added for one sd of log length: a reward that likes long
+                replies.
+            row_ids: ids of the rows that the responses come from.
+
+        Raises:
+            ValueError: lengths differ, or a row of `row_ids` was learned from.
+        """
+        pairs = encoders.unseen_pairs(prompts, responses, row_ids, self.seen_rows())
+        return self._scores(pairs, bias)
+
+    @abc.abstractmethod
+    def seen_rows(self) -> frozenset[str]:
+        """Ids of the rows that it learned from, and does not score."""
+
+    @abc.abstractmethod
+    def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
+        """What `score` returns, of pairs (prompt, response)."""
+
+    def score_set(self, preferences: PreferenceSet, *, bias: float = 0.0) -> np.ndarray:
+        """Scores [N, K], with the `bias` of `score`.
+
+        Raises:
+            ValueError: K differs between rows, or a row was learned from.
+        """
+        shape = (len(preferences), responses_per_row(preferences))
+        flat = flat_responses(preferences)
+        prompts, responses, row_ids = (
+            list(flat[name]) for name in ("prompt", "response", "row_id")
+        )
+        return self.score(prompts, responses, bias=bias, row_ids=row_ids).reshape(shape)
+
+
 @dataclasses.dataclass(eq=False)
-class RewardModel:
+class RewardModel(Rewards):
     """A scorer in Bradley-Terry units.
 
     sigmoid(difference of two scores) is the probability that the first reply is preferred.
@@ -37,44 +86,16 @@ class RewardModel:
     held_out: pd.DataFrame  # row_id, group, kind, trained_kind, difference (scores), gap_words
     config: dict[str, Any]
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        responses: Sequence[str],
-        *,
-        bias: float = 0.0,
-        row_ids: Sequence[str] | None = None,
-    ) -> np.ndarray:
-        """Scores [N] of responses that the model did not learn from.
+    def seen_rows(self) -> frozenset[str]:
+        """The rows that it was trained on."""
+        return self.trained_rows
 
-        Args:
-            prompts: [N].
-            responses: [N].
-            bias: so many sds of reward are added for one sd of log length: a reward that likes long
-                replies.
-            row_ids: ids of the rows that the responses come from.
-
-        Raises:
-            ValueError: lengths differ, or the model learned from a row of `row_ids`.
-        """
-        pairs = encoders.unseen_pairs(prompts, responses, row_ids, self.trained_rows)
+    def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
         scores = raw_scores(self.model, self.encoder, pairs) / self.temperature
         if bias:
+            responses = [response for _, response in pairs]
             scores += length_bias(responses, bias=bias * self.scale, log_words=self.log_words)
         return scores
-
-    def score_set(self, preferences: PreferenceSet, *, bias: float = 0.0) -> np.ndarray:
-        """Scores [N, K], with the `bias` of `score`.
-
-        Raises:
-            ValueError: K differs between rows, or the model learned from a row.
-        """
-        shape = (len(preferences), responses_per_row(preferences))
-        flat = flat_responses(preferences)
-        prompts, responses, row_ids = (
-            list(flat[name]) for name in ("prompt", "response", "row_id")
-        )
-        return self.score(prompts, responses, bias=bias, row_ids=row_ids).reshape(shape)
 
     def compare(self, pairs: Sequence[RankedPair], *, bias: float = 0.0) -> pd.DataFrame:
         """Score differences of ranked pairs.

@@ -36,6 +36,7 @@ def sweep(
     *,
     workers: int | None = None,
     desc: str = "runs",
+    limit: int | None = None,
 ) -> pd.DataFrame:
     """Run `function(config)` for every config that is not yet in the file `path`.
 
@@ -49,21 +50,25 @@ def sweep(
         path: .jsonl, made where it is missing.
         workers: processes of one thread each; None: one a core.
         desc: names the runs in the progress shown and in errors.
+        limit: at most so many runs now; None: all.
 
     Returns:
-        The rows of all configs in their order, with the seconds of each run.
+        The rows of all configs in their order, with the seconds of each run; after a `limit`, of
+        those that have finished.
 
     Raises:
         KitError: at the end, when runs have failed; the next call tries those again.
-        ValueError: when `workers` is below one.
+        ValueError: when `workers` or `limit` is below one.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers = {workers}: at least one is expected")
+    for name, value in (("workers", workers), ("limit", limit)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} = {value}: at least one is expected")
     path = Path(path)
     done = _finished(path)
     keys = [key(function, config) for config in configs]
     config_of = dict(zip(keys, configs, strict=True))
-    missing = {run: config for run, config in config_of.items() if run not in done}
+    waiting = ((run, config) for run, config in config_of.items() if run not in done)
+    missing = dict(itertools.islice(waiting, limit))
     if missing:
         # a line torn by a kill and the lines of failed runs go first
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in done.values()))
@@ -75,7 +80,8 @@ def sweep(
         done = _finished(path)
         if failed := [run for run in missing if run not in done]:
             raise _failure(path, desc, len(failed), len(keys))
-    return pd.DataFrame([done[run]["result"] | {"seconds": done[run]["seconds"]} for run in keys])
+    finished = [done[run] for run in keys if run in done]
+    return pd.DataFrame([entry["result"] | {"seconds": entry["seconds"]} for entry in finished])
 
 
 def _by_setting(configs: Iterable[Any]) -> list[list[Any]]:

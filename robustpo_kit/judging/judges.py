@@ -1,11 +1,11 @@
-"""Judging: win, tie and lose against the human reply, and what the text looks like.
+"""Judges, and their verdicts against the human reply.
 
 A judge is anything with `verdicts(prompts, first, second) -> list of "A" | "B" | "C"` (A: the first
 reply is better, C: a tie), the papers' answer format (DoRA App. C.4). `RewardJudge` is one; an LLM
-reading the papers' prompts fits too. Intervals are over prompts.
+reading the papers' prompts fits too, as a `FunctionJudge`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,12 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from robustpo_kit.intervals import column_means, mean_by_group
 from robustpo_kit.records import stream
-from robustpo_kit.rewards import RewardModel
+from robustpo_kit.rewards import Rewards
 
 SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
-VERDICTS = tuple(SCORES)
 
 
 class Judge(Protocol):
@@ -26,7 +24,7 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """What errors call the judge."""
+        """What tables and errors call the judge; an audit is that of a name."""
         ...
 
     def verdicts(
@@ -40,11 +38,11 @@ class Judge(Protocol):
 class RewardJudge:
     """A reward model as judge: a tie where the preference probability lies close to one half.
 
-    `bias` is that of `RewardModel.score`; `bias=-model.length_slope` takes out the model's own
+    `bias` is that of `Rewards.score`; `bias=-model.length_slope` takes out the model's own
     liking of length.
     """
 
-    model: RewardModel
+    model: Rewards
     tie_band: float = 0.05  # |sigmoid(score difference) - 1/2| <= tie_band is a tie
     bias: float = 0.0
     name: str = "reward judge"
@@ -67,6 +65,20 @@ class RewardJudge:
         """A, B or C for each prompt."""
         lean = self.preference(prompts, first, second) - 0.5
         return np.select([np.abs(lean) <= self.tie_band, lean > 0], ["C", "A"], "B").tolist()
+
+
+@dataclass(frozen=True)
+class FunctionJudge:
+    """A function, such as one that asks an endpoint, as judge."""
+
+    name: str
+    ask: Callable[[Sequence[str], Sequence[str], Sequence[str]], list[str]]
+
+    def verdicts(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> list[str]:
+        """A, B or C for each prompt, as the function answers."""
+        return self.ask(prompts, first, second)
 
 
 def compare(
@@ -93,7 +105,7 @@ def compare(
 
     Returns:
         A row a policy and prompt: policy, prompt_id, verdict (of the policy: win | tie | lose),
-        swapped.
+        swapped, judge (its name).
 
     Raises:
         ValueError: where lengths differ, naming the argument or the policy, or where the judge
@@ -115,7 +127,7 @@ def compare(
         ]
         columns = {"prompt_id": prompt_ids, "verdict": verdicts, "swapped": swapped}
         parts.append(pd.DataFrame({"policy": policy} | columns))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True).assign(judge=judge.name)
 
 
 def _in_order(
@@ -152,111 +164,3 @@ def _check_lengths(prompts: Sequence[str], others: Mapping[str, Sequence[Any]]) 
             raise ValueError(
                 f"{name}: {len(values)} values for {len(prompts)} prompts; one each is expected"
             )
-
-
-# ---- tables ------------------------------------------------------------------------------------
-
-
-def win_table(verdicts: pd.DataFrame, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Shares of win, tie and lose by policy, and score = win + tie/2, with bootstrap intervals.
-
-    Args:
-        verdicts: a row a reply, with the columns policy, prompt_id, verdict (of `compare`).
-        draws, seed: of the bootstrap over prompts, whose intervals are at 95 %.
-
-    Returns:
-        A row a policy: policy, prompts, replies, then NAME, NAME_low, NAME_high for win, tie, lose,
-        score.
-    """
-    outcomes = [*VERDICTS, "score"]
-    table = mean_by_group(
-        _with_outcomes(verdicts),
-        "policy",
-        outcomes,
-        cluster="prompt_id",
-        draws=draws,
-        seed=seed,
-    )
-    return table.rename(columns={"clusters": "prompts", "n": "replies"})
-
-
-def difference_table(
-    verdicts: pd.DataFrame, baseline: str, *, draws: int = 2000, seed: int = 0
-) -> pd.DataFrame:
-    """Each policy minus a baseline, paired by prompt: differences of win, lose and score.
-
-    An interval that leaves out 0 is a difference at that level.
-
-    Args:
-        verdicts: a row a reply, with the columns policy, prompt_id, verdict (of `compare`).
-        baseline: name of the policy that is subtracted.
-        draws, seed: of the bootstrap over prompts, whose intervals are at 95 %.
-
-    Returns:
-        A row a policy other than the baseline: policy, baseline, prompts (answered by both), then
-        NAME, NAME_low, NAME_high for win, lose, score.
-
-    Raises:
-        ValueError: the baseline is not among the policies.
-    """
-    outcomes = ["win", "lose", "score"]
-    by_prompt = _with_outcomes(verdicts).groupby(["policy", "prompt_id"], sort=False)
-    means = by_prompt[outcomes].mean()
-    policies = list(dict.fromkeys(verdicts["policy"]))
-    if baseline not in policies:
-        raise ValueError(f"baseline = '{baseline}': not among the policies {', '.join(policies)}")
-    rows = []
-    for policy in policies:
-        if policy == baseline:
-            continue
-        paired = (means.loc[policy] - means.loc[baseline]).dropna()
-        row = {"policy": policy, "baseline": baseline, "prompts": len(paired)}
-        rows.append(row | column_means(paired, outcomes, draws=draws, seed=seed))
-    return pd.DataFrame(rows)
-
-
-def _with_outcomes(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts` with a column 0 or 1 for each of win, tie, lose, and the score."""
-    columns = {name: (verdicts["verdict"] == name).astype(float) for name in VERDICTS}
-    return verdicts.assign(**columns, score=verdicts["verdict"].map(SCORES))
-
-
-# ---- text --------------------------------------------------------------------------------------
-
-
-def text_table(replies: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """What the replies of each policy look like.
-
-    Returns:
-        A row a policy: policy, replies, mean_words, median_words, distinct_1, distinct_2 (share of
-        different n-grams), duplicates (replies that another one equals).
-    """
-    rows = []
-    for policy, texts in replies.items():
-        words = pd.Series([len(text.split()) for text in texts], dtype=float)
-        rows.append(
-            {
-                "policy": policy,
-                "replies": len(texts),
-                "mean_words": words.mean(),
-                "median_words": words.median(),
-                "distinct_1": distinct_n(texts, 1),
-                "distinct_2": distinct_n(texts, 2),
-                "duplicates": len(texts) - len(set(texts)),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of lower-cased words over all n-grams of all texts; NaN without any.
-
-    Source: Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models.
-    """
-    grams: list[tuple[str, ...]] = []
-    for text in texts:
-        words = text.lower().split()
-        grams += [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
-    if not grams:
-        return float("nan")
-    return len(set(grams)) / len(grams)

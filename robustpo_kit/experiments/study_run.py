@@ -1,0 +1,124 @@
+"""One run of a study on real text: a dose of what goes wrong, a method, clean held-out rows."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustpo_kit import mixture, objectives, training
+from robustpo_kit.data import Preference, PreferenceSet, take
+from robustpo_kit.experiments.lab import Lab
+from robustpo_kit.profiles import Profile
+
+Harmed = tuple[PreferenceSet, np.ndarray]  # N training rows, and which of them were harmed
+
+ROWS = ("base", "sft", "golden")  # of every table: nothing is trained
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyRun:
+    """What decides the outcomes of one method at one dose and seed, or of one of ROWS."""
+
+    cfg: Profile
+    seed: int
+    method: str  # as tables name it
+    spec: str = ""  # of objectives.build
+    harm: str = ""  # in HARMS
+    dose: float = 0.0
+    weight: str = "ones"  # in WEIGHTS
+
+    @property
+    def setting(self) -> tuple[Profile, int]:
+        """Runs of one setting follow one another, and share what is cached."""
+        return self.cfg, self.seed
+
+
+def study_run(run: StudyRun) -> dict[str, object]:
+    """Train and measure: `values` holds row_id, outcome and value (`measures.Candidates`)."""
+    lab = _lab(run.cfg, run.seed)
+    outcomes = _outcomes_of_rows(lab, run.method) if not run.spec else _outcomes(lab, run)
+    values = outcomes.assign(value=outcomes["value"].round(5))
+    return {"values": values.to_dict("list")}
+
+
+@functools.lru_cache(maxsize=1)
+def _lab(cfg: Profile, seed: int) -> Lab:
+    return Lab(cfg, seed)
+
+
+def _outcomes_of_rows(lab: Lab, name: str) -> pd.DataFrame:
+    """Outcomes of one of ROWS."""
+    candidates = lab.candidates()
+    if name == "golden":
+        return candidates.best_possible()
+    if name == "base":
+        return candidates.outcomes(lab.steps.candidates.base_logps())
+    return candidates.outcomes(candidates.reference_logps)
+
+
+def _outcomes(lab: Lab, run: StudyRun) -> pd.DataFrame:
+    """Outcomes of a method, trained from the SFT policy on harmed rows."""
+    rows, harmed = HARMS[run.harm](lab, run.dose)
+    objective = objectives.build(run.spec)
+    if objective.needs_h:
+        rows = rows.with_h(WEIGHTS[run.weight](lab, rows, harmed))
+    policy = lab.sft_policy()
+    policy.add_lora(run.cfg.lora_targets, run.cfg.lora_rank, seed=run.seed)
+    config = lab.steps.train_config(run.cfg.learning_rate, run.cfg.epochs)
+    training.train(policy, rows, objective, config)
+    logps, _ = training.score(policy, lab.splits["eval"])
+    return lab.candidates().outcomes(logps.double().numpy())
+
+
+def contaminated(lab: Lab, dose: float) -> Harmed:
+    """A synthetic reply in the golden slot of a share of the rows.
+
+    The label follows the claim: column 0 first, the others as the proxy ranks them.
+    """
+    extra = mixture.load_store(f"{lab.cfg.task}_extra")
+    rows, mask = mixture.contaminate(lab.splits["policy"], dose, extra, seed=lab.seed)
+    rewards = lab.proxy().score_set(rows)
+    every = np.ones(len(rows), dtype=bool)
+    return rows.with_rewards(mixture.rank_first(rewards, every)), mask
+
+
+def flipped(lab: Lab, dose: float) -> Harmed:
+    """Pairs of the golden reply and the first synthetic one, a share of them turned round."""
+    pairs = lab.splits["policy"].map(_golden_and_synthetic).flip(dose, lab.seed)
+    return pairs, np.array([row.flipped for row in pairs])
+
+
+def _golden_and_synthetic(row: Preference) -> Preference:
+    return take(row, (0, row.sources.index(mixture.SYNTHETIC_SOURCE)))
+
+
+HARMS: Mapping[str, Callable[[Lab, float], Harmed]] = {
+    "contamination": contaminated,
+    "flips": flipped,
+}
+
+
+def ones(_lab: Lab, rows: PreferenceSet, _harmed: np.ndarray) -> np.ndarray:
+    """Every row alike."""
+    return np.ones(len(rows))
+
+
+# Factors [N] of rows by name: of the lab, the training rows, and which of them were harmed.
+WEIGHTS: Mapping[str, Callable[[Lab, PreferenceSet, np.ndarray], np.ndarray]] = {"ones": ones}
+
+
+def check_run(run: StudyRun) -> str | None:
+    """What is wrong with a run before anything is trained; None where nothing is."""
+    checks: dict[str, tuple[str, Any]] = {
+        "harm": (run.harm, HARMS),
+        "weight": (run.weight, WEIGHTS),
+    }
+    for field, (value, known) in checks.items():
+        if value not in known:
+            return f"{field} '{value}' is unknown; choose one of {', '.join(known)}"
+    if not 0 <= run.dose <= 1:
+        return f"dose {run.dose}; a share between 0 and 1 is expected"
+    return None

@@ -1,0 +1,233 @@
+"""The audit of a judge: what it makes of replies whose worth is known, before it judges others."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from robustpo_kit.data import PreferenceSet, take
+from robustpo_kit.errors import KitError
+from robustpo_kit.intervals import Interval, bootstrap_mean, bootstrap_statistic
+from robustpo_kit.judging.judges import SCORES, Judge, compare
+from robustpo_kit.rewards import replies_elsewhere
+
+OTHER_WAY_ROUND = {"A": "B", "B": "A", "C": "C"}
+NEARLY_EMPTY = "OK."
+
+
+class Limit(NamedTuple):
+    """What passes: a bound of the interval, held against a number."""
+
+    bound: str  # low | high
+    relation: str  # <= | >=
+    number: float
+
+    def holds(self, interval: Interval) -> bool:
+        """Whether the interval passes; one without bounds does not."""
+        relation = {"<=": operator.le, ">=": operator.ge}[self.relation]
+        return bool(relation(getattr(interval, self.bound), self.number))
+
+
+CLEARLY_LOSES, LOSES = Limit("high", "<=", 0.35), Limit("high", "<=", 0.5)
+MAKES = {  # controls that are made of the rows: score against the golden reply
+    "echo": CLEARLY_LOSES,  # the prompt itself
+    "nearly empty": CLEARLY_LOSES,
+    "off-topic": CLEARLY_LOSES,  # a golden reply to another prompt, alike in length
+    "truncated": LOSES,  # the first half of the golden reply
+    "doubled": LOSES,  # the golden reply twice
+}
+GIVEN = {  # controls whose replies the caller gives
+    "untrained model": LOSES,
+    "contaminant": LOSES,  # what stands in the golden slot of contaminated rows
+    "other human source": Limit("low", "<=", 0.5),  # not preferred
+}
+NOTHING = Interval(np.nan, np.nan, np.nan, 0)
+AGREEMENT = Limit("low", ">=", 0.8)
+
+
+def audit(
+    judge: Judge,
+    rows: PreferenceSet,
+    *,
+    given: Mapping[str, Sequence[str]] | None = None,
+    seed: int,
+    draws: int = 2000,
+) -> pd.DataFrame:
+    """What a judge makes of controls: replies whose worth against the golden one is known.
+
+    Args:
+        judge: any; it is asked twice a row and control at most.
+        rows: N rows with a golden reply and at least one other, which the judge has not learned
+            from, of two groups or more.
+        given: replies [N] of the controls in GIVEN; one that is missing is not tested, and the
+            table says so.
+        seed: of the order of the two replies, of the replies to other prompts, of the bootstrap.
+        draws: of the bootstrap over groups, whose intervals are at 95 %.
+
+    Returns:
+        A row a control: judge, control, n, value (score against the golden reply, win + tie/2; of
+        "swapped order" the share of equal verdicts, of "length slope" the change of the score of
+        the other replies for twice the words), low, high, rule, result (pass | fail | stated | not
+        tested).
+
+    Raises:
+        KitError: a row has no golden reply or no other.
+        ValueError: a control is unknown, or its replies are not one a row.
+    """
+    given = dict(given or {})
+    _check(rows, given)
+    ask = _Asker(judge, rows, seed, draws)
+    table = [ask.control(name, texts, MAKES[name]) for name, texts in _made(rows, seed).items()]
+    for name, limit in GIVEN.items():
+        if name in given:
+            table.append(ask.control(name, given[name], limit))
+        else:
+            table.append(_row(name, NOTHING, limit, "not tested"))
+    table += [ask.swapped_order(), ask.length_slope()]
+    return pd.DataFrame(table).assign(judge=judge.name)[["judge", *table[0]]]
+
+
+class _Asker:
+    """Asks one judge about one set of rows."""
+
+    def __init__(self, judge: Judge, rows: PreferenceSet, seed: int, draws: int) -> None:
+        self.judge, self.rows, self.seed = judge, rows, seed
+        self.options: dict[str, Any] = {"draws": draws, "seed": seed}
+        self.prompts = [row.prompt for row in rows]
+        self.groups = [row.group for row in rows]
+        self.golden = _golden(rows)
+        self.rivals = [_rival(row.responses, row.golden) for row in rows]
+
+    def control(self, name: str, texts: Sequence[str], limit: Limit) -> dict[str, Any]:
+        """The score of a control's replies."""
+        interval = bootstrap_mean(self._scores(texts), self.groups, **self.options)
+        return _row(name, interval, limit)
+
+    def swapped_order(self) -> dict[str, Any]:
+        """How often the verdict stays when the two replies change places."""
+        answers = self.judge.verdicts(self.prompts, self.golden, self.rivals)
+        turned = self.judge.verdicts(self.prompts, self.rivals, self.golden)
+        same = [
+            float(answer == OTHER_WAY_ROUND.get(other))
+            for answer, other in zip(answers, turned, strict=True)
+        ]
+        return _row("swapped order", bootstrap_mean(same, self.groups, **self.options), AGREEMENT)
+
+    def length_slope(self) -> dict[str, Any]:
+        """The least-squares slope of the score on log2 of the words' ratio; stated, no limit."""
+        scores = self._scores(self.rivals)
+        ratios = np.log2(_words(self.rivals) / _words(self.golden))
+
+        def slope(rows: np.ndarray) -> float:
+            centred = ratios[rows] - ratios[rows].mean()
+            power = float(centred @ centred)
+            return float(centred @ scores[rows]) / power if power > 0 else float("nan")
+
+        if np.ptp(ratios) == 0:  # there is no slope
+            return _row("length slope", NOTHING, None, "not tested")
+        interval = bootstrap_statistic(slope, self.groups, **self.options)
+        return _row("length slope", interval, None, "stated")
+
+    def _scores(self, texts: Sequence[str]) -> np.ndarray:
+        """[N] 1, 1/2 or 0 for each reply against the golden one."""
+        verdicts = compare(self.judge, self.prompts, {"": texts}, self.golden, seed=self.seed)
+        return verdicts["verdict"].map(SCORES).to_numpy(dtype=float)
+
+
+def _made(rows: PreferenceSet, seed: int) -> dict[str, list[str]]:
+    """The replies of the controls in MAKES."""
+    golden = _golden(rows)
+    alone = rows.map(lambda row: take(row, [row.golden or 0]))
+    others = [other[0] for other in replies_elsewhere(alone, seed=seed)]
+    if None in others:
+        raise KitError(f"{rows.name}: no reply to another prompt; two groups are needed")
+    halves = [" ".join(text.split()[: max(1, len(text.split()) // 2)]) for text in golden]
+    return {
+        "echo": [row.prompt for row in rows],
+        "nearly empty": [NEARLY_EMPTY] * len(rows),
+        "off-topic": [str(other) for other in others],
+        "truncated": halves,
+        "doubled": [f"{text} {text}" for text in golden],
+    }
+
+
+def _golden(rows: PreferenceSet) -> list[str]:
+    return [row.responses[row.golden or 0] for row in rows]
+
+
+def _rival(responses: Sequence[str], golden: int | None) -> str:
+    """The last response that is not the golden one."""
+    return [text for column, text in enumerate(responses) if column != golden][-1]
+
+
+def _words(texts: Sequence[str]) -> np.ndarray:
+    return np.array([max(1, len(text.split())) for text in texts], dtype=float)
+
+
+def _row(
+    name: str, interval: Interval, limit: Limit | None, result: str | None = None
+) -> dict[str, Any]:
+    rule = "" if limit is None else f"{limit.bound} {limit.relation} {limit.number}"
+    if result is None and limit is not None:
+        result = "pass" if limit.holds(interval) else "fail"
+    return {
+        "control": name,
+        "n": interval.clusters,
+        "value": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "rule": rule,
+        "result": result,
+    }
+
+
+def _check(rows: PreferenceSet, given: Mapping[str, Sequence[str]]) -> None:
+    if len(rows) == 0:
+        raise KitError("audit: the preference set has no rows")
+    for row in rows:
+        if row.golden is None or len(row.responses) < 2:
+            raise KitError(
+                f"row '{row.row_id}', field golden: a golden reply and one other are needed for "
+                "an audit"
+            )
+    for name, texts in given.items():
+        if name not in GIVEN or len(texts) != len(rows):
+            raise ValueError(
+                f"given: '{name}' with {len(texts)} replies for {len(rows)} rows; one a row for "
+                f"one of {', '.join(GIVEN)} is expected"
+            )
+
+
+def check_admitted(
+    verdicts: pd.DataFrame, table: pd.DataFrame | None, *, unaudited: bool
+) -> dict[str, Any]:
+    """How results of a judge are marked: judge, audited.
+
+    Args:
+        verdicts: with the column judge.
+        table: of `audit`.
+        unaudited: whether a judge without audit, or one that fails it, is taken all the same.
+
+    Raises:
+        ValueError: it is not, naming the judge and the controls that it fails.
+    """
+    names = sorted(set(verdicts["judge"])) if "judge" in verdicts else []
+    if len(names) != 1:
+        raise ValueError(f"verdicts, column judge: {names}; those of one judge are expected")
+    if unaudited:
+        return {"judge": names[0], "audited": False}
+    if table is None or set(table["judge"]) != set(names):
+        raise ValueError(
+            f"judge '{names[0]}': no audit of it; give that of `judging.audit`, or unaudited=True, "
+            "which marks the table"
+        )
+    failed = table[table["result"] == "fail"]
+    if len(failed):
+        lines = [f"{row.control} {row.value:.2f}, not {row.rule}" for row in failed.itertuples()]
+        raise ValueError(
+            f"judge '{names[0]}': fails its audit ({'; '.join(lines)}); take another judge, or "
+            "unaudited=True, which marks the table"
+        )
+    return {"judge": names[0], "audited": True}

@@ -1,0 +1,221 @@
+"""The gold reward: what is really wanted of a reply, a stated function that nothing trains on.
+
+gold(x, y) = relevance(x, y) + kappa * log-odds that a human wrote y - ECHO * said_before(x, y), in
+sds of relevance. Relevance is a Bradley-Terry reward model without its liking of length, which is
+what length does to the scores of replies to other prompts, where it cannot be content. The log-odds
+come from character n-grams, which no other model of the kit looks at, of other rows. A proxy ranks
+the training data instead: gold with a liking of long replies and noise, each a knob (Gao et al.
+2022, Scaling Laws for Reward Model Overoptimization, have the two rewards).
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.feature_extraction.text import HashingVectorizer
+
+from robustpo_kit import encoders
+from robustpo_kit.calibration import flat_responses
+from robustpo_kit.data import PreferenceSet
+from robustpo_kit.encoders import Encoder, LinearScorer, Pair
+from robustpo_kit.records import stream
+from robustpo_kit.rewards.fitting import fit_reward_model, slope_within, split_groups
+from robustpo_kit.rewards.models import RewardModel, Rewards, length_bias
+from robustpo_kit.rewards.pairs import replies_elsewhere
+
+ECHO = 8.0  # sds of relevance that a reply loses when all of it was said before
+RUN = 3  # words in a row that count as said before
+PRIOR = 100  # n-grams that a reply is short of evidence by: odds of a few words stay near even
+SHARPNESS = 100.0  # scales shares of n-grams to about unit size, which PENALTY is for
+PENALTY = 3.0  # L2, of the log-odds
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GoldReward(Rewards):
+    """The gold reward of prompts and responses, in sds of relevance.
+
+    `kappa` says how much it matters that a reply reads as a human's.
+    """
+
+    relevance: RewardModel
+    length_slope: float  # sds of relevance that one sd of log length brings to any reply
+    human: LinearScorer  # of `style_features`
+    trained_rows: frozenset[str]  # of both parts, which share no group
+    kappa: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kappa < float("inf"):
+            raise ValueError(f"kappa = {self.kappa}: a finite number of 0 or more is expected")
+
+    def parts(self, prompts: Sequence[str], responses: Sequence[str]) -> pd.DataFrame:
+        """What the reward is made of.
+
+        Args:
+            prompts: [N].
+            responses: [N].
+
+        Returns:
+            A row a response: relevance (sds), human (log-odds, nats), said_before (share), gold.
+        """
+        model = self.relevance
+        relevance = model.score(prompts, responses, bias=-self.length_slope) / model.scale
+        pairs = zip(prompts, responses, strict=True)
+        table = pd.DataFrame(
+            {
+                "relevance": relevance,
+                "human": self.human(style_features(responses)),
+                "said_before": [said_before(prompt, response) for prompt, response in pairs],
+            }
+        )
+        gold = table["relevance"] + self.kappa * table["human"] - ECHO * table["said_before"]
+        return table.assign(gold=gold)
+
+    def seen_rows(self) -> frozenset[str]:
+        """The rows of both parts."""
+        return self.trained_rows
+
+    def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
+        prompts, responses = [prompt for prompt, _ in pairs], [reply for _, reply in pairs]
+        gold = self.parts(prompts, responses)["gold"].to_numpy()
+        return gold + length_bias(responses, bias=bias, log_words=self.relevance.log_words)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the relevance model into `folder`/relevance, and gold.json with its tensors."""
+        folder = Path(folder)
+        self.relevance.save(folder / "relevance")
+        about = {
+            "length_slope": self.length_slope,
+            "trained_rows": sorted(self.trained_rows),
+            "kappa": self.kappa,
+        }
+        state, encoder = self.human.trained_state(), self.relevance.encoder
+        encoders.save_bundle(folder, "gold", state, about, encoder, {})
+
+    @classmethod
+    def load(cls, folder: str | Path, encoder: Encoder | None = None) -> "GoldReward":
+        """Read what `save` wrote; arguments and errors as `encoders.load_bundle`."""
+        bundle = encoders.load_bundle(Path(folder), "gold", encoder)
+        human = bundle.scorer("", {})
+        assert isinstance(human, LinearScorer)
+        relevance = RewardModel.load(Path(folder) / "relevance", bundle.encoder)
+        about = bundle.about
+        trained_rows = frozenset(about["trained_rows"])
+        return cls(relevance, about["length_slope"], human, trained_rows, about["kappa"])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProxyReward(Rewards):
+    """What ranks the training data in gold's place: it likes long replies, and it errs."""
+
+    gold: GoldReward
+    style_bias: float  # sds added for one sd of log length
+    noise: float  # sd of an error that belongs to the prompt and response, in sds of relevance
+    seed: int  # of the errors
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.style_bias) and 0 <= self.noise < float("inf")):
+            raise ValueError(
+                f"style_bias = {self.style_bias}, noise = {self.noise}: finite numbers are "
+                "expected, the noise not below 0"
+            )
+
+    def seen_rows(self) -> frozenset[str]:
+        """Those of gold."""
+        return self.gold.seen_rows()
+
+    def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
+        prompts, responses = [prompt for prompt, _ in pairs], [reply for _, reply in pairs]
+        scores = self.gold.score(prompts, responses, bias=self.style_bias + bias)
+        errors = [stream(self.seed, "proxy noise", *pair).standard_normal() for pair in pairs]
+        return scores + self.noise * np.array(errors)
+
+
+def fit_gold(
+    preferences: PreferenceSet,
+    *,
+    seed: int,
+    kappa: float,
+    synthetic: Sequence[str],
+    encoder: Encoder | str = "minilm-l6",
+    **relevance: Any,
+) -> GoldReward:
+    """Fit the gold reward: relevance on one half of the groups, the log-odds on the other.
+
+    Args:
+        preferences: rows that no other model sees.
+        seed: of the halves and of the relevance model.
+        kappa: of the reward.
+        synthetic: sources that are no humans.
+        encoder: of relevance, or its name.
+        relevance: further arguments of `fit_reward_model`.
+
+    Raises:
+        ValueError: naming the argument; rows of one kind of writer only.
+    """
+    for_relevance, for_style = split_groups(preferences, 0.5, seed)
+    replies = flat_responses(for_style)
+    is_human = ~replies["source"].isin(synthetic).to_numpy()
+    if is_human.all() or not is_human.any():
+        raise ValueError(
+            f"preferences: the sources {sorted(set(replies['source']))} are all human or all "
+            f"synthetic ({', '.join(synthetic)}); both are needed"
+        )
+    model = fit_reward_model(for_relevance, seed=seed, encoder=encoder, **relevance)
+    features = style_features(list(replies["response"]))
+    # without an intercept, which would call a text of no evidence human
+    human = encoders.fit_logistic(features, is_human, PENALTY, intercept=False)
+    trained_rows = frozenset(row.row_id for row in preferences)
+    slope = _slope_elsewhere(model, for_style, seed)
+    return GoldReward(model, slope, human, trained_rows, kappa)
+
+
+def _slope_elsewhere(model: RewardModel, preferences: PreferenceSet, seed: int) -> float:
+    """Sds of score for one sd of log length, among replies of one source to other prompts."""
+    table = flat_responses(preferences)
+    others = itertools.chain.from_iterable(replies_elsewhere(preferences, seed=seed))
+    table["response"] = np.array(list(others), dtype=object)
+    table = table.dropna(subset="response")
+    responses = list(table["response"])
+    scores = model.score(list(table["prompt"]), responses) / model.scale
+    sds = length_bias(responses, bias=1.0, log_words=model.log_words)
+    return slope_within(sds, scores, list(table["source"]))
+
+
+def style_features(responses: Sequence[str]) -> np.ndarray:
+    """[N, 4096] shares of hashed character n-grams (2, 3), smaller for a text of few of them."""
+    vectorizer = HashingVectorizer(
+        analyzer="char_wb", ngram_range=(2, 3), n_features=2**12, norm=None, alternate_sign=False
+    )
+    counts = vectorizer.transform(responses).toarray()
+    return SHARPNESS * counts / (counts.sum(axis=1, keepdims=True) + PRIOR)
+
+
+def said_before(prompt: str, response: str) -> float:
+    """Share of a response's words in runs that the prompt, or the response before, has already.
+
+    1 for a response without words. Runs are of RUN words, of a shorter response all of it.
+    """
+    words = _words(response)
+    if not words:
+        return 1.0
+    length = min(RUN, len(words))
+    seen = set(_runs(_words(prompt), length))
+    repeated = np.zeros(len(words), dtype=bool)
+    for start, run in enumerate(_runs(words, length)):
+        if run in seen:
+            repeated[start : start + length] = True
+        seen.add(run)
+    return float(repeated.mean())
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _runs(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
+    return [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]

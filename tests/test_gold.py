@@ -1,0 +1,118 @@
+"""The gold reward on made-up worlds: its parts by hand, its rows its own; the proxy's knobs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_rewards import made_up
+
+from robustpo_kit import encoders, rewards
+
+
+@pytest.fixture(scope="module")
+def gold():
+    return rewards.fit_gold(
+        made_up(160),
+        seed=0,
+        kappa=0.5,
+        synthetic=("model",),
+        encoder=encoders.load("tiny"),
+        penalty=3.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def new():
+    return made_up(40, seed=7)
+
+
+def texts(rows, column):
+    return [row.prompt for row in rows], [row.responses[column] for row in rows]
+
+
+def test_said_before_by_hand():
+    prompt = "how do I open a jar"
+    assert rewards.said_before(prompt, "How do I open a jar?") == 1
+    assert rewards.said_before(prompt, "tap the lid") == 0
+    assert rewards.said_before(prompt, "open a jar with force") == 3 / 5
+    assert rewards.said_before(prompt, "tap the lid tap the lid") == 3 / 6  # the second time counts
+    assert rewards.said_before("a jar", "jar") == 1  # a run of one word
+    assert rewards.said_before(prompt, " ?! ") == 1
+
+
+def test_the_halves_share_no_group_and_none_is_scored(gold):
+    rows = made_up(160)
+    relevance = gold.relevance.trained_rows
+    style = gold.trained_rows - relevance
+    group = {row.row_id: row.group for row in rows}
+    assert gold.trained_rows == set(group)
+    assert not {group[name] for name in relevance} & {group[name] for name in style}
+    with pytest.raises(ValueError, match="was trained on; score rows of another split"):
+        gold.score_set(rows[:3])
+    with pytest.raises(ValueError, match="was trained on"):
+        rewards.ProxyReward(gold, 0.0, 1.0, 0).score_set(rows[-3:])
+
+
+def test_each_part_knows_its_own(gold, new):
+    """Relevance tells a reply from one to another prompt, the odds a human from the model."""
+    prompts, human = texts(new, 0)
+    _, model = texts(new, 2)
+    others = [row[0] for row in rewards.replies_elsewhere(new, seed=0)]
+    own, synthetic = gold.parts(prompts, human), gold.parts(prompts, model)
+    elsewhere = gold.parts(prompts, others)
+    assert (own["human"] > synthetic["human"]).mean() > 0.95
+    assert (own["relevance"] > elsewhere["relevance"]).mean() > 0.8
+    echoes = gold.parts(prompts, prompts)
+    assert (echoes["said_before"] == 1).all()
+    total = own["relevance"] + 0.5 * own["human"] - 8 * own["said_before"]
+    np.testing.assert_allclose(own["gold"], total)
+    np.testing.assert_allclose(gold.score(prompts, human), own["gold"])
+
+
+def test_a_few_words_are_little_evidence(gold):
+    odds = gold.parts(["aaaa?"] * 2, ["mn", "mnop qrmn opqr mnoq rmno pqrm nopq rmno"])["human"]
+    assert 0 < abs(odds[0]) < abs(odds[1]) / 3
+
+
+def test_kappa_says_how_much_a_human_is_worth(gold, new):
+    def gap(kappa):
+        judge = dataclasses.replace(gold, kappa=kappa)
+        return (judge.score(*texts(new, 0)) - judge.score(*texts(new, 2))).mean()
+
+    assert gap(0.5) - gap(0.0) > 0.5
+    assert gap(4.0) - gap(0.0) == pytest.approx(8 * (gap(0.5) - gap(0.0)))
+    with pytest.raises(ValueError, match="^kappa = -1"):
+        dataclasses.replace(gold, kappa=-1)
+
+
+def test_the_proxy_is_gold_with_bias_and_noise(gold, new):
+    exact = gold.score_set(new)
+    same = rewards.ProxyReward(gold, style_bias=0.0, noise=0.0, seed=0)
+    np.testing.assert_array_equal(same.score_set(new), exact)
+    noisy = rewards.ProxyReward(gold, style_bias=0.0, noise=2.0, seed=0).score_set(new) - exact
+    assert noisy.std() == pytest.approx(2, rel=0.2) and abs(noisy.mean()) < 0.6
+    prompts, replies = texts(new, 1)
+    column = rewards.ProxyReward(gold, 0.0, 2.0, 0).score(prompts, replies)
+    np.testing.assert_allclose(column - exact[:, 1], noisy[:, 1])  # an error belongs to its text
+    other = rewards.ProxyReward(gold, 0.0, 2.0, 1).score_set(new) - exact
+    assert abs(np.corrcoef(noisy.ravel(), other.ravel())[0, 1]) < 0.3
+    biased = rewards.ProxyReward(gold, style_bias=1.5, noise=0.0, seed=0).score_set(new) - exact
+    words = np.array([[len(reply.split()) for reply in row.responses] for row in new])
+    slope = np.polyfit(np.log1p(words).ravel(), biased.ravel(), 1)[0]
+    assert slope * gold.relevance.log_words[1] == pytest.approx(1.5)
+    with pytest.raises(ValueError, match="noise = -1"):
+        rewards.ProxyReward(gold, 0.0, -1.0, 0)
+
+
+def test_gold_is_stored_and_read(gold, new, tmp_path):
+    gold.save(tmp_path)
+    again = rewards.GoldReward.load(tmp_path, gold.relevance.encoder)
+    np.testing.assert_array_equal(again.score_set(new), gold.score_set(new))
+    assert again.trained_rows == gold.trained_rows
+
+
+def test_one_kind_of_writer_is_refused():
+    with pytest.raises(ValueError, match="all human or all synthetic"):
+        rewards.fit_gold(
+            made_up(40), seed=0, kappa=0.5, synthetic=("nobody",), encoder=encoders.load("tiny")
+        )

@@ -1,0 +1,129 @@
+"""Studies: declared first, run whole, gone on with after a limit; a smoke study from end to end."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from robustpo_kit import experiments, paths
+from robustpo_kit.analysis import Study
+from robustpo_kit.cli import main
+from robustpo_kit.errors import KitError
+from robustpo_kit.experiments import study_run
+
+CONTRAST = {
+    "contrast": ["erm", "erm"],
+    "outcome": "implicit_accuracy",
+    "where": {"dose": 1.0},
+    "against": {"dose": 0.0},
+    "direction": "lower",
+}
+DECLARED = {
+    "name": "small",
+    "question": "Does it hurt?",
+    "primary": [CONTRAST],
+    "seeds": [0],
+    "methods": {
+        "erm": {"spec": "dpo_pl(beta=0.1)", "harm": "contamination"},
+        "pairs": {"spec": "reweight(dpo(beta=0.1))", "harm": "flips", "doses": [0.5]},
+    },
+    "doses": [0.0, 1.0],
+    "stopping": "all seeds",
+    "settings": {"profile": "smoke"},
+}
+
+
+@pytest.fixture
+def declare(tmp_path, monkeypatch):
+    """A function that writes a declaration `small`, with changes, into a folder of its own."""
+    for name in ("STUDIES", "RUNS", "RESULTS"):
+        monkeypatch.setattr(paths, name, tmp_path / name.lower())
+
+    def write(**changes):
+        paths.STUDIES.mkdir(exist_ok=True)
+        (paths.STUDIES / "small.json").write_text(json.dumps(DECLARED | changes))
+        return "small"
+
+    return write
+
+
+def test_a_study_runs_in_parts_and_writes_tidy_tables(declare, capsys):
+    name = declare()
+    assert main(["study", name, "--limit", "2", "--workers", "1"]) == 0
+    assert "4 runs left" in capsys.readouterr().out
+    assert not (paths.RESULTS / "studies").exists()
+    assert experiments.run_study(name, workers=1) == 0
+    folder = paths.RESULTS / "studies" / name
+    outcomes, record = (
+        pd.read_csv(folder / "outcomes.csv"),
+        json.loads((folder / "outcomes.json").read_text()),
+    )
+    assert list(outcomes) == ["study", "seed", "method", "dose", "outcome", "row_id", "value"]
+    counts = outcomes.groupby(["method", "dose", "outcome"]).size()
+    assert (counts == 8).all()  # eval_rows of smoke
+    assert set(outcomes["method"]) == {"base", "sft", "golden", "erm", "pairs"}
+    assert {"config", "seed", "versions", "device", "duration_s"} <= set(record)
+    assert record["config"]["question"] == "Does it hurt?"
+    before = (paths.RUNS / "studies" / "small.jsonl").read_text()
+    assert experiments.run_study(name, workers=1) == 0
+    assert (paths.RUNS / "studies" / "small.jsonl").read_text() == before, "nothing is run again"
+    contrasts = pd.read_csv(folder / "contrasts.csv")
+    assert contrasts["kind"].tolist()[0] == "primary" and contrasts["prompts"][0] == 8
+
+
+def test_harm_is_done_to_the_training_rows_alone(declare):
+    run = experiments.study_runs(Study.load(declare(), paths.STUDIES))[3]
+    lab = experiments.Lab(run.cfg, 0)
+    clean, none = study_run.contaminated(lab, 0.0)
+    rows, mask = study_run.contaminated(lab, 0.5)
+    assert none.sum() == 0 and mask.sum() == 4
+    assert all(max(row.rewards) == row.rewards[0] > max(row.rewards[1:]) for row in [*clean, *rows])
+    assert [row.sources[0] == "smollm2" for row in rows] == mask.tolist()
+    pairs, turned = study_run.flipped(lab, 0.25)
+    assert turned.sum() == 2 and pairs.responses_per_prompt == 2
+    assert [row.sources[0] == "smollm2" for row in pairs] == turned.tolist()
+    assert all(row.sources[0] == "human_correct" for row in lab.splits["eval"])
+
+
+def test_nothing_measured_was_trained_on(declare):
+    """Gold, training, SFT and held-out rows share no group."""
+    lab = experiments.Lab(experiments.study_runs(Study.load(declare(), paths.STUDIES))[0].cfg, 0)
+    groups = {name: {row.group for row in part} for name, part in lab.splits.items()}
+    assert sum(map(len, groups.values())) == len(set.union(*groups.values()))
+    gold_rows = {row.row_id: row.group for row in lab.splits["gold"]}
+    assert lab.gold().trained_rows == set(gold_rows)
+
+
+def method(**fields):
+    return {"methods": {"erm": {"spec": "dpo_pl(beta=0.1)", "harm": "contamination"} | fields}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"primary": [CONTRAST | {"outcome": "luck"}]}, "'luck' is none of implicit_accuracy"),
+        (method(harm="rain"), "method 'erm': harm 'rain' is unknown; choose one of contamination"),
+        (method(weight="w"), "method 'erm': weight 'w' is unknown; choose one of ones"),
+        (method(doses=[2]), "method 'erm': dose 2.0; a share between 0 and 1"),
+        (method(spec="dqo(beta=0.1)"), "method 'erm': .*dqo"),
+        (method(colour="red"), "method 'erm': .*colour"),
+        ({"settings": {"profile": "smoke", "rows": 3}}, "a profile and its overrides"),
+        ({"settings": {}}, "a profile and its overrides"),
+        ({"settings": {"profile": "smoke", "overrides": {"rows": 3}}}, "'rows' is not a setting"),
+    ],
+)
+def test_a_declaration_that_cannot_run_is_one_line(declare, changes, message):
+    with pytest.raises(KitError, match=message):
+        experiments.study_runs(Study.load(declare(**changes), paths.STUDIES))
+
+
+def test_an_undeclared_study_is_refused(declare, capsys):
+    declare()
+    assert main(["study", "other"]) == 2
+    assert "other.json: no such study; there are: small" in capsys.readouterr().err
+
+
+def test_every_declaration_of_the_project_can_run():
+    names = [path.stem for path in paths.STUDIES.glob("*.json")]
+    assert "dose_real" in names
+    assert len(experiments.study_runs(Study.load("dose_real"))) == 8 * (3 + 6)
