@@ -247,15 +247,35 @@ def _contaminated(row: Preference, extra: Store) -> Preference:
     return dataclasses.replace(row, responses=responses, sources=sources)
 
 
+def cut_replies(preferences: PreferenceSet, *stores: Store) -> set[tuple[str, int]]:
+    """Row id and column of the synthetic replies that the token limit ended, by their stores."""
+    cut = set()
+    for row in preferences:
+        for column, response in enumerate(row.responses):
+            if any(_ended_by_limit(response, store.get(row.row_id)) for store in stores):
+                cut.add((row.row_id, column))
+    return cut
+
+
+def _ended_by_limit(response: str, stored: StoredReplies | None) -> bool:
+    if stored is None or response not in stored["replies"]:
+        return False
+    return not stored["finished"][stored["replies"].index(response)]
+
+
 def rank_first(rewards: ArrayLike, mask: np.ndarray) -> np.ndarray:
-    """The label that follows the claim of being golden: column 0 ranks first where `mask` says so.
+    """The biased reward of contaminated samples: column 0 raised above the others of its row.
+
+    Where it is not the best already, it gets the best one's and a standard deviation of all.
 
     Args:
         rewards: [N, K].
-        mask: [N] of which rows; column 0 gets the best reward of the others and one more.
+        mask: [N] of which rows.
     """
     raised = np.array(rewards, dtype=float)
-    raised[mask, 0] = raised[mask, 1:].max(axis=1) + 1
+    best_other = raised[:, 1:].max(axis=1)
+    behind = mask & (raised[:, 0] <= best_other)
+    raised[behind, 0] = best_other[behind] + (raised.std() or 1.0)
     return raised
 
 

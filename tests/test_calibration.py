@@ -80,7 +80,7 @@ def test_relative_is_the_density_ratio_to_the_mixture():
 def test_factor_grows_with_every_probability():
     raised = GOOD.clone()
     raised[0, 1] += 0.1
-    for kind in calibration.KINDS:
+    for kind in ("relative", "stabilised", "raw"):
         low, high = (
             calibration.calibration_factor(p, alpha=0.3, beta=0.2, kind=kind)
             for p in (GOOD, raised)
@@ -296,6 +296,75 @@ def test_the_golden_column_is_judged_by_all_heads_whoever_wrote_it(tiny):
         fitted.score([row.prompt], [row.responses[1]], sources=["model1"])[0]
     )
     assert c[0] < c[1]  # further from golden than any one source alone says
+
+
+def test_one_prior_scores_every_column_by_all_heads(tiny):
+    fitted = calibration.fit_classifier(
+        made_up(24), seed=0, kind="per_source", encoder=tiny, folds=2
+    )
+    rows = renamed(made_up(6, seed=5))
+    own, one = fitted.score_set(rows), fitted.score_set(rows, one_prior=True)
+    flat = calibration.flat_responses(rows)
+    together = fitted.score(list(flat["prompt"]), list(flat["response"]))
+    np.testing.assert_array_equal(one.reshape(-1), together)
+    np.testing.assert_array_equal(own[:, 0], one[:, 0])  # the golden column, in either
+    assert (own[:, 1:] > one[:, 1:]).all()  # one source's odds against those of all
+
+
+def test_slot_ratios_are_the_odds_against_one_source_without_the_prior(tiny):
+    fitted = calibration.fit_classifier(
+        made_up(24), seed=0, kind="per_source", encoder=tiny, folds=2
+    )
+    rows, head = renamed(made_up(6, seed=5)), fitted.heads[-1]
+    golden = [row.responses[row.golden] for row in rows]
+    c = fitted.score([row.prompt for row in rows], golden, sources=[head] * len(rows))
+    np.testing.assert_allclose(
+        fitted.slot_ratios(rows, head), fitted.imbalance[head] * c / (1 - c), rtol=1e-9
+    )
+    with pytest.raises(ValueError, match="source = 'nobody': one of"):
+        fitted.slot_ratios(rows, "nobody")
+    with pytest.raises(ValueError, match="was trained on"):
+        fitted.slot_ratios(made_up(24), head)
+    unclaimed = rows.map(lambda row: dataclasses.replace(row, golden=None))
+    with pytest.raises(ValueError, match="claims no golden slot"):
+        fitted.slot_ratios(unclaimed, head)
+
+
+def test_the_calibration_of_least_held_out_nll_is_chosen(tiny):
+    fitted = calibration.fit_classifier(
+        made_up(40), seed=0, encoder=tiny, folds=2, calibrator="least_nll"
+    )
+    metrics = fitted.metrics(draws=5)
+    best = metrics.loc[metrics["nll"].idxmin()]
+    assert metrics["used"].sum() == 1 and best["used"]
+    table = fitted.out_of_fold
+    np.testing.assert_allclose(calibration.quality(table["label"], table["c"])["nll"], best["nll"])
+
+
+def test_every_auc_comes_without_the_cut_replies_too(trained):
+    _, fitted = trained
+    table = fitted.out_of_fold
+    cut = set(zip(table["row_id"][:20], table["column"][:20], strict=True))
+    row = fitted.metrics(draws=5, cut=cut).iloc[0]
+    whole = table[20:]
+    expected = area_under_curve(whole["label"].to_numpy(), whole["logit"].to_numpy())
+    assert row["auc_whole"] == pytest.approx(expected)
+    assert row["auc"] == pytest.approx(fitted.metrics(draws=5).iloc[0]["auc_whole"])
+
+
+def test_detectors_are_compared_with_and_without_cut_slots():
+    clean, cut = np.arange(40) % 2 == 0, np.arange(40) % 4 == 1
+    weights = {"perfect": clean, "nothing": np.ones(40), "length": ~cut}
+    table = calibration.detectors(clean, weights, np.arange(40), cut=cut, draws=20)
+    found = table.set_index(["weight", "samples"])["auc"]
+    assert found["perfect", "all"] == 1 and found["nothing", "all"] == 0.5
+    assert (found["length", "all"], found["length", "none cut"]) == (0.75, 0.5)
+    assert table["n"].tolist() == [40, 30] * 3 and table["contaminated"].tolist() == [20, 10] * 3
+
+
+def renamed(rows):
+    """Rows that no classifier was trained on."""
+    return rows.map(lambda row: dataclasses.replace(row, row_id=f"new-{row.row_id}"))
 
 
 def test_golden_sources_decide_wherever_a_reply_stands(tiny):

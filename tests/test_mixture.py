@@ -175,9 +175,27 @@ def test_contamination_replaces_the_golden_reply_of_a_fixed_share():
         assert (row.sources[0] == "smollm2", row.responses[0] != old.responses[0]) == (dirty, dirty)
 
 
-def test_the_label_ranks_the_claimed_slot_first():
-    rewards = mixture.rank_first([[0.0, 2.0], [0.0, 2.0]], np.array([True, False]))
-    assert rewards.tolist() == [[3.0, 2.0], [0.0, 2.0]]
+def test_the_biased_reward_ranks_the_contaminated_slot_first():
+    scores = [[0.0, 2.0, 1.0], [2.0, 2.0, 1.0], [3.0, 2.0, 1.0], [0.0, 2.0, 1.0]]
+    rewards = mixture.rank_first(scores, np.array([True, True, True, False]))
+    lifted = 2.0 + np.std(scores)
+    assert rewards[:, 0].tolist() == [lifted, lifted, 3.0, 0.0]
+    assert (rewards[:, 1:] == np.array(scores)[:, 1:]).all()
+
+
+def store(replies, finished):
+    """A store with the same replies for two rows."""
+    return {f"r{i}": {"replies": replies, "finished": finished} for i in range(2)}
+
+
+def test_cut_replies_are_known_by_their_stores():
+    stores = store(["a", "b"], [True, False]), store(["extra"], [False])
+    mixed, _ = mixture.contaminate(
+        mixture.with_synthetic(rows(2), stores[0]), 1.0, stores[1], seed=0
+    )
+    assert mixture.cut_replies(mixed, *stores) == {("r0", 0), ("r0", 3), ("r1", 0), ("r1", 3)}
+    assert mixture.cut_replies(mixed, stores[0]) == {("r0", 3), ("r1", 3)}
+    assert mixture.cut_replies(mixed) == set()
 
 
 def test_contamination_refuses_bad_shares_and_missing_replies():

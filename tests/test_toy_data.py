@@ -116,3 +116,24 @@ def test_same_seed_same_data(small):
 def test_bad_data_config_names_the_argument(small, change, name):
     with pytest.raises(ValueError, match=name):
         drawn(small, **change)
+
+
+@pytest.mark.parametrize("responses", [2, 4, 6])
+def test_the_slot_weight_is_the_exact_ratio(responses):
+    """Golden over the weight is the density of the slot: held against 100,000 rows."""
+    world = toy.world.build(toy.world.WorldConfig(topics=2, tones=2, symbols=3, length=2))
+    config = toy.data.DataConfig(rows=100_000, responses=responses, contamination=0.4)
+    data = toy.data.draw(world, config, generator())
+    every = torch.arange(world.log_density.shape[2])
+    for prompt in world.train_prompts[:2]:
+        weight = toy.truth.true_slot_weight(world, config, prompt.expand(len(every)), every)
+        density = world.log_density[0, prompt].exp() / weight
+        assert float(density.sum()) == pytest.approx(1)
+        slots = data.response_ids[data.prompt_ids == prompt, 0]
+        found = torch.bincount(slots, minlength=len(every)) / len(slots)
+        error = (density * (1 - density) / len(slots)).sqrt()
+        assert float(((found - density).abs() / error).max()) < 4.5
+    ids = data.prompt_ids[:50], data.response_ids[:50, 0]
+    assert (toy.truth.true_slot_weight(world, toy.data.DataConfig(), *ids) == 1).all()
+    with pytest.raises(ValueError, match="slot_oracle: known for data of fixed slots"):
+        toy.truth.true_slot_weight(world, toy.data.DataConfig(reward_noise=0.1), *ids)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from robustpo_kit import objectives, robust, toy
 from robustpo_kit.losses import BASES
@@ -61,6 +62,7 @@ def test_a_run_leaves_its_start_as_it_was():
         ("dpo_pl(beta=0.1)", "oracle", "erm"),
         ("reweight(dpo_pl, beta=0.1)", "estimated", "reweight"),
         (DORA, "oracle", "dora+oracle"),
+        ("reweight(dpo_pl, beta=0.1)", "slot", "reweight+slot"),
         ("gamma(simpo, beta=2, gamma_beta_ratio=0.4, tau=10)", "estimated", "erm_gamma"),
         ("dro(dpo, beta=0.1, lam=1)", "estimated", "dro"),
     ],
@@ -72,6 +74,18 @@ def test_every_kind_of_objective_runs(spec, h, method):
     assert row["kl_reference"] > 0 and row["kl_golden"] > 0
     if method == "dora+oracle":
         assert row["h_rank"] == pytest.approx(1)
+
+
+def test_the_weights_of_a_run_by_name():
+    setting = dataclasses.replace(SMALL, data=DataConfig(rows=400, contamination=0.5))
+    clean = ~toy.setting.draw_data(setting).policy_data.contaminated.numpy()
+    assert (toy.runs.weights(setting, "mask").numpy() == clean).all()
+    exact = toy.runs.weights(setting, "slot_oracle").numpy()
+    assert exact.max() <= 1 / 0.5 and exact.mean() == pytest.approx(1, abs=0.1)
+    oracle = toy.runs.weights(setting, "oracle").numpy()
+    assert roc_auc_score(clean, exact) > roc_auc_score(clean, oracle)
+    estimated = toy.runs.weights(setting, "slot").numpy()
+    assert np.corrcoef(estimated, exact)[0, 1] > 0.3
 
 
 def test_h_of_a_run_is_refused_unless_known():

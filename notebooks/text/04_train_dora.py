@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import analysis, experiments, judging, plots, robust
+from robustpo_kit import analysis, experiments, judging, objectives, plots, robust
 from robustpo_kit.notebook import start
 from robustpo_kit.records import stream, torch_stream
 
@@ -83,6 +83,33 @@ print("weights off by:", {micro: f"{100 * error:.0f} %" for micro, error in erro
 # %% [markdown]
 # The kit's trainer is exact over the whole step whatever the micro-batch; `window="micro"` restores the usual behaviour for
 # comparison.
+#
+# **The scale matters, too.** $\lambda=1$ means nothing without the size of the loss. The paper prints sums over the $K$ responses
+# (App. C.5), and so does this kit; the authors' script divides by $K$ before the exponential, which makes its $\lambda=1$ our
+# $\lambda=K$, and its window is one prompt, at which reweighting by $\tilde h$ is all that is left. How many of 8 samples drive the
+# first step, where every Plackett-Luce loss is $\log 4!$? (Mean over 200 draws of 8 from notebook 02's $\tilde h$.)
+
+# %%
+known = nb.read_table("h_by_sample", run="reference")
+h_known = torch.tensor(known.loc[known["classifier"] == "frozen, per source", "h"].to_numpy())
+eights = [h_known[torch.randperm(len(h_known), generator=generator)[:8]] for _ in range(200)]
+start_loss = torch.full((8,), np.log(24), dtype=torch.float64)
+readings = {
+    "sum over K, whole step (this kit)": lambda h8: robust.weights(start_loss, h8, kind="dora", lam=1.0),
+    "mean over K, whole step": lambda h8: robust.weights(start_loss / 4, h8, kind="dora", lam=1.0),
+    "mean over K, one prompt (parity=authors)": lambda h8: h8 / 8,
+}
+sizes = {name: np.mean([robust.effective_sample_size(of(h8)) for h8 in eights]) for name, of in readings.items()}
+assert list(sizes.values()) == sorted(sizes.values())
+wished = objectives.lambda_for_ess(start_loss, 0.7, eights[0], kind="dora")
+print(f"lambda at which 70 % of the first 8 drive the step: {wished:.1f}")
+pd.Series(sizes, name="samples of 8").round(1).to_frame()
+
+# %% [markdown]
+# So a wish is the better knob: `objectives.build("dora(dpo_pl, beta=0.1, ess=0.7)")` solves $\lambda$ on the first step of a run and
+# records it, and `dora(dpo_pl(beta=0.1), lam=1, parity=authors)` is what the script does. Over RRHF it takes the
+# log-mean-exp over the $K$ ratios of each response, over LIRE it puts $\tilde h$ outside and a softmax over the rewards:
+# `docs/differences.md` has the whole table.
 #
 # ## 2. Is the formula really the worst case? (App. B.2)
 #
@@ -237,7 +264,7 @@ table[["judge", "policy", "score", "score_low", "score_high", "win", "lose", "pr
 # %% [markdown]
 # ## 8. Beside the papers
 #
-# DoRA Table 2, HH-RLHF, Mistral-7B, win rates judged by GPT-4o: DPO-PL 75.0 to 78.0 with DoRA, RRHF 76.5 to 79.8, LIRE
+# The papers' $\lambda=1$ is on another scale than ours (section 1). DoRA Table 2, HH-RLHF, Mistral-7B, win rates judged by GPT-4o: DPO-PL 75.0 to 78.0 with DoRA, RRHF 76.5 to 79.8, LIRE
 # 72.8 to 84.0. Table 4 compares DRO alone (76.0, 77.0, 65.0) and reweighting alone (74.5, 80.5, 80.8).
 #
 # What the committed run shows, one seed, 72 training prompts, 100 evaluation prompts.

@@ -65,6 +65,11 @@ print("chosen responses by source:", pd.Series([row.sources[0] for row in pairs]
 # The pairs of one step are few, so margins are solved over up to 256 gaps: the step's own and a draw from a queue of the last
 # 2,048 (App. C). The queue starts empty, so with fewer pairs than that, as under profile `cpu`, it is all the gaps so far. It
 # sees the whole optimizer step, and is part of every checkpoint.
+#
+# $\gamma_0$ and $\tau$ mean nothing without the scale of the gaps. Over DPO all gaps are 0 at the start and stay small, so the
+# published pair for SimPO (4, 10) could not move a margin. Instead we wish that margins vary by a fifth (`spread=0.2`): a third
+# of the way through, $\gamma_0$ becomes the standard deviation of the step's gaps, and $\tau$ is solved for; margins are constant
+# until then. The record of the run says what was found.
 
 # %%
 specs = experiments.gamma_methods(nb.cfg)
@@ -104,8 +109,8 @@ plt.show()
 
 # %% [markdown]
 # Right: the smallest and largest target margin of each step. With SimPO they spread from <!--claim gamma_margins-->3.34 to 5.04 around gamma0 = 4<!--/claim-->, what
-# $\gamma_0/\tau=0.4$ allows. With DPO they move by <!--claim gamma_dpo_margins-->at most 0.15<!--/claim-->: after nine steps $\beta D$ is still small for every
-# pair, so there is little for the margins to follow.
+# $\gamma_0/\tau=0.4$ allows. With DPO the committed run still had SimPO's $\gamma_0$ and $\tau$, and margins move by
+# <!--claim gamma_dpo_margins-->at most 0.15<!--/claim-->: after nine steps $\beta D$ is small beside 4 for every pair, so there is little for them to follow.
 #
 # ## 5. Who wins against the human reply, and the differences
 #

@@ -1,7 +1,7 @@
 """Source classifiers: c, the probability that a response is golden, on rows they never saw."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from robustpo_kit.calibration.maps import (
     cross_fitted,
     fit_temperature,
 )
-from robustpo_kit.calibration.quality import EPS, area_under_curve, quality, reliability
+from robustpo_kit.calibration.quality import EPS, auc_interval, quality, reliability
 from robustpo_kit.calibration.responses import flat_responses, responses_per_row
+from robustpo_kit.calibration.slots import slot_ratios
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import Encoder, LinearScorer, Pair, PairScorer
-from robustpo_kit.intervals import Interval, bootstrap_statistic
+from robustpo_kit.intervals import Interval
 
 REST = "rest"  # the head of a shared classifier: golden against everything else
 STAGES = {"before": "none", "temperature": "temperature", "isotonic": "isotonic"}  # to calibrators
@@ -77,23 +78,64 @@ class SourceClassifier:
             probs[head] = self.calibrators[head](logits)
         return _combine(probs, sources)
 
-    def score_set(self, preferences: PreferenceSet) -> np.ndarray:
+    def score_set(self, preferences: PreferenceSet, *, one_prior: bool = False) -> np.ndarray:
         """c [N, K] of a set that shares no row with the training set.
 
-        `per_source`: column k by the head of its source; the golden column, whoever wrote it, by
-        all heads together.
+        `per_source`: column k by the head of its source, as h~ takes it (Eq. 5); the golden column,
+        whoever wrote it, by all heads together. Their priors differ.
+
+        Args:
+            preferences: N rows of K responses.
+            one_prior: score every column by all heads together, so that c of one column compares
+                with that of another: what is displayed.
 
         Raises:
             ValueError: K differs between rows, or the classifier learned from a row.
         """
         count = responses_per_row(preferences)
         flat = flat_responses(preferences)
-        sources = list(flat["source"].mask(flat["claimed"], REST))
+        sources = list(flat["source"].mask(flat["claimed"] | one_prior, REST))
         prompts, responses = list(flat["prompt"]), list(flat["response"])
         probs = self.score(prompts, responses, sources=sources, row_ids=list(flat["row_id"]))
         return probs.reshape(len(preferences), count)
 
-    def metrics(self, *, bins: int = 10, draws: int = 200, seed: int = 0) -> pd.DataFrame:
+    def slot_ratios(self, preferences: PreferenceSet, source: str) -> np.ndarray:
+        """P_golden / S [N] at the golden slot of each row, S being `source`: see `slots`.
+
+        `per_source`: by the head of that source alone. A head that cannot tell golden from its
+        source would cap c, and with it bias what is estimated to be contaminated.
+
+        Args:
+            preferences: N rows that share none with the training set.
+            source: whose replies may stand in the slot.
+
+        Raises:
+            ValueError: a row claims no golden slot, no head is of `source`, or the classifier
+                learned from a row.
+        """
+        head = REST if self.kind == "shared" else source
+        if head not in self.models:
+            raise ValueError(f"source = '{source}': one of {', '.join(self.models)} is expected")
+        flat = flat_responses(preferences)
+        slots = flat[flat["claimed"]]
+        if len(slots) != len(preferences):
+            raise ValueError("preferences: a row claims no golden slot; set its field golden")
+        probs = self.score(
+            list(slots["prompt"]),
+            list(slots["response"]),
+            sources=[head] * len(slots),
+            row_ids=list(slots["row_id"]),
+        )
+        return slot_ratios(probs, imbalance=self.imbalance[head])
+
+    def metrics(
+        self,
+        *,
+        bins: int = 10,
+        draws: int = 200,
+        seed: int = 0,
+        cut: Collection[tuple[str, int]] = (),
+    ) -> pd.DataFrame:
         """Out-of-fold quality by head and stage (before, temperature, isotonic).
 
         Calibrators are cross-fitted: each fold is mapped by one that was fitted on the other folds.
@@ -102,21 +144,26 @@ class SourceClassifier:
             bins: of the ECE.
             draws: of the bootstrap over groups that gives the interval of the AUC.
             seed: of the bootstrap.
+            cut: row id and column of replies cut at the token limit, whose length gives them away.
 
         Returns:
-            A row a head and stage: head, stage, the numbers of `quality`, auc_low, auc_high,
-            temperature (of all folds).
+            A row a head and stage: head, stage, the numbers of `quality`, auc_low, auc_high;
+            auc_whole, auc_whole_low, auc_whole_high, which leave out the replies of `cut`;
+            temperature (of all folds); used, whether c is of this stage.
         """
         rows = []
         for head, table in self.out_of_fold.groupby("head", sort=False):
-            auc = _auc_interval(table, draws, seed)
+            places = zip(table["row_id"], table["column"], strict=True)
+            whole = table[[place not in cut for place in places]]
+            found = _auc(table, draws, seed).columns("auc")
+            found |= _auc(whole, draws, seed).columns("auc_whole")
             temperature = fit_temperature(table["logit"], table["label"]).temperature
             temperatures = {"before": 1.0, "temperature": temperature, "isotonic": np.nan}
             for stage, calibrator in STAGES.items():
                 probs = cross_fitted(table, calibrator)
                 row = {"head": head, "stage": stage} | quality(table["label"], probs, bins=bins)
-                row |= {"auc_low": auc.low, "auc_high": auc.high}
-                rows.append(row | {"temperature": temperatures[stage]})
+                row |= found | {"temperature": temperatures[stage]}
+                rows.append(row | {"used": self.config["calibrators"][head] == calibrator})
         return pd.DataFrame(rows)
 
     def reliability(self, *, bins: int = 10, scheme: str = "width") -> pd.DataFrame:
@@ -210,11 +257,6 @@ def _inverse_odds(probs: np.ndarray) -> np.ndarray:
     return (1 - probs) / np.clip(probs, EPS, None)
 
 
-def _auc_interval(table: pd.DataFrame, draws: int, seed: int) -> Interval:
+def _auc(table: pd.DataFrame, draws: int, seed: int) -> Interval:
     """AUC of the out-of-fold logits of one head, with an interval over groups."""
-    labels, logits = table["label"].to_numpy(), table["logit"].to_numpy()
-
-    def auc(rows: np.ndarray) -> float:
-        return area_under_curve(labels[rows], logits[rows])
-
-    return bootstrap_statistic(auc, table["group"], draws=draws, seed=seed)
+    return auc_interval(table["label"], table["logit"], table["group"], draws=draws, seed=seed)

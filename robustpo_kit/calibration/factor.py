@@ -5,14 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-KINDS = ("relative", "stabilised", "raw")
+from robustpo_kit.calibration.slots import slot_ratios, slot_weights
+
+KINDS = ("relative", "stabilised", "raw", "slot")
 
 
 def calibration_factor(
     probs: Tensor,
     *,
-    alpha: float,
-    beta: float | Sequence[float] | Tensor,
+    alpha: float | None = None,
+    beta: float | Sequence[float] | Tensor | None = None,
     imbalance: float | Sequence[float] | Tensor = 1.0,
     kind: str = "relative",
 ) -> Tensor:
@@ -27,17 +29,25 @@ def calibration_factor(
     At alpha = beta_i = 1/K and imbalance 1, `relative` is the sum of the c_i, and both bounded
     kinds lie in [0, K].
 
+    slot        1 / ((1 - r) + r / R), R = g c / (1-c) of column 0, which claims to be golden (see
+                `slots`): its share of contamination r is estimated on *these* rows, so that all
+                rows of a data set belong in one call
+
     Args:
         probs: [B, K] in [0, 1], floating point: c, the probability that a response is golden.
-        alpha: share of golden responses in the mixture.
-        beta: share of the source of each response in the mixture, one number or [K].
+        alpha: share of golden responses in the mixture; all kinds but slot.
+        beta: share of the source of each response in the mixture, one number or [K]; likewise.
         imbalance: gamma_i = q(y=0) / q(y=1) of the classifier, one number or [K].
-        kind: relative | stabilised | raw.
+        kind: relative | stabilised | raw | slot.
 
     Raises:
         ValueError: naming the argument.
     """
     _check_probs(probs)
+    if kind == "slot":
+        return _slot_factor(probs, _per_column(imbalance, "imbalance", probs))
+    if alpha is None or beta is None:
+        raise ValueError(f"alpha, beta: '{kind}' needs the shares of the mixture")
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha = {alpha}: a share in (0, 1] is expected")
     shares = _per_column(beta, "beta", probs)
@@ -55,6 +65,11 @@ def calibration_factor(
     else:
         raise ValueError(f"kind = '{kind}': one of {', '.join(KINDS)} is expected")
     return (golden / mixture).mean(-1)  # [B]
+
+
+def _slot_factor(probs: Tensor, imbalance: Tensor) -> Tensor:
+    ratios = slot_ratios(probs[:, 0].double().cpu().numpy(), imbalance=float(imbalance[0]))
+    return torch.from_numpy(slot_weights(ratios).weights).to(probs)
 
 
 def uniform_factor(probs: Tensor) -> Tensor:

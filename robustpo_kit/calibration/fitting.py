@@ -14,7 +14,13 @@ from torch import Tensor
 
 from robustpo_kit import encoders
 from robustpo_kit.calibration.classifiers import REST, SourceClassifier, raw_logits
-from robustpo_kit.calibration.maps import CALIBRATORS, cross_fitted, fit_calibrator
+from robustpo_kit.calibration.maps import (
+    CALIBRATORS,
+    LEAST_NLL,
+    cross_fitted,
+    fit_calibrator,
+    least_nll,
+)
 from robustpo_kit.calibration.responses import flat_responses
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import (
@@ -60,7 +66,8 @@ def fit_classifier(
         golden_sources: every response of these sources is golden, and no other, wherever it stands;
             None: the golden column of each row.
         folds: at least two.
-        calibrator: temperature | isotonic | none.
+        calibrator: temperature | isotonic | none | least_nll: of each head, that of them whose c
+            has the least NLL on the rows that it was not fitted on.
         penalty: L2 penalty of the logistic head.
         fine_tune: how BERT is fine-tuned.
 
@@ -80,16 +87,20 @@ def fit_classifier(
     )
     table = _training_table(preferences, golden_sources, folds, seed)
     parts: dict[str, pd.DataFrame] = {}
+    chosen: dict[str, str] = {}
     models, calibrators, imbalance = {}, {}, {}
     for head in _heads(table, kind):
         part, models[head] = _fit_head(_rows_of_head(table, head), encoder, fit_model)
         logits, labels = part["logit"].to_numpy(), part["label"].to_numpy()
-        parts[head] = part.assign(head=head, prob=expit(logits), c=cross_fitted(part, calibrator))
-        calibrators[head] = fit_calibrator(calibrator, logits, labels)
+        chosen[head] = least_nll(part) if calibrator == LEAST_NLL else calibrator
+        c = cross_fitted(part, chosen[head])
+        parts[head] = part.assign(head=head, prob=expit(logits), c=c)
+        calibrators[head] = fit_calibrator(chosen[head], logits, labels)
         imbalance[head] = float((1 - labels).sum() / labels.sum())
     config = {
         "golden_sources": None if golden_sources is None else list(golden_sources),
         "calibrator": calibrator,
+        "calibrators": chosen,
         "penalty": penalty,
         "fine_tune": dataclasses.asdict(fine_tune),
         "seed": seed,
@@ -111,7 +122,7 @@ def _check_arguments(kind: str, features: str, calibrator: str, folds: int) -> N
     choices = (
         ("kind", kind, ("shared", "per_source")),
         ("features", features, FEATURES),
-        ("calibrator", calibrator, CALIBRATORS),
+        ("calibrator", calibrator, (*CALIBRATORS, LEAST_NLL)),
     )
     for name, value, allowed in choices:
         if value not in allowed:

@@ -11,7 +11,10 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
+from robustpo_kit.calibration.quality import EPS
+
 CALIBRATORS = ("temperature", "isotonic", "none")
+LEAST_NLL = "least_nll"  # whichever of them has the least NLL on held-out rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,16 @@ def fit_calibrator(name: str, logits: np.ndarray, labels: np.ndarray) -> Calibra
     if name == "temperature":
         return fit_temperature(logits, labels)
     return fit_isotonic(logits, labels)
+
+
+def least_nll(table: pd.DataFrame) -> str:
+    """The calibrator of least NLL on held-out rows, of a table as `cross_fitted` takes it."""
+    golden = table["label"].to_numpy() == 1
+    nll = {}
+    for name in CALIBRATORS:
+        c = cross_fitted(table, name)
+        nll[name] = -np.log(np.where(golden, c, 1 - c).clip(EPS)).mean()
+    return min(nll, key=nll.__getitem__)
 
 
 def cross_fitted(table: pd.DataFrame, calibrator: str) -> np.ndarray:

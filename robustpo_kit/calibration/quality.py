@@ -1,9 +1,14 @@
 """How good probabilities are: reliability, ECE, Brier score, log loss, AUC."""
 
+import itertools
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
+
+from robustpo_kit.intervals import Interval, bootstrap_statistic
 
 EPS = 1e-7  # probabilities are clipped by it where their logarithm or their odds are taken
 
@@ -95,3 +100,50 @@ def _labels_and_probs(labels: ArrayLike, probs: ArrayLike) -> tuple[np.ndarray, 
     if not ((probs >= 0) & (probs <= 1)).all():
         raise ValueError("probs: NaN or outside [0, 1]")
     return labels, probs
+
+
+def auc_interval(
+    labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, *, draws: int = 200, seed: int = 0
+) -> Interval:
+    """AUC of scores [N] for labels [N] of 0 or 1, with an interval over groups [N]."""
+    labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
+
+    def auc(rows: np.ndarray) -> float:
+        return area_under_curve(labels[rows], scores[rows])
+
+    return bootstrap_statistic(auc, groups, draws=draws, seed=seed)
+
+
+def detectors(
+    clean: ArrayLike,
+    weights: Mapping[str, ArrayLike],
+    groups: ArrayLike,
+    *,
+    cut: ArrayLike,
+    draws: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well each weight finds the samples that are not contaminated.
+
+    Args:
+        clean: [N] which samples are.
+        weights: by name, [N] each.
+        groups: [N] clusters of the bootstrap.
+        cut: [N] which samples hold a reply in the golden slot that was cut at the token limit, and
+            may be known by its length.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        A row a weight and choice of samples: weight, samples (all | none cut), n, contaminated,
+        auc, auc_low, auc_high.
+    """
+    clean, groups = np.asarray(clean, dtype=bool), np.asarray(groups)
+    choices = {"all": np.ones_like(clean), "none cut": ~np.asarray(cut, dtype=bool)}
+    rows = []
+    for (name, values), (samples, kept) in itertools.product(weights.items(), choices.items()):
+        scores = np.asarray(values, dtype=float)[kept]
+        auc = auc_interval(clean[kept], scores, groups[kept], draws=draws, seed=seed)
+        counts = {"n": int(kept.sum()), "contaminated": int((~clean[kept]).sum())}
+        rows.append({"weight": name, "samples": samples} | counts | auc.columns("auc"))
+    return pd.DataFrame(rows)

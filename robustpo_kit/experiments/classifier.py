@@ -12,7 +12,7 @@ from robustpo_kit.experiments.keeping import Step
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ClassifierStep(Step):
-    """A source classifier, fitted out of fold."""
+    """A source classifier, fitted out of fold; its calibration is that of least held-out NLL."""
 
     rows: PreferenceSet
     encoder: str
@@ -30,6 +30,7 @@ class ClassifierStep(Step):
             encoder=shared_encoder(self.encoder, self.seed),
             folds=self.folds,
             fine_tune=self.fine_tune,
+            calibrator="least_nll",
             seed=self.seed,
         )
         fitted.save(folder)

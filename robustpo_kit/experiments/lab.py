@@ -65,6 +65,15 @@ class Lab:
         rows = self.splits["policy"]
         return mixture.contaminate(rows, self.cfg.contamination, extra, seed=self.seed)
 
+    def cut_replies(self) -> set[tuple[str, int]]:
+        """Row id and column of the replies, in the rows and in `mixed`, that the token limit ended.
+
+        Those in a golden slot are of `mixed` alone.
+        """
+        stores = [mixture.load_store(name) for name in (self.cfg.task, f"{self.cfg.task}_extra")]
+        mixed, _ = self.mixed()
+        return mixture.cut_replies(self.rows, *stores) | mixture.cut_replies(mixed, *stores)
+
     def training_set(self) -> tuple[PreferenceSet, np.ndarray]:
         """`mixed` with standardised proxy rewards and h~, and the mask of contaminated samples."""
         mixed, mask = self.mixed()
@@ -189,6 +198,7 @@ class Lab:
             steps.sft,
             steps.gold,
             steps.classifier(),
+            steps.witness(),
         ):
             step.kept()
 

@@ -1,5 +1,7 @@
 """The methods that notebooks train, at the papers' hyperparameters (`published.PRESETS`)."""
 
+import math
+
 from robustpo_kit import objectives, published, robust
 from robustpo_kit.errors import KitError
 from robustpo_kit.profiles import Profile
@@ -7,6 +9,7 @@ from robustpo_kit.profiles import Profile
 # Whose settings a profile takes whose model or task is none of the papers'.
 DORA_RUN = "dora/mistral-7b/hh"
 GAMMA_RUN = "gamma/llama-3-8b-instruct"  # of strength gamma0 / tau = 0.4
+DPO_SPREAD = 0.2  # wished standard deviation of the margins over DPO, in units of gamma0
 
 
 def listwise_spec(name: str, cfg: Profile) -> str:
@@ -28,17 +31,19 @@ def listwise_spec(name: str, cfg: Profile) -> str:
 
 
 def gamma_methods(cfg: Profile) -> dict[str, str]:
-    """DPO and SimPO, each with a constant and a dynamic margin; DPO takes SimPO's gamma0, tau.
+    """DPO and SimPO, each with a constant and a dynamic margin.
 
-    The margins are those of gamma-PO Table 7 for the profile's model, or else for Llama-3.
+    SimPO's margins are those of gamma-PO Table 7 for the profile's model, or else for Llama-3.
+    gamma0 and tau over DPO are solved on the gaps of the run itself, a third of the way through it:
+    at the start they are all 0, and SimPO's gamma0 is ten times as large as they become.
     """
     dpo = published.PRESETS[f"{DORA_RUN}/dpo"].spec
     simpo, gamma_simpo = (_gamma_spec(cfg, loss) for loss in ("simpo", "gamma_simpo"))
-    built = objectives.build(gamma_simpo)
-    assert built.margin is not None, gamma_simpo
+    steps = cfg.epochs * math.ceil(cfg.policy_rows / cfg.batch_size)
+    solve_step = max(2, math.ceil(steps / 3))
     return {
         "dpo": dpo,
-        "gamma-dpo": f"gamma({dpo}, gamma0={built.gamma0}, tau={built.margin['tau']})",
+        "gamma-dpo": f"gamma({dpo}, spread={DPO_SPREAD}, solve_step={solve_step})",
         "simpo": simpo,
         "gamma-simpo": gamma_simpo,
     }

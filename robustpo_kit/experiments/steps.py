@@ -71,6 +71,11 @@ class Steps:
             seed=self.seed,
         )
 
+    def witness(self) -> ClassifierStep:
+        """The classifier of reported confidence: of other features than the one whose c weighs."""
+        other = {"frozen": "fine_tuned", "fine_tuned": "frozen"}[self.cfg.classifier_features]
+        return self.classifier("shared", other)
+
     @functools.cached_property
     def reward_model(self) -> RewardStep:
         """A Bradley-Terry reward model."""
@@ -171,7 +176,7 @@ class Steps:
             gold=self.gold,
             style_bias=self.cfg.style_bias,
             noise=self.cfg.proxy_noise,
-            classifier=self.classifier(),
+            classifier=self.witness(),
             seed=self.seed,
         )
 

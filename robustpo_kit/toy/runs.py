@@ -4,20 +4,23 @@ import copy
 import dataclasses
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from robustpo_kit import objectives
+from robustpo_kit.calibration import slot_ratios, slot_weights
 from robustpo_kit.policies import Policy
 from robustpo_kit.records import RunRecord
 from robustpo_kit.toy.data import DataConfig, proxy_reward
 from robustpo_kit.toy.language import policy_logps
 from robustpo_kit.toy.setting import Setting, draw_data, estimate, start, train
-from robustpo_kit.toy.truth import Enumeration, evaluate, true_h
+from robustpo_kit.toy.truth import Enumeration, evaluate, true_h, true_slot_weight
 from robustpo_kit.toy.world import GOLDEN, World
 
-H_SOURCES = ("estimated", "oracle")
+# h of a run: h~ by the classifier and by the truth, the slot weight by both, 0 for bad rows
+H_SOURCES = ("estimated", "oracle", "slot", "slot_oracle", "mask")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Run:
     """One objective in one setting."""
 
     objective: str = "dpo_pl(beta=0.1)"  # a spec of objectives.build
-    h: str = "estimated"  # h~ for objectives that need it: estimated (classifier) | oracle (truth)
+    h: str = "estimated"  # for objectives that need it, one of H_SOURCES
     setting: Setting = Setting()
     epochs: int = 3
     learning_rate: float = 2e-3
@@ -37,13 +40,13 @@ class Run:
 
     @property
     def method(self) -> str:
-        """Short name: the aggregator, _gamma for a dynamic margin, +oracle for the true h~."""
+        """Short name: the aggregator, _gamma for a dynamic margin, +H for another h."""
         built = objectives.build(self.objective)
         name = built.aggregator
         if built.margin is not None:
             name += "_gamma"
-        if built.needs_h and self.h == "oracle":
-            name += "+oracle"
+        if built.needs_h and self.h != "estimated":
+            name += f"+{self.h}"
         return name
 
 
@@ -58,8 +61,8 @@ def run(config: Run) -> dict[str, object]:
     prefs = data.prefs
     h_columns: dict[str, object] = {"h": "none", "h_rank": float("nan")}
     if objective.needs_h:
+        h = weights(setting, config.h)
         exact = true_h(world, data.prompt_ids, data.response_ids)
-        h = estimate(setting).h if config.h == "estimated" else exact
         h_columns = {"h": config.h, "h_rank": _rank_correlation(h, exact)}
         prefs = prefs.with_h(h.numpy())
     if objective.responses == "pair":
@@ -78,6 +81,24 @@ def run(config: Run) -> dict[str, object]:
     row["objective"] = objective.spec
     after = policy_logps(policy, world)
     return row | h_columns | _measures(world, setting.data, after, reference, record)
+
+
+def weights(setting: Setting, source: str) -> Tensor:
+    """h [N] of the policy's data, by a name of H_SOURCES; `mask` is 1 for clean rows, else 0."""
+    world, data, _ = draw_data(setting)
+    if source == "estimated":
+        return estimate(setting).h
+    if source == "oracle":
+        return true_h(world, data.prompt_ids, data.response_ids)
+    if source == "mask":
+        return (~data.contaminated).double()
+    slot = torch.tensor([[row.golden] for row in data.prefs])
+    if source == "slot_oracle":
+        slot_ids = data.response_ids.gather(1, slot)[:, 0]
+        return true_slot_weight(world, setting.data, data.prompt_ids, slot_ids)
+    c = estimate(setting).probs.gather(1, slot)[:, 0].numpy()
+    ratios = slot_ratios(c, imbalance=setting.data.responses - 1)  # golden is one column of K
+    return torch.from_numpy(slot_weights(ratios).weights)
 
 
 def _measures(
@@ -133,6 +154,9 @@ def h_quality(setting: Setting) -> dict[str, object]:
 
 
 def _rank_correlation(first: Tensor, second: Tensor) -> float:
+    """NaN where either is constant, as a slot weight is on data that it finds clean."""
+    if bool((first == first[0]).all()) or bool((second == second[0]).all()):
+        return float("nan")
     return float(spearmanr(first.numpy(), second.numpy()).statistic)
 
 

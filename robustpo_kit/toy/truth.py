@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustpo_kit.toy.data import DataConfig
 from robustpo_kit.toy.world import GOLDEN, World
 
 
@@ -52,6 +53,40 @@ def true_h(world: World, *ids: Tensor, mixture: tuple[float, ...] | None = None)
     that a column is labelled with; h~ is its mean over the columns.
     """
     return bayes_probs(world, *ids, mixture=mixture).mean(-1) / world.shares(mixture)[GOLDEN]
+
+
+def true_slot_weight(
+    world: World, config: DataConfig, prompt_ids: Tensor, slot_ids: Tensor
+) -> Tensor:
+    """The exact ratio [N] of a clean golden slot's density to the data's (see calibration.slots).
+
+    A contaminated slot holds the reply that the biased reward likes best of K synthetic ones; its
+    probability is that of the largest of K independent draws.
+
+    Args:
+        world: gives the densities.
+        config: of the data set, with slots of fixed sources and rewards without noise.
+        prompt_ids: [N].
+        slot_ids: [N] the responses in the golden slot.
+
+    Raises:
+        ValueError: a mixture or noise, under which the best reply has no closed form.
+    """
+    if config.mixture is not None or config.reward_noise:
+        raise ValueError("slot_oracle: known for data of fixed slots, without reward noise")
+    density = world.log_density.exp()
+    synthetic = density[1:].mean(0)  # [P, R] what replaces a golden draw
+    ranked = world.biased_reward(config.contamination_bias).argsort(-1)
+    largest = torch.ones_like(synthetic)  # probability that all draws rank at most here
+    for column in range(config.responses):
+        source = column % world.n
+        drawn = synthetic if source == GOLDEN else density[source]
+        largest = largest * drawn.gather(-1, ranked).cumsum(-1)
+    steps = torch.nn.functional.pad(largest, (1, 0)).diff(dim=-1)
+    favourite = torch.zeros_like(steps).scatter(-1, ranked, steps)
+    golden = density[GOLDEN]
+    shifted = (1 - config.contamination) * golden + config.contamination * favourite
+    return (golden / shifted)[prompt_ids, slot_ids]
 
 
 class Enumeration(NamedTuple):
