@@ -2,6 +2,7 @@
 
 from robustpo_kit.policies.batches import Batch, collate
 from robustpo_kit.policies.decoding import SamplingConfig
+from robustpo_kit.policies.first_rank import first_rank_loads, of_first_rank
 from robustpo_kit.policies.loading import load
 from robustpo_kit.policies.logprobs import sequence_logps
 from robustpo_kit.policies.lora import FusedLinear, fuse, merged_adapter
@@ -30,11 +31,13 @@ __all__ = [
     "byte_tokenizer",
     "collate",
     "cut_to_sentence",
+    "first_rank_loads",
     "fit_of",
     "flex_serves",
     "fuse",
     "load",
     "merged_adapter",
+    "of_first_rank",
     "sample",
     "sample_batch",
     "sequence_logps",

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from robustpo_kit import assets
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
+from robustpo_kit.policies.first_rank import join_ranks, of_first_rank, without_weights
 from robustpo_kit.policies.lora import fuse
 from robustpo_kit.policies.passes import first_line
 from robustpo_kit.policies.policy import RECORD, Policy, on_device, own_template, with_pad
+from robustpo_kit.policies.probing import Fit, fit_of, take_fit
 from robustpo_kit.policies.tiny import byte_tokenizer, tiny
 from robustpo_kit.records import read_json
 
@@ -26,6 +28,9 @@ def load(
     device: str | torch.device | None = None,
 ) -> Policy:
     """A policy with its tokenizer and template, on its device.
+
+    Under FSDP2 with `fsdp_cpu_ram_efficient_loading`, as in accelerate/fsdp2.yaml, all ranks call
+    it, the first one reads the weights, and they stay on the CPU until they are sharded.
 
     Args:
         source: an asset name, a Hub id, a local Hugging Face folder, a folder that `Policy.save`
@@ -41,6 +46,7 @@ def load(
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise KitError(f"dtype: '{dtype}' is not a floating-point type; use float32 or bfloat16")
+    join_ranks()
     if str(source) == "tiny":
         return tiny(byte_tokenizer(), template=template, device=device)
     folder = assets.resolve(str(source))
@@ -53,15 +59,41 @@ def load(
         base = load(record["source"], template=template, dtype=dtype, device=device)
         base.model = _with_adapter(base.model, folder)
         return dataclasses.replace(base, record=record)
-    model = _model(folder, kind, str(source))
+    model = _model_of_rank(folder, kind, str(source), device)
     tokenizer = with_pad(AutoTokenizer.from_pretrained(folder))
     origin = record.get("origin", str(source))
     record = {**record, "source": str(source), "origin": origin, "dtype": dtype}
     record.pop("merged", None)  # the merged weights lie in this folder now
-    return Policy(on_device(model, device), tokenizer, template or own_template(tokenizer), record)
+    return Policy(model, tokenizer, template or own_template(tokenizer), record)
 
 
-def _model(folder: Path, dtype: torch.dtype, source: str) -> torch.nn.Module:
+def _model_of_rank(
+    folder: Path, dtype: torch.dtype, source: str, device: str | torch.device | None
+) -> torch.nn.Module:
+    """The model on its device, examined, with weights where this rank reads them."""
+    read: list[torch.nn.Module] = []
+
+    def examined() -> Fit:
+        read.append(on_device(_model(folder, dtype, source), device))
+        return fit_of(read[0])
+
+    fit = of_first_rank(examined)
+    if read:
+        return read[0]
+    model = _without_weights(folder, dtype)
+    take_fit(model, fit)
+    return model
+
+
+def _without_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The same model on a rank that will be handed its shards."""
+    config = AutoConfig.from_pretrained(folder)
+    model: Any = without_weights(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype))
+    model.tie_weights()
+    return model.eval()
+
+
+def _model(folder: Path, dtype: torch.dtype, source: str) -> PreTrainedModel:
     """The model of a folder with all its weights; its attention is the architecture's choice."""
     hf_logging.disable_progress_bar()
     options: Any = {"dtype": dtype, "output_loading_info": True}

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
+from robustpo_kit.policies.first_rank import first_rank_loads, of_first_rank
 from robustpo_kit.policies.lora import fuse
 from robustpo_kit.policies.probing import use_block_attention
 from robustpo_kit.records import atomic_folder, digest, stream_seed, write_json
@@ -143,6 +144,9 @@ class Policy:
 
         Weights are parameters, and buffers that are stored with them.
         """
+        return of_first_rank(self._fingerprint)
+
+    def _fingerprint(self) -> str:
         stored = [*self.model.named_parameters(), *_stored_buffers(self.model)]
         base = [(name, value.detach()) for name, value in stored if "lora_" not in name]
         sums = torch.empty(len(base), 2, dtype=torch.float64, device=self.device)
@@ -204,7 +208,12 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> Template:
 
 
 def on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
-    """`model` on `device`; default: this rank's GPU, or the CPU where there is none."""
+    """`model` on `device`; default: this rank's GPU, or the CPU where there is none.
+
+    Weights that the first rank alone has stay where they are, until they are sharded.
+    """
+    if first_rank_loads():
+        return model
     if device is None:
         device = "cpu"
         if torch.cuda.is_available():

@@ -79,6 +79,14 @@ def fit_of(model: nn.Module) -> Fit:
     return fit
 
 
+def take_fit(model: nn.Module, fit: Fit) -> None:
+    """Compute a model as an equal one, which was examined elsewhere."""
+    core = unwrap(model)
+    if fit.shared:
+        core.set_attn_implementation(ATTENTION)
+    setattr(core, KEPT_AS, fit)
+
+
 def _fit_of_architecture(core: PreTrainedModel) -> Fit:
     """The fit of an equal architecture that was examined before, or of this one."""
     key = _architecture(core)

@@ -1,7 +1,9 @@
 """Log-probabilities of a table of tokens without gradients, in as much memory as there is."""
 
+import functools
 import itertools
 import logging
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -11,7 +13,7 @@ from robustpo_kit.errors import KitError
 from robustpo_kit.policies import Batch, TokenTable, collate, sequence_logps
 from robustpo_kit.records import progress
 from robustpo_kit.training.memory import free_memory, out_of_memory
-from robustpo_kit.training.ranks import this_rank, world_size
+from robustpo_kit.training.ranks import on_any_rank, this_rank, world_size
 
 SCORING_TOKENS = 2048  # tokens of a forward pass
 
@@ -25,6 +27,7 @@ def response_logps(
     layout: str = "shared",
     kernel: str = "sdpa",
     budget: int = 0,
+    through: nn.Module | None = None,
 ) -> Tensor:
     """Log-probabilities of every response without gradients; rows are split over the ranks.
 
@@ -35,6 +38,9 @@ def response_logps(
         kernel: Attention of shared rows, as `policies.collate` takes it.
         budget: Tokens of a forward pass, 0 for `SCORING_TOKENS`; a longer row is a pass of its own.
             Halved, as often as needed, where memory runs out.
+        through: The module that gives log-probs of a batch where the model's weights are sharded
+            over the ranks, which then pass together: a rank without rows repeats one, and none can
+            take a pass again.
 
     Returns:
         Log-probs [N, K] in nats on the CPU, on every rank; 0 in columns that a row does not have.
@@ -49,14 +55,16 @@ def response_logps(
     order = sorted(range(len(tokens)), key=lambda number: tokens.rows[number].tokens(layout))
     waiting = order[this_rank() :: world_size()]
     bar = iter(progress(range(len(waiting)), "scoring"))
-    while waiting:
-        group = waiting[: _fitting(tokens, waiting, budget, layout)]
+    score = through or functools.partial(sequence_logps, model)
+    while on_any_rank(bool(waiting), device) if through else waiting:
+        group = waiting[: _fitting(tokens, waiting, budget, layout)] or order[:1]
         batch = collate([tokens.rows[number] for number in group], layout=layout, kernel=kernel)
-        found = _logps_in_memory(model, batch.to(device))
+        found = _logps_in_memory(score, batch.to(device))
         if found is None:
-            budget = _smaller_budget(tokens, group, layout)
+            budget = _smaller_budget(tokens, group, layout, sharded=through is not None)
             continue
-        logps[group, : found.shape[1]] = found
+        if waiting:
+            logps[group, : found.shape[1]] = found
         waiting = waiting[len(group) :]
         for _ in itertools.islice(bar, len(group)):
             pass
@@ -81,11 +89,11 @@ def _fitting(tokens: TokenTable, waiting: list[int], budget: int, layout: str) -
     return len(waiting)
 
 
-def _logps_in_memory(model: nn.Module, batch: Batch) -> Tensor | None:
+def _logps_in_memory(score: Callable[[Batch], Tensor], batch: Batch) -> Tensor | None:
     """Log-probs [B, K] on the CPU; None where memory runs out, which is free again then."""
     try:
         with torch.no_grad():
-            return sequence_logps(model, batch).cpu()
+            return score(batch).cpu()
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -93,9 +101,14 @@ def _logps_in_memory(model: nn.Module, batch: Batch) -> Tensor | None:
     return None
 
 
-def _smaller_budget(tokens: TokenTable, group: list[int], layout: str) -> int:
-    """Half the tokens of a pass that did not fit; raises KitError where it was one row."""
+def _smaller_budget(tokens: TokenTable, group: list[int], layout: str, *, sharded: bool) -> int:
+    """Half the tokens of a pass that did not fit; raises KitError where that does not help."""
     size = tokens.pass_tokens(group, layout)
+    if sharded and len(group) > 1:
+        raise KitError(
+            f"out of memory when scoring {size} tokens; ranks under FSDP2 cannot take a pass "
+            f"again; set tokens_per_pass={size // 2}"
+        )
     if len(group) == 1:
         raise KitError(
             f"row {tokens.rows[group[0]].row_id}: out of memory when scoring its {size} tokens "

@@ -15,6 +15,7 @@ from torch.optim.adamw import AdamW, adamw
 from transformers import TrainingArguments
 
 from robustpo_kit.errors import KitError
+from robustpo_kit.policies import of_first_rank
 from robustpo_kit.training.config import TrainConfig
 
 MASTER = "master"  # entry of the optimizer's state: a weight in fp32
@@ -115,7 +116,7 @@ def optimizer_choice(
         settings: dict[str, Any] = {"lr": config.learning_rate, "betas": betas}
         settings |= {"eps": arguments.adam_epsilon, "fused": arguments.optim.endswith("fused")}
         return MasterAdamW, settings
-    lost = share_lost(short, config.learning_rate)
+    lost = of_first_rank(lambda: share_lost(short, config.learning_rate))
     if lost > MOST:
         raise KitError(
             f"master_weights: without them, updates at learning rate {config.learning_rate:g} are "

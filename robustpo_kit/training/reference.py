@@ -10,7 +10,7 @@ import torch.distributed as dist
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import Policy, TokenTable, unwrap
@@ -27,7 +27,13 @@ log = logging.getLogger(__name__)
 
 
 def reference_logps(
-    policy: Policy, tokens: TokenTable, *, config: TrainConfig, cache: Path | None
+    policy: Policy,
+    tokens: TokenTable,
+    *,
+    config: TrainConfig,
+    cache: Path | None,
+    key: str | None = None,
+    through: nn.Module | None = None,
 ) -> Tensor:
     """Log-probabilities of every response under the reference, the policy without its adapter.
 
@@ -37,19 +43,21 @@ def reference_logps(
         config: Of the run; its layout.
         cache: Folder of what was scored before, recognised by `reference_key`; None scores anew. A
             file that is truncated or altered is noticed and rebuilt.
+        key: Digest of `reference_key`, where it was asked before weights were sharded.
+        through: The sharded policy, as `response_logps` takes it.
 
     Returns:
         Log-probs [N, K] in nats on the CPU.
     """
     if cache is None:
-        return _scored(policy, tokens, config)
-    key = digest(reference_key(policy, tokens))
+        return _scored(policy, tokens, config, through)
+    key = key or digest(reference_key(policy, tokens))
     path = Path(cache) / f"{key[:24]}.safetensors"
     logps = _read_cache(path, key)
     found_everywhere = _on_all_ranks(logps is not None, policy.device)
     if logps is not None and found_everywhere:
         return logps
-    logps = _scored(policy, tokens, config)
+    logps = _scored(policy, tokens, config, through)
     if this_rank() == 0:
         _write_cache(path, key, logps)
     return logps
@@ -82,12 +90,15 @@ def model_config(policy: Policy) -> dict[str, Any]:
     return json.loads(json.dumps({"class": type(core).__name__, **settings}, default=str))
 
 
-def _scored(policy: Policy, tokens: TokenTable, config: TrainConfig) -> Tensor:
+def _scored(
+    policy: Policy, tokens: TokenTable, config: TrainConfig, through: nn.Module | None
+) -> Tensor:
+    how = pass_settings(policy, config) | {"through": through}
     if policy.has_adapter:
         with policy.reference() as model:
-            return response_logps(model, tokens, **pass_settings(policy, config))
+            return response_logps(model, tokens, **how)
     policy.model.eval()
-    return response_logps(policy.model, tokens, **pass_settings(policy, config))
+    return response_logps(policy.model, tokens, **how)
 
 
 def _write_cache(path: Path, key: str, logps: Tensor) -> None:

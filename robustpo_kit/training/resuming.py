@@ -115,6 +115,21 @@ class ResumableTrainer(Trainer):
             )
         return None
 
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """As a Trainer does; between sharding and a checkpoint's weights `before_first_step`."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self.before_first_step()
+        if resume_from_checkpoint is not None:
+            if self.is_fsdp_enabled:  # a Trainer has loaded other weights long before
+                self._load_from_checkpoint(resume_from_checkpoint, self.model_wrapped)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def before_first_step(self) -> None:
+        """What a run does once its weights lie as in training, and are those of its start."""
+
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:

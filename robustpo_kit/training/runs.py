@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import tempfile
 import time
@@ -14,7 +15,7 @@ from transformers import TrainingArguments
 from robustpo_kit import paths
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies import Policy
+from robustpo_kit.policies import Policy, first_rank_loads
 from robustpo_kit.records import RunRecord, digest
 from robustpo_kit.training.config import TrainConfig
 from robustpo_kit.training.identity import Identity, RunInputs, differences, in_words, run_identity
@@ -25,7 +26,7 @@ from robustpo_kit.training.memory import out_of_memory
 from robustpo_kit.training.plan import steps
 from robustpo_kit.training.ranks import gather_states, this_rank
 from robustpo_kit.training.record import run_record
-from robustpo_kit.training.reference import reference_logps
+from robustpo_kit.training.reference import reference_key, reference_logps
 from robustpo_kit.training.scoring import tokens_of
 from robustpo_kit.training.signals import Signals, fitting_rows
 from robustpo_kit.training.spoilt import save_batch
@@ -177,11 +178,17 @@ def _trainer(
     inputs = RunInputs(policy, tokens, signals, objective, config, arguments)
     run = run_identity(inputs)
     _refuse_other_ranks(run)
-    if objective.needs_reference:
-        cache = Path(config.reference_cache or paths.CACHE / "reference")
-        reference = reference_logps(policy, tokens, config=config, cache=cache)
-        inputs = inputs._replace(signals=Signals.of(rows, tokens, reference))
-    return StepTrainer(inputs, run)
+    if not objective.needs_reference:
+        return StepTrainer(inputs, run)
+    cache = Path(config.reference_cache or paths.CACHE / "reference")
+    key = digest(reference_key(policy, tokens))
+    score = functools.partial(reference_logps, policy, tokens, config=config, cache=cache, key=key)
+    if not first_rank_loads():
+        inputs = inputs._replace(signals=inputs.signals.with_reference(score()))
+    trainer = StepTrainer(inputs, run)
+    if first_rank_loads():
+        trainer.score_reference = score
+    return trainer
 
 
 def _refuse_other_ranks(run: Identity) -> None:

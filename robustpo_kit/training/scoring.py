@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robustpo_kit.data import PreferenceSet
@@ -30,6 +31,7 @@ class Scorer(nn.Module):
         self.model = model
         # The layers that FSDP2 shards one by one.
         self._no_split_modules = getattr(unwrap(model), "_no_split_modules", None) or []
+        self.tie_weights = unwrap(model).tie_weights  # accelerate ties them again once sharded
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probabilities [B, K]."""
@@ -41,11 +43,15 @@ def layout_of(policy: Policy, config: TrainConfig) -> str:
     return config.layout if policy.shared_prefix else "separate"
 
 
-def kernel_of(policy: Policy, config: TrainConfig) -> str:
-    """The attention kernel of shared rows; FlexAttention on a GPU, where it has all they need."""
+def kernel_of(policy: Policy, config: TrainConfig, device: torch.device | None = None) -> str:
+    """The attention kernel of shared rows; FlexAttention on a GPU, where it has all they need.
+
+    `device` is where the passes will be; default: where the policy is.
+    """
     if config.kernel != "auto":
         return config.kernel
-    return "flex" if policy.device.type == "cuda" and flex_serves(policy.model) else "sdpa"
+    kind = (device or policy.device).type
+    return "flex" if kind == "cuda" and flex_serves(policy.model) else "sdpa"
 
 
 def pass_settings(policy: Policy, config: TrainConfig) -> dict[str, Any]:

@@ -67,19 +67,21 @@ class Signals(NamedTuple):
         width = max(len(row.responses) for row in rows)
         lengths = torch.tensor([_padded(row.lengths()[:width], width, 0) for row in tokens.rows])
         real_columns = lengths > 0
-        ref_logps = kl_ref_logps = None
-        if reference is not None:
-            ref_logps = reference[:, :width]
-            if tokens.mismatched:
-                kl_ref_logps = reference[:, width]
-        return cls(
-            ref_logps,
-            kl_ref_logps,
+        signals = cls(
+            None,
+            None,
             lengths,
             None if bool(real_columns.all()) else real_columns,
             _rewards(rows, width),
             _factors(rows, width),
         )
+        return signals if reference is None else signals.with_reference(reference)
+
+    def with_reference(self, reference: Tensor) -> "Signals":
+        """The same with log-probs under the reference, as `of` takes them."""
+        width = self.lengths.shape[1]
+        mismatched = reference[:, width] if reference.shape[1] > width else None
+        return self._replace(ref_logps=reference[:, :width], kl_ref_logps=mismatched)
 
     def scores(
         self, logps: Tensor, index: Tensor, *, mismatched: bool

@@ -7,10 +7,12 @@ import itertools
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import (
@@ -74,6 +76,7 @@ class StepTrainer(ResumableTrainer):
             unwrap(policy.model).gradient_checkpointing_enable({"use_reentrant": False})
         self.scorer = Scorer(policy.model)
         self.termination, self.terminated = Termination(), False
+        self.score_reference: Callable[..., Tensor] | None = None  # where it waits for the shards
         super().__init__(self.scorer, arguments, train_dataset=range(len(self.plan)))
         refuse_wrappers(self, policy, config)
         if not self.is_deepspeed_enabled:  # which keeps masters itself
@@ -85,12 +88,21 @@ class StepTrainer(ResumableTrainer):
             objective,
             self._exchange(),
             layout=layout_of(policy, config),
-            kernel=kernel_of(policy, config),
+            kernel=kernel_of(policy, config, self.accelerator.device),
             pad=policy.tokenizer.pad_token_id or 0,
             window=config.window,
         )
         self.remove_callback(PrinterCallback)
         self.add_callback(_History(self))
+
+    def before_first_step(self) -> None:
+        """Score the reference, where only the sharded weights can."""
+        if self.score_reference is not None:
+            reference = self.score_reference(through=self.model_wrapped)
+            for module in self.model_wrapped.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # a pass without gradients leaves the last layers whole
+            self.signals = self.exact_step.signals = self.signals.with_reference(reference)
 
     def _exchange(self) -> Exchange:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
