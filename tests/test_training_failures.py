@@ -329,11 +329,39 @@ def test_sigterm_ends_the_run_at_its_next_step_and_it_resumes_bit_for_bit(tmp_pa
     assert len(steps) == 4
 
 
-def test_a_second_sigterm_ends_the_process():
-    with training.interrupts.Termination() as termination:
-        signal.raise_signal(signal.SIGTERM)
-        assert termination.requested
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def test_the_echo_of_a_sigterm_is_the_same_wish_and_a_later_one_ends_the_process():
+    child = os.fork()
+    if child == 0:
+        with training.interrupts.Termination() as termination:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # a scheduler's, and the launcher's
+            if not termination.requested:
+                os._exit(1)
+            training.interrupts.ECHO_S = 0.0
+            signal.raise_signal(signal.SIGTERM)
+        os._exit(2)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("moment", ["save_file", "write_json"])
+def test_sigterm_while_a_checkpoint_is_written_leaves_it_whole(moment, monkeypatch, tmp_path):
+    expected = weights(take_run(tmp_path / "whole"))
+    real, calls = getattr(training.checkpoints, moment), []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(training.checkpoints, moment, interrupted)
+    with pytest.raises(training.Terminated):
+        take_run(tmp_path)
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["checkpoint-1", "checkpoint-2"]  # the step after it is the last
+    assert_same(weights(take_run(tmp_path)), expected)
 
 
 def test_without_a_folder_sigterm_is_left_alone(tmp_path, monkeypatch):
