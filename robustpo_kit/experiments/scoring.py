@@ -27,8 +27,8 @@ class ScoredRepliesStep(Step):
     Columns: row_id, prompt_id, reply, words, finished; reward (of the proxy), gold, confidence
     (c of another classifier than the one whose c weighs), rouge_l, chrf and embedding_f1
     (similarity to the human reply), verdict against the human reply by gold (win | tie | lose),
-    judge, log_ratio (see `sampled_replies`); energy_distance between the embeddings of all replies and of the human
-    ones, in every row.
+    judge, log_ratio (see `sampled_replies`); energy_distance between the embeddings of all replies
+    and of the human ones, in every row.
     """
 
     replies: MethodStep | SftRepliesStep
