@@ -192,7 +192,7 @@ def test_a_judge_that_knows_passes_and_is_admitted():
     assert (tested.drop("swapped order")["value"] == 0).all()
     assert table.loc["swapped order", "value"] == 1
     untested = table.index[table["result"] == "not tested"]
-    assert list(untested) == ["untrained model", "other human source"]
+    assert list(untested) == ["untrained model", "other human source", "length slope"]
     assert table.loc["length slope", "rule"] == ""
     replies = {"policy": [row.responses[1] for row in rows]}
     verdicts = judging.compare(judge, list(own), replies, list(own.values()), seed=0)

@@ -109,8 +109,8 @@ plt.show()
 
 # %% [markdown]
 # Right: the smallest and largest target margin of each step. With SimPO they spread from <!--claim gamma_margins-->3.34 to 5.04 around gamma0 = 4<!--/claim-->, what
-# $\gamma_0/\tau=0.4$ allows. With DPO the committed run still had SimPO's $\gamma_0$ and $\tau$, and margins move by
-# <!--claim gamma_dpo_margins-->at most 0.15<!--/claim-->: after nine steps $\beta D$ is small beside 4 for every pair, so there is little for them to follow.
+# $\gamma_0/\tau=0.4$ allows. With DPO the committed run still had SimPO's $\gamma_0$ and $\tau$, and margins move
+# by <!--claim gamma_dpo_margins-->at most 0.15<!--/claim-->: after nine steps $\beta D$ is small beside 4 for every pair, so there is little for them to follow.
 #
 # ## 5. Who wins against the human reply, and the differences
 #
