@@ -42,15 +42,16 @@ class TokenRow(NamedTuple):
             len(response) - skip for response, skip in zip(self.responses, self.skips, strict=True)
         ]
 
-    def tokens(self, layout: str = "shared") -> int:
-        """Tokens that are computed of this row alone, as `collate` lays it out.
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest response, whose last one is a target only."""
+        return len(self.prompt) + max(len(response) for response in self.responses) - 1
 
-        A response's last one is a target only.
-        """
-        lengths = [len(response) - 1 for response in self.responses]
+    def tokens(self, layout: str = "shared") -> int:
+        """Tokens that are computed of this row alone, as `collate` lays it out."""
         if layout == "shared":
-            return len(self.prompt) + sum(lengths)
-        return len(lengths) * (len(self.prompt) + max(lengths))
+            return len(self.prompt) + sum(len(response) - 1 for response in self.responses)
+        return len(self.responses) * self.longest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +64,10 @@ class TokenTable:
 
     def pass_tokens(self, numbers: Sequence[int], layout: str) -> int:
         """Tokens of a forward pass over the rows of these numbers, padding included."""
-        sizes = [self.rows[number].tokens(layout) for number in numbers]
-        return sum(sizes) if layout == "shared" else len(sizes) * max(sizes)
+        rows = [self.rows[number] for number in numbers]
+        if layout == "shared":
+            return sum(row.tokens(layout) for row in rows)
+        return sum(len(row.responses) for row in rows) * max(row.longest for row in rows)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies import Batch, TokenTable, collate, sequence_logps
+from robustpo_kit.policies import Batch, TokenRow, TokenTable, collate, sequence_logps
 from robustpo_kit.records import progress
 from robustpo_kit.training.memory import free_memory, out_of_memory
 from robustpo_kit.training.ranks import on_any_rank, this_rank, world_size
@@ -52,7 +52,7 @@ def response_logps(
     logps = torch.zeros(len(tokens), width)
     device = next(model.parameters()).device
     budget = budget or SCORING_TOKENS
-    order = sorted(range(len(tokens)), key=lambda number: tokens.rows[number].tokens(layout))
+    order = sorted(range(len(tokens)), key=lambda number: _size(tokens.rows[number], layout))
     waiting = order[this_rank() :: world_size()]
     bar = iter(progress(range(len(waiting)), "scoring"))
     score = through or functools.partial(sequence_logps, model)
@@ -75,6 +75,11 @@ def response_logps(
     return logps
 
 
+def _size(row: TokenRow, layout: str) -> int:
+    """What rows of a pass should be alike in: tokens, or where they are padded the longest's."""
+    return row.tokens(layout) if layout == "shared" else row.longest
+
+
 def _fitting(tokens: TokenTable, waiting: list[int], budget: int, layout: str) -> int:
     """How many of the rows, short ones first, make a pass of at most `budget` tokens; at least 1.
 
@@ -82,9 +87,9 @@ def _fitting(tokens: TokenTable, waiting: list[int], budget: int, layout: str) -
     """
     used = 0
     for count, number in enumerate(waiting):
-        size = tokens.rows[number].tokens(layout)
-        used = used + size if layout == "shared" else (count + 1) * size
-        if used > budget:
+        row = tokens.rows[number]
+        used += row.tokens(layout) if layout == "shared" else len(row.responses)
+        if (used if layout == "shared" else used * row.longest) > budget:
             return max(1, count)
     return len(waiting)
 

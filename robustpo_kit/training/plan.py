@@ -23,45 +23,70 @@ def step_rows(rows: int, config: TrainConfig) -> list[list[int]]:
 
 
 def micro_batches(
-    sizes: Sequence[int], limit: int, world: int, *, balance: bool, tokens: int = 0
+    sizes: Sequence[int],
+    limit: int,
+    world: int,
+    *,
+    tokens: int = 0,
+    padded: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """Cut a step into micro-batches, as few as the limits allow and as many on every rank.
 
+    Packed prompts have no padding, so their tokens are evened out; of padded ones neighbours in
+    length go together.
+
     Args:
-        sizes: Tokens of each prompt of the step, with its responses.
+        sizes: Tokens of each prompt of the step with its responses; of padded ones with its
+            longest response.
         limit: Prompts that a micro-batch may hold.
         world: Ranks.
-        balance: Whether to even out tokens, as suits packed rows, which have no padding; otherwise
-            neighbours in length go together.
         tokens: That a micro-batch of several prompts may hold, padding included; 0: any number.
+        padded: Rows that each prompt makes where rows are padded; None: they are packed.
 
     Returns:
         [rank][micro-batch] -> places 0 to len(sizes) - 1 in the step; some may hold none.
     """
-    per_rank = -(-len(sizes) // (limit * world))
-    batches = _dealt(sizes, limit, per_rank * world, balance=balance, tokens=tokens)
-    while tokens and not all(_fits(sizes, batch, tokens, balance=balance) for batch in batches):
-        per_rank += 1
-        batches = _dealt(sizes, limit, per_rank * world, balance=balance, tokens=tokens)
+    order = sorted(range(len(sizes)), key=lambda place: (-sizes[place], place))
+    if padded is None:
+        batches = _packed(sizes, order, limit, world, tokens)
+    elif tokens:
+        batches = _filled(sizes, order, limit, tokens, padded)
+    else:
+        capacity = -(-len(order) // (world * -(-len(order) // (limit * world))))
+        batches = [order[start : start + capacity] for start in range(0, len(order), capacity)]
+    per_rank = -(-len(batches) // world)
+    batches += [[] for _ in range(world * per_rank - len(batches))]
     return [batches[rank * per_rank : (rank + 1) * per_rank] for rank in range(world)]
 
 
-def _fits(sizes: Sequence[int], batch: Sequence[int], tokens: int, *, balance: bool) -> bool:
-    """Whether a micro-batch, packed where it is balanced and padded otherwise, has `tokens`."""
-    own = [sizes[place] for place in batch]
-    return len(own) < 2 or (sum(own) if balance else len(own) * max(own)) <= tokens
-
-
-def _dealt(
-    sizes: Sequence[int], limit: int, count: int, *, balance: bool, tokens: int
+def _filled(
+    sizes: Sequence[int], order: list[int], limit: int, tokens: int, padded: Sequence[int]
 ) -> list[list[int]]:
-    """All places in `count` micro-batches; some may hold none."""
-    capacity = -(-len(sizes) // count)
-    order = sorted(range(len(sizes)), key=lambda place: (-sizes[place], place))
-    if balance:  # many short prompts beside few long ones, where tokens are what counts
-        return _balanced(sizes, order, count, limit if tokens else capacity)
-    starts = range(0, count * capacity, capacity)
-    return [order[start : start + capacity] for start in starts]
+    """Places in `order`, longest first, each batch filled before the next begins."""
+    batches: list[list[int]] = []
+    rows = 0
+    for place in order:
+        rows += padded[place]
+        if not batches or len(batches[-1]) == limit or rows * sizes[batches[-1][0]] > tokens:
+            batches.append([])
+            rows = padded[place]
+        batches[-1].append(place)
+    return batches
+
+
+def _packed(
+    sizes: Sequence[int], order: list[int], limit: int, world: int, tokens: int
+) -> list[list[int]]:
+    """Places in `order` in as few batches for every rank as hold them, tokens evened out."""
+    per_rank = -(-len(sizes) // (limit * world))
+    while True:
+        count = per_rank * world
+        capacity = limit if tokens else -(-len(sizes) // count)
+        batches = _balanced(sizes, order, count, capacity)
+        fits = [len(batch) < 2 or sum(sizes[i] for i in batch) <= tokens for batch in batches]
+        if not tokens or all(fits):
+            return batches
+        per_rank += 1
 
 
 def _balanced(

@@ -105,9 +105,13 @@ class ExactStep:
 
     def cut(self, rows: list[int], limit: int, tokens: int = 0) -> CutStep:
         """The step of `rows` in micro-batches of at most `limit` prompts, and of so many tokens."""
-        sizes = [self.tokens.rows[number].tokens(self.layout) for number in rows]
-        balance = self.layout == "shared"
-        shares = micro_batches(sizes, limit, world_size(), balance=balance, tokens=tokens)
+        table = [self.tokens.rows[number] for number in rows]
+        if self.layout == "shared":
+            sizes = [row.tokens() for row in table]
+            shares = micro_batches(sizes, limit, world_size(), tokens=tokens)
+        else:
+            sizes, padded = [row.longest for row in table], [len(row.responses) for row in table]
+            shares = micro_batches(sizes, limit, world_size(), tokens=tokens, padded=padded)
         return CutStep(rows, shares)
 
     def take(self, model: nn.Module, cut: CutStep) -> StepResult:
