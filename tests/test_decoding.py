@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LogitsProcessorList
@@ -195,6 +196,45 @@ def test_sampling_leaves_every_weight_as_it_was(backend):
     assert len(plain) == len(base) == 2
     for name, parameter in policy.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+SETTINGS = {
+    "temperature": 0.0,
+    "top_k": -1,
+    "top_p": 0.0,
+    "repetition_penalty": 0.0,
+    "max_new_tokens": 0,
+    "batch_size": 0,
+    "samples": 0,
+}
+
+
+@pytest.mark.parametrize("field", SETTINGS)
+def test_settings_without_a_meaning_are_refused_by_name(field):
+    with pytest.raises(KitError, match=f"{field} = {SETTINGS[field]}: it should be"):
+        SamplingConfig(**{field: SETTINGS[field]})
+
+
+EXTRAS = {
+    "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "bias": {"target_modules": ["q_proj"], "lora_bias": True},
+    "variant": {"target_modules": ["q_proj"], "use_dora": True},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("kind", EXTRAS)
+def test_an_adapter_with_more_than_matrices_is_not_merged(kind):
+    policy = policies.tiny(policies.byte_tokenizer(), seed=2)
+    model = peft.get_peft_model(policy.model, peft.LoraConfig(**EXTRAS[kind]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.full_like(parameter, 0.1))
+        ids = torch.tensor([[5, 6, 7, 8]])
+        expected = model(input_ids=ids).logits
+        with policies.merged_adapter(model) as merged:
+            assert torch.equal(merged(input_ids=ids).logits, expected)
 
 
 def test_merged_adapter_computes_what_the_adapter_computes():

@@ -190,11 +190,12 @@ def test_a_merged_boundary_keeps_a_row_within_its_length():
 
 def test_an_empty_reply_is_scored_by_its_end_token_alone(model):
     policy = policies.Policy(model, TOKENIZER, PLAIN)
-    logps, lengths = training.score(policy, preferences("a b", ""), empty=True)
+    tokens = policies.drawn_tokens(policy, ["a b"], [policies.Reply("", 0, True, (1,))])
+    logps = training.score_tokens(policy, tokens)
     with torch.no_grad():
         ids = torch.tensor([framing.prompt_tokens(["a b"], TOKENIZER, PLAIN)[0]])
         expected = torch.log_softmax(model(input_ids=ids).logits[0, -1], -1)[1]
-    assert lengths.tolist() == [[1]] and float(logps[0, 0]) == pytest.approx(float(expected))
+    assert float(logps[0, 0]) == pytest.approx(float(expected))
     with pytest.raises(KitError, match="row r0: response 0 is empty"):
         training.score(policy, preferences("a b", ""))
 
@@ -202,12 +203,29 @@ def test_an_empty_reply_is_scored_by_its_end_token_alone(model):
 def test_empty_replies_are_kept(model, monkeypatch):
     """They were dropped, so that a policy that says nothing was judged by what it does say."""
     policy = policies.Policy(model, TOKENIZER, PLAIN).add_lora(rank=2)
-    replies = [[policies.Reply("", 0, True)], [policies.Reply("b", 1, True)]]
+    replies = [[policies.Reply("", 0, True, (1,))], [policies.Reply("b", 1, True, (5, 1))]]
     monkeypatch.setattr(sampled, "sample", lambda *a, **k: replies)
     prompts = PreferenceSet([*preferences("a", "b"), *preferences("c", "b")])
     found = sampled.sampled_replies(policy, prompts, SamplingConfig(), seed=0)
     assert [entry["reply"] for entry in found] == ["", "b"]
     assert all(entry["log_ratio"] == 0.0 for entry in found)  # a new adapter is its reference
+
+
+def test_a_reply_that_the_limit_cut_is_scored_without_an_end_token(model):
+    """Its text had been tokenised anew and ended by a token that was never drawn."""
+    policy = policies.Policy(model, TOKENIZER, PLAIN)
+    config = SamplingConfig(max_new_tokens=3, batch_size=8)
+    replies = [reply for (reply,) in policies.sample(policy, ["a b"] * 8, config, seed=0)]
+    cut = [reply for reply in replies if not reply.finished]
+    assert cut and all(len(reply.ids) == 3 for reply in cut)
+    found = training.score_tokens(policy, policies.drawn_tokens(policy, ["a b"] * len(cut), cut))
+    for reply, ours in zip(cut, found[:, 0], strict=True):
+        prompt = framing.prompt_tokens(["a b"], TOKENIZER, PLAIN)[0]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*prompt, *reply.ids]])).logits[0]
+        logps = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
+        expected = logps[torch.arange(3), torch.tensor(reply.ids)].sum()
+        assert float(ours) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_replies_are_sampled_under_the_policys_own_template(model, monkeypatch):

@@ -275,6 +275,16 @@ def test_reference_cache_knows_the_model_config(tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
+def test_a_reference_that_is_not_finite_is_refused_and_not_cached(tmp_path):
+    policy = tiny()
+    tokens = tokenize(preferences(2), policy.tokenizer, policy.template)
+    with torch.no_grad():
+        next(policy.model.parameters()).fill_(float("nan"))
+    with pytest.raises(KitError, match="log-probs under the reference are not finite"):
+        training.reference_logps(policy, tokens, config=TrainConfig(), cache=tmp_path)
+    assert not list(tmp_path.glob("*"))
+
+
 def test_reference_cache_knows_the_code_that_scores(tmp_path, monkeypatch):
     tokens = tokenize(preferences(), tiny().tokenizer, tiny().template)
 

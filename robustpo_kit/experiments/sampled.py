@@ -12,7 +12,7 @@ from robustpo_kit import training
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.experiments.keeping import Step
 from robustpo_kit.experiments.supervised import SftStep
-from robustpo_kit.policies import Policy, Reply, SamplingConfig, sample
+from robustpo_kit.policies import Policy, Reply, SamplingConfig, drawn_tokens, sample
 from robustpo_kit.records import write_json
 
 RECORD = "record.json"  # of the training run
@@ -47,16 +47,19 @@ def sampled_replies(
     """Replies to the prompts under the policy's own template, one entry a reply, empty ones too.
 
     An entry has row_id, reply, finished and log_ratio = log pi(y|x) - log pi_ref(y|x) in nats, of
-    an empty reply that of the end token alone; its mean over own replies estimates
-    KL(pi || pi_ref). `start` gives the reference of a policy without an adapter, which was trained
-    in full; without it such a policy is its own reference.
+    the tokens as drawn, the end token among them where the policy ended the reply. Its mean over
+    replies that are drawn from pi itself estimates KL(pi || pi_ref) up to the token limit; other
+    decoding (temperature, top-k, top-p, a penalty) weighs replies otherwise.
+    `start` gives the reference of a policy without an adapter, which was trained in full; without
+    it such a policy is its own reference.
     """
     texts = [row.prompt for row in prompts]
     sampled = sample(policy, texts, config, seed=seed, purpose="evaluation", desc="replies")
     answered: list[tuple[Preference, Reply]] = []
     for row, replies in zip(prompts, sampled, strict=True):
         answered += [(row, reply) for reply in replies]
-    log_ratios = _log_ratios(policy, answered, start)
+    asked = [row.prompt for row, _ in answered]
+    log_ratios = _log_ratios(policy, asked, [reply for _, reply in answered], start)
     return [
         {
             "row_id": row.row_id,
@@ -70,27 +73,18 @@ def sampled_replies(
 
 def _log_ratios(
     policy: Policy,
-    answered: Sequence[tuple[Preference, Reply]],
+    prompts: Sequence[str],
+    replies: Sequence[Reply],
     start: Callable[[], Policy] | None,
 ) -> np.ndarray:
     """[N] log pi - log pi_ref of each reply, nats; 0 where the policy is its own reference."""
     if not policy.has_adapter and start is None:
-        return np.zeros(len(answered))
-    replies = PreferenceSet(
-        dataclasses.replace(
-            row,
-            row_id=str(number),
-            responses=(reply.text,),
-            sources=("policy",),
-            rewards=None,
-            golden=0,
-        )
-        for number, (row, reply) in enumerate(answered)
-    )
-    own, _ = training.score(policy, replies, empty=True)
+        return np.zeros(len(replies))
+    tokens = drawn_tokens(policy, prompts, replies)
+    own = training.score_tokens(policy, tokens)
     if policy.has_adapter:
         with policy.reference():
-            reference, _ = training.score(policy, replies, empty=True)
+            reference = training.score_tokens(policy, tokens)
     elif start is not None:
-        reference, _ = training.score(start(), replies, empty=True)
+        reference = training.score_tokens(start(), tokens)
     return (own - reference)[:, 0].double().cpu().numpy()

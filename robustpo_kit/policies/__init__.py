@@ -12,6 +12,7 @@ from robustpo_kit.policies.projection import LogitScale, token_logps, unwrap
 from robustpo_kit.policies.sampling import (
     Reply,
     cut_to_sentence,
+    drawn_tokens,
     sample,
     sample_batch,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "byte_tokenizer",
     "collate",
     "cut_to_sentence",
+    "drawn_tokens",
     "first_rank_loads",
     "fit_of",
     "flex_serves",

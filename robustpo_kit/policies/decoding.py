@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from robustpo_kit.errors import KitError
+
 TIE_ROOM = 14  # candidates beyond top-k: half precision has ties there, and all of them stay
 PREFILL_ROWS = 25  # prompts read together
 
@@ -29,6 +31,19 @@ class SamplingConfig:
     max_new_tokens: int = 48
     batch_size: int = 64  # prompts a batch
     samples: int = 1  # replies a prompt
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "temperature": (self.temperature > 0, "above 0 (top_k=1 takes the likeliest token)"),
+            "top_k": (self.top_k >= 0, "at least 0 (0: all tokens)"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (1: all tokens)"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1: none)"),
+        }
+        for count in ("max_new_tokens", "batch_size", "samples"):
+            allowed[count] = (getattr(self, count) >= 1, "at least 1")
+        for field, (good, rule) in allowed.items():
+            if not good:
+                raise KitError(f"{field} = {getattr(self, field)}: it should be {rule}")
 
 
 class ReservedLayer(DynamicLayer):

@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -99,9 +101,9 @@ def merged_adapter(model: nn.Module) -> Iterator[nn.Module]:
     """A peft model that computes with plain, merged matrices for a while; any other as it is.
 
     The merged matrices are copies, in the precision of the base and rounded once; the base's own
-    come back untouched, bit for bit.
+    come back untouched, bit for bit. An adapter that is more than such matrices stays as it is.
     """
-    if not isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel) or not _merges(model):
         yield model
         return
     layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
@@ -115,6 +117,19 @@ def merged_adapter(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for layer, weight in zip(layers, own, strict=True):
             layer.base_layer.weight = weight
+
+
+def _merges(model: PeftModel) -> bool:
+    """Whether plain low-rank matrices of linear layers are all that the adapter holds."""
+    for module in model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            return False
+        if isinstance(module, BaseTunerLayer):
+            if not isinstance(module, Linear) or module.lora_variant:
+                return False
+            if any(module.lora_bias.values()):
+                return False
+    return True
 
 
 def _merged_weight(layer: Linear) -> nn.Parameter:

@@ -13,6 +13,7 @@ from robustpo_kit.policies.decoding import SamplingConfig, decodes
 from robustpo_kit.policies.framing import end_tokens, prompt_tokens
 from robustpo_kit.policies.lora import merged_adapter
 from robustpo_kit.policies.policy import Policy
+from robustpo_kit.policies.tokens import TokenRow, TokenTable
 from robustpo_kit.records import progress, stream_seed
 
 
@@ -23,6 +24,7 @@ class Reply:
     text: str  # up to its last full sentence where the token budget cut it
     tokens: int
     finished: bool  # the model ended it
+    ids: tuple[int, ...] = ()  # as drawn, the token that ended it included
 
 
 def sample(
@@ -109,6 +111,16 @@ def _backend(name: str, model: nn.Module) -> Callable[[nn.Module, Ask], list[lis
     return BACKENDS[name]
 
 
+def drawn_tokens(policy: Policy, prompts: Sequence[str], replies: Sequence[Reply]) -> TokenTable:
+    """Replies [N] to their prompts [N] as the tokens that were drawn, ready to be scored."""
+    prompt_ids = prompt_tokens(prompts, policy.tokenizer, policy.template)
+    rows = [
+        TokenRow(str(number), tuple(ids), (reply.ids,), (0,))
+        for number, (ids, reply) in enumerate(zip(prompt_ids, replies, strict=True))
+    ]
+    return TokenTable(tuple(rows), {})
+
+
 def _reply(ids: list[int], ends: frozenset[int], tokenizer: PreTrainedTokenizerBase) -> Reply:
     """The reply up to its first end token, in one line."""
     length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
@@ -116,7 +128,7 @@ def _reply(ids: list[int], ends: frozenset[int], tokenizer: PreTrainedTokenizerB
     text = " ".join(str(tokenizer.decode(ids[:length], skip_special_tokens=True)).split())
     if not finished:
         text = cut_to_sentence(text)
-    return Reply(text, length, finished)
+    return Reply(text, length, finished, tuple(ids[: length + 1]))
 
 
 def cut_to_sentence(text: str) -> str:

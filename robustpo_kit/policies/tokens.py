@@ -85,7 +85,6 @@ def tokenize(
     max_length: int = 1024,
     max_response: int | None = None,
     mismatched: bool = False,
-    empty: bool = False,
     model: nn.Module | None = None,
 ) -> TokenTable:
     """Tokens of every row.
@@ -103,15 +102,13 @@ def tokenize(
         max_length: tokens of prompt + response.
         max_response: tokens of a response, its end included; default: half of `max_length`.
         mismatched: append the first response of the next row, the unrelated pair of KTO's KL term.
-        empty: take empty responses too, as their end token alone: replies that are scored, and not
-            trained on, may be empty.
         model: whose generation settings may name more end tokens, as when it is sampled.
 
     Raises:
         KitError: naming the row of an empty prompt or response, or the limit that does not fit.
     """
     ends = end_tokens(tokenizer, template, model)
-    cutter = _Cutter.of(turn_end(tokenizer, template), ends, max_length, max_response, empty=empty)
+    cutter = _Cutter.of(turn_end(tokenizer, template), ends, max_length, max_response)
     responses = [list(row.responses) for row in dataset]
     if mismatched:
         following = [*responses[1:], *responses[:1]]
@@ -119,8 +116,7 @@ def tokenize(
     prompts = [template.render(row.prompt, tokenizer) for row in dataset]
     whole_texts: list[str] = []
     for row, prompt, texts in zip(dataset, prompts, responses, strict=True):
-        if not empty:
-            _refuse_empty(row.row_id, texts)
+        _refuse_empty(row.row_id, texts)
         whole_texts += [prompt + text for text in texts]
     prompt_ids = rendered_tokens(prompts, tokenizer, template)
     whole_ids = iter(rendered_tokens(whole_texts, tokenizer, template))
@@ -152,7 +148,6 @@ class _Cutter:
     ends: frozenset[int]  # that end one where they stand in it
     max_length: int
     max_response: int
-    empty: bool
     counts: dict[str, int]
 
     @classmethod
@@ -162,8 +157,6 @@ class _Cutter:
         ends: frozenset[int],
         max_length: int,
         max_response: int | None,
-        *,
-        empty: bool,
     ) -> "_Cutter":
         if max_response is None:
             max_response = max_length // 2
@@ -172,7 +165,7 @@ class _Cutter:
                 f"max_response = {max_response} should lie between 1 and "
                 f"max_length - 1 = {max_length - 1}"
             )
-        return cls(end, ends, max_length, max_response, empty, dict.fromkeys(COUNTED, 0))
+        return cls(end, ends, max_length, max_response, dict.fromkeys(COUNTED, 0))
 
     def row(self, row_id: str, prompt: list[int], whole: list[list[int]]) -> TokenRow:
         """A row from the ids of a prompt, and of prompt + response for each response."""
@@ -212,7 +205,7 @@ class _Cutter:
                 "with it; raise max_length, or use a template that separates them"
             )
         stop = next((n for n in range(start, len(ids)) if ids[n] in self.ends), len(ids))
-        if stop == start and not self.empty:
+        if stop == start:
             raise KitError(
                 f"{where} is only an end-of-sequence token, or begins with one; drop the row or "
                 "give it text"

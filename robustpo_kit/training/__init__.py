@@ -9,7 +9,7 @@ from robustpo_kit.training.ranks import Exchange, end_ranks
 from robustpo_kit.training.record import run_card
 from robustpo_kit.training.reference import reference_logps
 from robustpo_kit.training.runs import prepare, step_gradient, train
-from robustpo_kit.training.scoring import Scorer, score
+from robustpo_kit.training.scoring import Scorer, score, score_tokens
 from robustpo_kit.training.signals import Signals
 from robustpo_kit.training.step import ExactStep
 from robustpo_kit.training.step_objective import StepObjective
@@ -32,6 +32,7 @@ __all__ = [
     "response_logps",
     "run_card",
     "score",
+    "score_tokens",
     "step_gradient",
     "step_rows",
     "train",

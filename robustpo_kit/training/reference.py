@@ -48,6 +48,9 @@ def reference_logps(
 
     Returns:
         Log-probs [N, K] in nats on the CPU.
+
+    Raises:
+        KitError: Naming the first row whose log-probs are not finite; nothing is cached then.
     """
     if cache is None:
         return _scored(policy, tokens, config, through)
@@ -96,9 +99,18 @@ def _scored(
     how = pass_settings(policy, config) | {"through": through}
     if policy.has_adapter:
         with policy.reference() as model:
-            return response_logps(model, tokens, **how)
-    policy.model.eval()
-    return response_logps(policy.model, tokens, **how)
+            logps = response_logps(model, tokens, **how)
+    else:
+        policy.model.eval()
+        logps = response_logps(policy.model, tokens, **how)
+    bad = (~torch.isfinite(logps).all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise KitError(
+            f"row {tokens.rows[bad[0]].row_id}: its log-probs under the reference are not finite "
+            f"({len(bad)} of {len(tokens)} rows); load the model with dtype float32, or mend its "
+            "weights"
+        )
+    return logps
 
 
 def _write_cache(path: Path, key: str, logps: Tensor) -> None:

@@ -76,8 +76,6 @@ def score(
     policy: Policy,
     dataset: PreferenceSet,
     config: TrainConfig | None = None,
-    *,
-    empty: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and lengths [N, K] of a preference set's responses under the policy.
 
@@ -85,10 +83,9 @@ def score(
         policy: Scores with the template of its own.
         dataset: N rows of at most K responses.
         config: Its lengths, layout and kernel; default: those of `TrainConfig`.
-        empty: Take empty responses too, as their end token alone.
     """
     config = config or TrainConfig()
-    tokens = tokens_of(policy, dataset, config, empty=empty)
+    tokens = tokens_of(policy, dataset, config)
     if tokens.counts["cut_response"]:
         log.warning(
             "%d of %d responses are longer than the limit and scored up to it; raise max_length "
@@ -98,8 +95,20 @@ def score(
             config.max_length,
             config.max_response or config.max_length // 2,
         )
+    return score_tokens(policy, tokens, config), Signals.of(dataset, tokens, None).lengths
+
+
+def score_tokens(policy: Policy, tokens: TokenTable, config: TrainConfig | None = None) -> Tensor:
+    """Log-probabilities [N, K] of responses that are tokens already, under the policy.
+
+    Args:
+        policy: Its mode is left as it was.
+        tokens: N rows of at most K responses.
+        config: Its layout and kernel; default: those of `TrainConfig`.
+    """
     was_training = policy.model.training
     policy.model.eval()
-    logps = response_logps(policy.model, tokens, **pass_settings(policy, config))
+    settings = pass_settings(policy, config or TrainConfig())
+    logps = response_logps(policy.model, tokens, **settings)
     policy.model.train(was_training)
-    return logps, Signals.of(dataset, tokens, None).lengths
+    return logps
