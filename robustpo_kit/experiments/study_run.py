@@ -11,6 +11,7 @@ import pandas as pd
 from robustpo_kit import mixture, objectives, training
 from robustpo_kit.data import Preference, PreferenceSet, take
 from robustpo_kit.experiments.lab import Lab
+from robustpo_kit.experiments.steps import train_config
 from robustpo_kit.profiles import Profile
 
 Harmed = tuple[PreferenceSet, np.ndarray]  # N training rows, and which of them were harmed
@@ -66,8 +67,9 @@ def _outcomes(lab: Lab, run: StudyRun) -> pd.DataFrame:
     if objective.needs_h:
         rows = rows.with_h(WEIGHTS[run.weight](lab, rows, harmed))
     policy = lab.sft_policy()
-    policy.add_lora(run.cfg.lora_targets, run.cfg.lora_rank, seed=run.seed)
-    config = lab.steps.train_config(run.cfg.learning_rate, run.cfg.epochs)
+    if run.cfg.lora_targets != "none":
+        policy.add_lora(run.cfg.lora_targets, run.cfg.lora_rank, seed=run.seed)
+    config = train_config(run.cfg, run.seed)
     training.train(policy, rows, objective, config)
     logps, _ = training.score(policy, lab.splits["eval"])
     return lab.candidates().outcomes(logps.double().numpy())

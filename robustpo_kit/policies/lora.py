@@ -122,13 +122,11 @@ def merged_adapter(model: nn.Module) -> Iterator[nn.Module]:
 def _merges(model: PeftModel) -> bool:
     """Whether plain low-rank matrices of linear layers are all that the adapter holds."""
     for module in model.modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
+        if isinstance(module, Linear):
+            if module.lora_variant or any(module.lora_bias.values()):
+                return False
+        elif isinstance(module, (AuxiliaryTrainingWrapper, BaseTunerLayer)):
             return False
-        if isinstance(module, BaseTunerLayer):
-            if not isinstance(module, Linear) or module.lora_variant:
-                return False
-            if any(module.lora_bias.values()):
-                return False
     return True
 
 
