@@ -214,6 +214,41 @@ def test_gradients(name):
     assert torch.autograd.gradcheck(loss, scores.logps.requires_grad_())
 
 
+DEFAULTS = {  # of the papers, in the docstrings
+    "exo": {"epsilon": 1e-3},
+    "cpo": {"lam": 1.0, "reduction": "sum"},
+    "orpo": {"lam": 0.1},
+    "kto": {"weight_chosen": 1.0, "weight_rejected": 1.0},
+    "kto_pair": {"detach_kl": False},
+    "dpo_pl": {"reduction": "sum"},
+    "rrhf": {"alpha": 1.0, "reduction": "mean", "supervised": "best", "ranking": "sum"},
+    "lire": {"reward_transform": "none", "reduction": "sum"},
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_what_is_not_said_is_as_in_the_paper(name):
+    columns, keywords, _ = EXACT[name]
+    base, scores = losses.BASES[name], toy(6, columns, seed=1)
+    required = {word: keywords[word] for word in base.required}
+    assert torch.equal(
+        base.loss(scores, **required), base.loss(scores, **required, **DEFAULTS[name])
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in EXACT if " " not in name])
+def test_the_table_says_what_a_loss_needs(name):
+    base = losses.BASES[name]
+    fields = {"ref_logps": "needs_reference", "rewards": "needs_rewards", "kl_logps": "needs_kl"}
+    for field, need in fields.items():
+        scores = toy(6, EXACT[name][0])._replace(**{field: None})
+        if getattr(base, need):
+            with pytest.raises(ValueError, match=field):
+                call(name, scores)
+        else:
+            assert call(name, scores).isfinite().all()
+
+
 EXTREMES = {
     "equal": ((-5.0, -5.0), (-5.0, -5.0)),
     "chosen hopeless": ((-1e4, -1e-3), (-1e-3, -1e4)),
@@ -482,6 +517,14 @@ def test_beta_dpo_evaluation_reads_only_and_state_returns():
         other.load_state_dict({"momentum": 0.9, "mean": 0.0})
 
 
+def test_a_single_gap_moves_the_mean_and_not_the_deviation():
+    state = BetaState()
+    state.update(torch.tensor([2.0]))
+    assert (state.mean, state.std) == (pytest.approx(0.2), 1.0)
+    state.update(torch.tensor([1.0, 3.0]))
+    assert state.std == pytest.approx(0.9 + 0.1 * math.sqrt(2))
+
+
 def test_beta_dpo_filter_keeps_its_share_and_prefers_typical_gaps():
     scores = toy(10, seed=4)
     outlier = scores.logps.clone()
@@ -546,7 +589,9 @@ BAD = [
     ("dpo_pl", {"beta": 0.1}, toy(5, 4)._replace(rewards=torch.full((5, 4), math.inf)), "rewards"),
     ("dpo_pl", {"beta": 0.1}, toy(5, 4)._replace(mask=torch.ones(5, 4)), "mask"),
     ("rrhf", {"alpha": -1.0}, toy(5, 4), "alpha"),
+    ("rrhf", {}, toy(5, 1), "logps"),
     ("lire", {"temperature": 0.0}, toy(5, 4), "temperature"),
+    ("lire", {"temperature": 1.0}, toy(5, 1), "logps"),
     ("lire", {"temperature": 1.0, "reward_transform": "log"}, toy(5, 4), "reward_transform"),
     ("sft", {}, NAN, "logps"),
 ]

@@ -223,6 +223,17 @@ def test_no_warning_where_it_is_stable():
         target_margins(draw(256), gamma0=5.0, tau=1.0)
 
 
+def test_it_warns_from_twelve_tau_on_and_names_the_caller():
+    gaps, said = draw(64), []
+    for gamma0 in np.linspace(1.5, 4.0, 40):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = target_margins(gaps, gamma0=gamma0, tau=1.0, solver="mirror_descent")
+        assert bool(caught) == (gamma0 * float(found.max()) > 12.0)
+        said += caught
+    assert 0 < len(said) < 40 and {warning.filename for warning in said} == {__file__}
+
+
 # --- the queue ---
 
 
@@ -270,6 +281,19 @@ def test_dynamic_margins_solve_over_current_and_drawn_gaps():
     large = draw(300, seed=3)
     alone = dynamic_margins(large, GapQueue(), gamma0=4.0, tau=10.0)
     assert torch.equal(alone, target_margins(large, gamma0=4.0, tau=10.0))
+
+
+def test_what_is_not_said_is_training_by_twenty_updates():
+    queue, twin = GapQueue(), GapQueue(capacity=2048, solve_size=256)
+    assert (queue.capacity, queue.solve_size) == (2048, 256)
+    past, gaps = draw(3000), draw(8, seed=5)
+    for each in (queue, twin):
+        each.push(past)
+    stated = {"solver": "mirror_descent", "gamma0": 4.0, "tau": 10.0}
+    found = dynamic_margins(gaps, queue, **stated)
+    every = {"steps": 20, "center": False, "parity": None, "training": True}
+    assert torch.equal(found, dynamic_margins(gaps, twin, **stated, **every))
+    assert torch.equal(queue.state_dict()["gaps"], torch.cat([past, gaps])[-2048:])
 
 
 def test_evaluation_only_reads_the_queue():
@@ -359,3 +383,5 @@ def test_bad_gaps_and_sizes_are_named():
     for name in ("capacity", "solve_size"):
         with pytest.raises(ValueError, match=name):
             GapQueue(**{name: 0})
+    with pytest.raises(ValueError, match="parity"):
+        GapQueue(parity="paper")
