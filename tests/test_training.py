@@ -45,7 +45,13 @@ from robustpo_kit.policies import TokenRow, TokenTable, collate, sequence_logps,
 from robustpo_kit.training import ExactStep, TrainConfig, scoring
 from robustpo_kit.training.checkpoints import checkpoint_folders
 from robustpo_kit.training.ranks import this_rank
-from robustpo_kit.training.step import in_two_passes, online, separable
+from robustpo_kit.training.step import (
+    CutStep,
+    NotFiniteError,
+    in_two_passes,
+    online,
+    separable,
+)
 
 AGGREGATORS = (
     "erm({})",
@@ -156,6 +162,57 @@ def test_strategies_that_fit_an_objective_give_the_same_gradient_and_metrics(
     assert float(results[0].loss) == pytest.approx(float(results[1].loss), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("spec", "window"),
+    [
+        ("dpo(beta=0.1)", "step"),
+        ("dora(dpo(beta=0.1), lam=0.7)", "step"),
+        ("gamma(simpo(beta=2), gamma_beta_ratio=0.4, tau=3)", "step"),
+        ("dora(dpo(beta=0.1), lam=0.7)", "micro"),
+    ],
+)
+def test_an_empty_micro_batch_counts_for_nothing(spec, window, tmp_path):
+    found = []
+    for shares in ([[[0, 1, 2], [3, 4]]], [[[0, 1, 2], [], [3, 4]]]):
+        step = Step(spec, tmp_path, window=window)
+        cut = CutStep(whole(step)[:5], shares)
+        result = step.trainer.exact_step.take(step.trainer.scorer, cut)
+        found.append((flat(step.policy.model), result))
+        assert step.trainer.exact_step.forward_passes == (4 if "gamma" in spec else 2)
+    (expected, one), (gradient, other) = found
+    assert error(gradient, expected) <= 1e-6
+    assert torch.equal(one.loss, other.loss) and one.metrics == other.metrics
+    assert torch.equal(one.logps, other.logps)
+    assert not (one.loss.requires_grad or one.logps.requires_grad)
+
+
+def test_a_step_moves_an_objective_once_and_its_parts_only_read():
+    asked = []
+
+    class Noted(MeanOfLogps):
+        def step_loss(self, scores, h=None, *, training=True):
+            asked.append((len(scores.logps), training))
+            return super().step_loss(scores, h, training=training)
+
+    config = TrainConfig(batch_size=4, micro_batch_size=2, max_steps=1)
+    training.train(tiny(), preferences(2), Noted(), config)
+    assert asked == [(2, False), (2, False), (4, True)]
+
+
+def test_the_first_four_rows_that_are_not_finite_are_named(tmp_path):
+    step = Step("dpo(beta=0.1)", tmp_path).trainer.exact_step
+    names = [row.row_id for row in step.tokens.rows]
+    logps = torch.zeros(6, 2)
+    for count in (4, 5):
+        spoilt = logps.clone()
+        spoilt[:count] = float("nan")
+        with pytest.raises(NotFiniteError) as refused:
+            step.scores(spoilt, list(range(6)))
+        more = ", ..." if count > 4 else ""
+        assert f"(rows {', '.join(names[:4])}{more});" in str(refused.value)
+        assert refused.value.rows == list(range(6))
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_accumulation_gives_the_gradient_of_the_one_big_batch(spec, tmp_path):
     one = Step(spec, tmp_path)
@@ -251,6 +308,14 @@ def test_micro_batches_of_a_token_budget_are_few_and_stay_in_it(world, padded):
     assert max(len(micro) for rank in alone for micro in rank) == 1
     few = training.micro_batches(sizes, 2, world, padded=padded, tokens=10**6)
     assert max(len(micro) for rank in few for micro in rank) == 2
+
+
+def test_neighbours_in_length_are_padded_together_and_packed_ones_are_evened_out():
+    sizes = [10, 100, 12, 90]
+    assert training.micro_batches(sizes, 2, 1, padded=[1] * 4) == [[[1, 3], [2, 0]]]
+    assert training.micro_batches(sizes, 2, 1) == [[[1, 0], [3, 2]]]
+    assert training.micro_batches([100, 10], 2, 1, tokens=110) == [[[0, 1]]]
+    assert training.micro_batches([100, 10], 2, 1, tokens=109) == [[[0], [1]]]
 
 
 def test_padded_rows_of_a_token_budget_fill_one_pass_after_another():
