@@ -175,21 +175,3 @@ def test_training_takes_it_however_a_step_is_cut(spec, tmp_path):
         gradients.append(training.step_gradient(tiny(), rows.with_h(ratios), objective, config))
     for other in gradients[1:]:
         assert float((other - gradients[0]).norm() / gradients[0].norm()) < 1e-5
-
-
-REFUSED = {
-    "dora(dpo(beta=0.1), parity=authors)": "has the losses dpo_pl, lire, rrhf, not dpo",
-    "dora(dpo_pl(beta=0.1), parity=mine)": "parity: expected 'authors', got 'mine'",
-    "dora(dpo_pl(beta=0.1, reduction=sum), parity=authors)": "reduction: .* means 'mean'",
-    "dora(lire(temperature=2, reward_transform=none), parity=authors)": "reward_transform: .* mean",
-    "dora(dpo_pl(beta=0.1), parity=authors, loss_shift=1)": "loss_shift: the authors' script has",
-    "dora(dpo_pl(beta=0.1), parity=authors, micro_batch=0)": "micro_batch: must be at least 1",
-    "dora(dpo_pl(beta=0.1), micro_batch=2)": "micro_batch: goes with parity",
-    "dro(dpo_pl(beta=0.1), parity=authors)": "unknown argument 'parity'",
-}
-
-
-@pytest.mark.parametrize("spec", REFUSED)
-def test_what_their_script_cannot_do_is_refused(spec):
-    with pytest.raises(ValueError, match=REFUSED[spec]):
-        objectives.build(spec)

@@ -563,6 +563,28 @@ BAD_VALUES = {
     "dro(beta_dpo, beta=0.1, alpha=0.1, keep='all')": "keep",
     "beta_dpo(beta=0.1, alpha=0.1, seed=True)": "seed",
 }
+BAD_OPTIONS = {
+    "dora(dpo(beta=0.1), parity=authors)": "has the losses dpo_pl, lire, rrhf, not dpo",
+    "dora(dpo_pl(beta=0.1), parity=mine)": "parity: expected 'authors', got 'mine'",
+    "dora(dpo_pl(beta=0.1, reduction=sum), parity=authors)": "reduction: .* means 'mean'",
+    "dora(lire(temperature=2, reward_transform=none), parity=authors)": "reward_transform: .* mean",
+    "dora(dpo_pl(beta=0.1), parity=authors, loss_shift=1)": "loss_shift: the authors' script has",
+    "dora(dpo_pl(beta=0.1), parity=authors, micro_batch=0)": "micro_batch: must be at least 1",
+    "dora(dpo_pl(beta=0.1), micro_batch=2)": "micro_batch: goes with parity",
+    "dro(dpo_pl(beta=0.1), parity=authors)": "unknown argument 'parity'",
+    "dora(dpo(beta=0.1), ess=1.0)": "ess: must lie in",
+    "dora(dpo(beta=0.1), ess=0)": "ess: must lie in",
+    "dora(dpo(beta=0.1), ess=0.5, lam=1)": "ess: gives lambda; leave out lam",
+    "dora(dpo_pl(beta=0.1), ess=0.5, parity=authors)": "leave out parity",
+    "dora(dpo(beta=0.1), solve_step=2)": "solve_step: .* give ess",
+    "reweight(dpo(beta=0.1), ess=0.5)": "unknown argument 'ess'",
+    "gamma(simpo(beta=2), gamma0=1, spread=0.2, tau=1)": "spread: gives tau",
+    "gamma(simpo(beta=2), spread=0.2)": "gamma0, gamma_beta_ratio",
+    "gamma(dpo(beta=0.1), spread=0.2, center=False)": "gamma0, gamma_beta_ratio",
+    "gamma(dpo(beta=0.1), gamma0=1, spread=-1)": "spread: must be positive",
+    "gamma(dpo(beta=0.1), gamma0=1, tau=1, solve_step=2)": "solve_step: .* give spread",
+    "gamma(dpo(beta=0.1), spread=0.2, solve_step=0)": "solve_step: must be at least 1",
+}
 
 
 @pytest.mark.parametrize("spec", REFUSED)
@@ -572,6 +594,12 @@ def test_nonsense_is_refused_with_the_reason(spec):
     assert isinstance(caught.value, KitError)
     assert isinstance(caught.value, ValueError)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", BAD_OPTIONS)
+def test_options_that_make_no_sense_together_are_refused(spec):
+    with pytest.raises(ValueError, match=BAD_OPTIONS[spec]):
+        build(spec)
 
 
 @pytest.mark.parametrize("spec", BAD_VALUES)

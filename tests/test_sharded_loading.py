@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_setting import FSDP2, assert_same, dataset_for, gpus_by_name, preferences, tiny
+from training_setting import (
+    FSDP2,
+    assert_same,
+    dataset_for,
+    gpus_by_name,
+    preferences,
+    sharded_config,
+    tiny,
+)
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from robustpo_kit import objectives, policies, training
@@ -45,13 +53,9 @@ def large(tmp_path_factory) -> tuple[Path, float, list[dict]]:
     """A model of some 200 MB on disk, its size, and what two ranks found in loading it."""
     folder = tmp_path_factory.mktemp("large")
     tokenizer = policies.byte_tokenizer()
+    sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 4}
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        tie_word_embeddings=True,
+        vocab_size=len(tokenizer), num_attention_heads=8, tie_word_embeddings=True, **sizes
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder / "model")
@@ -171,19 +175,8 @@ def a_run(folder: Path, kind: str, max_steps: int = 0) -> tuple:
     """Four steps of a coupled objective over 7 rows, so that a rank has a pass less in scoring."""
     policy = policies.load(folder / "base")
     objective = objectives.build("dora(dpo(beta=0.1), lam=0.7)")
-    config = TrainConfig(
-        batch_size=4,
-        micro_batch_size=1,
-        epochs=2,
-        max_steps=max_steps,
-        schedule="constant",
-        warmup=0.0,
-        learning_rate=1e-3,
-        tokens_per_pass=40,
-        checkpoint=str(folder / f"{kind}-checkpoints"),
-        checkpoint_every=2,
-        reference_cache=str(folder / f"cache-{kind}"),
-    )
+    own = {"epochs": 2, "max_steps": max_steps, "tokens_per_pass": 40, "checkpoint_every": 2}
+    config = sharded_config(folder / f"{kind}-run", **own)
     record = training.train(policy, rows(), objective, config)
     return policy, record
 
@@ -204,7 +197,7 @@ def runs(folder: Path) -> dict:
     found["history"] = record.history
     a_run(folder, "resumed", max_steps=2)
     if this_rank() == 0:
-        shutil.rmtree(folder / "cache-resumed")
+        shutil.rmtree(folder / "resumed-run" / "cache")
     gather_states(None)
     policy, record = a_run(folder, "resumed")
     policy.save(folder / "resumed")

@@ -31,6 +31,7 @@ from training_setting import (
     gpus_by_name,
     preferences,
     replaced,
+    sharded_config,
     small_steps,
     starved,
     tiny,
@@ -621,18 +622,7 @@ def sharded_checkpoints(folder: Path) -> None:
 
 def sharded_run(folder: Path, max_steps: int = 0) -> tuple:
     """Full fine-tuning by a coupled objective over 8 steps with checkpoints."""
-    config = TrainConfig(
-        batch_size=4,
-        micro_batch_size=1,
-        epochs=4,
-        max_steps=max_steps,
-        schedule="constant",
-        warmup=0.0,
-        learning_rate=1e-3,
-        checkpoint=str(folder / "checkpoints"),
-        checkpoint_every=4,
-        reference_cache=str(folder / "cache"),
-    )
+    config = sharded_config(folder, epochs=4, max_steps=max_steps, checkpoint_every=4)
     return tiny(), objectives.build(COUPLED[0]), config
 
 

@@ -66,6 +66,13 @@ def made_up_word(rng, alphabet: str) -> str:
     return "".join(rng.choice(list(alphabet), 4))
 
 
+def sharded_config(folder: Path, **own) -> TrainConfig:
+    """Of runs on several ranks, whose gradients are compared: one prompt a pass, no schedule."""
+    shared = {"batch_size": 4, "micro_batch_size": 1, "schedule": "constant", "warmup": 0.0}
+    shared |= {"learning_rate": 1e-3, "checkpoint": str(folder / "checkpoints")}
+    return TrainConfig(**(shared | {"reference_cache": str(folder / "cache")} | own))
+
+
 def dataset_for(objective, rows: int = ROWS) -> PreferenceSet:
     """Pairs or triples, as the objective takes them."""
     return preferences(3 if objective.responses == "list" else 2, rows)

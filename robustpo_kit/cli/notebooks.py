@@ -42,11 +42,8 @@ def add_series(commands: Commands) -> None:
     slots.add_argument(
         "--workers", type=int, default=1, metavar="N", help="notebooks at once (default: 1)"
     )
-    parser.add_argument(
-        "--publish",
-        action="store_true",
-        help="run nothing: copy the last run's results to be committed",
-    )
+    published = "run nothing: copy the last run's results to be committed"
+    parser.add_argument("--publish", action="store_true", help=published)
     parser.set_defaults(run=_series)
 
 

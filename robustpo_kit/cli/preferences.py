@@ -29,11 +29,7 @@ def add_synthesise(commands: Commands) -> None:
     parser.add_argument(
         "--rows", type=int, default=0, metavar="N", help="a seeded choice of N rows (default: all)"
     )
-    parser.add_argument(
-        "--extra",
-        action="store_true",
-        help="the one further reply of contaminated samples",
-    )
+    parser.add_argument("--extra", action="store_true", help="a further reply, for contamination")
     parser.add_argument("--overwrite", action="store_true", help="replace replies that are there")
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts a batch")
@@ -127,11 +123,8 @@ def add_judge(commands: Commands) -> None:
     parser.add_argument(
         "--against", type=int, default=0, metavar="COLUMN", help="the replies to beat (default: 0)"
     )
-    parser.add_argument(
-        "--unaudited",
-        action="store_true",
-        help="take a judge that fails its audit on these rows; the table is marked",
-    )
+    taken = "take a judge that fails its audit on these rows; the table is marked"
+    parser.add_argument("--unaudited", action="store_true", help=taken)
     parser.add_argument(
         "--tie-band", type=float, default=0.05, help="|preference - 1/2| within it is a tie"
     )
