@@ -175,7 +175,7 @@ def judge_audit() -> str:
 
 
 def scores(*policies: str) -> str:
-    found = table("dora_win_rates").query("judge == 'plain'").set_index("policy")["score"]
+    found = table("dora_win_rates").set_index("policy")["score"]
     return ", ".join(f"{found[policy]:.3f}" for policy in policies)
 
 
@@ -185,29 +185,19 @@ def dora_scores() -> str:
     return f"from {sft} (SFT) to {erm} with Plackett-Luce DPO (ERM) and {dora} (DoRA)"
 
 
-def win_lose(policy: str, judge: str) -> str:
-    row = only("dora_win_rates", policy=policy, judge=judge)
+def win_lose(policy: str) -> str:
+    row = only("dora_win_rates", policy=policy)
     return f"{100 * row['win']:.0f} / {100 * row['lose']:.0f}"
 
 
 @claim
 def win_lose_erm() -> str:
-    return win_lose("dpo_pl erm", "plain")
+    return win_lose("dpo_pl erm")
 
 
 @claim
 def win_lose_dora() -> str:
-    return win_lose("dpo_pl dora", "plain")
-
-
-@claim
-def win_lose_erm_controlled() -> str:
-    return win_lose("dpo_pl erm", "length-controlled")
-
-
-@claim
-def win_lose_dora_controlled() -> str:
-    return win_lose("dpo_pl dora", "length-controlled")
+    return win_lose("dpo_pl dora")
 
 
 @claim
@@ -242,7 +232,7 @@ def dora_samples() -> str:
 @claim
 def dora_plackett_luce() -> str:
     rows = among_all(table("dora_differences"), "score")
-    row = rows[(rows["policy"] == "dpo_pl dora") & (rows["judge"] == "plain")].iloc[0]
+    row = rows[rows["policy"] == "dpo_pl dora"].iloc[0]
     return f"DoRA against ERM {verdict(row, 'score')}"
 
 
@@ -296,8 +286,8 @@ def gamma_margins() -> str:
 @claim
 def gamma_dpo_margins() -> str:
     steps = table("gamma_curves").query("policy == 'gamma-dpo'")
-    moved = pd.concat([steps["gamma_max"] - 4, 4 - steps["gamma_min"]]).max()
-    return f"at most {moved:.2f}"
+    last = steps.iloc[-1]
+    return f"in the last step from {last['gamma_min']:.2f} to {last['gamma_max']:.2f}"
 
 
 @claim

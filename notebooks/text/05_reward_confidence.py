@@ -73,7 +73,9 @@ figure, ax = plt.subplots(figsize=(6.4, 4.6))
 plots.reward_confidence(points, fits, ax)
 nb.save_figure("reward_confidence", figure, points[columns])
 plt.show()
-difference.round(3)
+for row in fits.to_dict("records"):
+    print(f"{row['policy']:5s} slope:", analysis.verdict(row, "slope", verbs=("rises by", "falls by")))
+print("DoRA minus ERM:", analysis.verdict(difference.iloc[0], places=3, verbs=("steeper by", "flatter by")))
 
 # %% [markdown]
 # In the committed run, <!--claim slopes-->erm: no difference shown: -0.06 [-0.22, 0.10], could have seen 0.23; dora: no difference shown: 0.02 [-0.15, 0.19], could have seen 0.24<!--/claim-->. Where no slope is shown, reward and confidence measure
@@ -91,7 +93,8 @@ for name in dict.fromkeys(text.split()[0] for text in replies["policy"].unique()
     rows.append(analysis.slope_difference(part, f"{name} erm", f"{name} dora").assign(loss=name))
 every = pd.concat(rows, ignore_index=True)
 nb.save_table("confidence_slope_differences", every)
-every[["loss", "difference", "low", "high", "p_value", "prompts"]].round(3)
+for row in analysis.among_all(every).to_dict("records"):
+    print(f"{row['loss']:8s} {analysis.verdict(row, verbs=('steeper by', 'flatter by'))}")
 
 # %%
 figure, ax = plt.subplots(figsize=(6.4, 2.6))
