@@ -41,6 +41,7 @@ from training_setting import (
 
 import robustpo_kit
 from robustpo_kit import objectives, policies, training
+from robustpo_kit.data import PreferenceSet
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import TokenRow, TokenTable, collate, sequence_logps, tokenize
 from robustpo_kit.training import ExactStep, TrainConfig, scoring
@@ -277,6 +278,15 @@ def test_the_gradient_of_a_step_can_be_had_without_taking_it(tmp_path):
     )
     objective.step_loss(scores, h).loss.backward()
     assert error(found, flat(policy.model)) <= 1e-5
+
+
+@pytest.mark.parametrize("h", [1, (1, 2, 1)])
+def test_rewards_and_h_that_are_whole_numbers_train(tmp_path, h):
+    """As a file may hold them: h = 1 of every row ended in a traceback of torch."""
+    rows = [dataclasses.replace(row, h=h, rewards=(2, 1, 0)) for row in preferences(3, 4)]
+    objective = objectives.build("dora(dpo_pl(beta=0.1), lam=1.0)")
+    config = TrainConfig(batch_size=4, reference_cache=str(tmp_path))
+    assert training.train(tiny(), PreferenceSet(rows), objective, config).history[0]["loss"] > 0
 
 
 def test_micro_batches_hold_every_place_once_and_as_many_on_every_rank():

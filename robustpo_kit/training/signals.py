@@ -117,16 +117,16 @@ def _padded(values: Sequence[float], width: int, filler: float) -> list[float]:
 def _rewards(rows: PreferenceSet, width: int) -> Tensor | None:
     """Rewards [N, K], 0 in columns that a row does not have; None where a row has none."""
     rewards = [_padded(row.rewards, width, 0.0) for row in rows if row.rewards is not None]
-    return torch.tensor(rewards) if len(rewards) == len(rows) else None
+    return torch.tensor(rewards, dtype=torch.float32) if len(rewards) == len(rows) else None
 
 
 def _factors(rows: PreferenceSet, width: int) -> Tensor | None:
     """h [N], or [N, K] where every row has a ratio of each response; None where a row has none."""
     ratios = [_padded(row.h, width, 0.0) for row in rows if isinstance(row.h, tuple)]
     if len(ratios) == len(rows):
-        return torch.tensor(ratios)
+        return torch.tensor(ratios, dtype=torch.float32)
     factors = [factor for factor in map(mean_h, rows) if factor is not None]
-    return torch.tensor(factors) if len(factors) == len(rows) else None
+    return torch.tensor(factors, dtype=torch.float32) if len(factors) == len(rows) else None
 
 
 def _at(value: Tensor | None, index: Tensor, device: torch.device) -> Tensor | None:
