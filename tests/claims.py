@@ -311,7 +311,7 @@ def gap_medians() -> str:
 @claim
 def margin_spans() -> str:
     spread = table("strength_published").set_index("setting")["relative_spread"]
-    qwen, mistral = (100 * spread[name] for name in ("qwen2.5-7b-instruct", "mistral-7b-instruct"))
+    qwen, mistral = (100 * spread.filter(like=name).item() for name in ("qwen", "mistral"))
     return f"at Qwen's setting they span {qwen:.0f} % of gamma0, at Mistral's {mistral:.0f} %"
 
 

@@ -5,8 +5,8 @@ sha256, and kept in the cache (ROBUSTPO_CACHE, default ~/.cache/robustpo-kit). S
 dequantised once to safetensors.
 """
 
-from robustpo_kit.assets.cache import fetch, resolve, status
+from robustpo_kit.assets.cache import fetch, local, resolve, status
 from robustpo_kit.assets.models import quiet_transformers
 from robustpo_kit.assets.table import ASSETS, MEND, Asset
 
-__all__ = ["ASSETS", "Asset", "MEND", "fetch", "quiet_transformers", "resolve", "status"]
+__all__ = ["ASSETS", "Asset", "MEND", "fetch", "local", "quiet_transformers", "resolve", "status"]

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from robustpo_kit import paths
 from robustpo_kit.assets import table
-from robustpo_kit.assets.models import dequantise, from_hub
+from robustpo_kit.assets.models import dequantise, from_hub, from_hub_cache
 from robustpo_kit.assets.table import MEND, Asset
 from robustpo_kit.assets.wheels import extract
 from robustpo_kit.errors import KitError
@@ -45,6 +45,16 @@ def resolve(name: str) -> Path:
         f"asset '{name}': neither a known asset ({known}) nor a local path nor a Hub id "
         "(owner/name)"
     )
+
+
+def local(name: str) -> Path | None:
+    """The folder of a model as `resolve` takes it, where it is on this machine; fetches nothing."""
+    if name in table.ASSETS:
+        folder = _folder(table.ASSETS[name])
+        return folder if (folder / MANIFEST).exists() else None
+    if Path(name).exists():
+        return Path(name)
+    return from_hub_cache(name)
 
 
 def fetch(names: Sequence[str] | None = None) -> None:

@@ -56,6 +56,18 @@ def from_hub(name: str) -> Path:
         ) from None
 
 
+def from_hub_cache(name: str) -> Path | None:
+    """The folder of a Hub id in the Hub's cache, if it has a configuration there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence transformers' own progress bars and advice while a model is read."""

@@ -7,17 +7,22 @@ thread and the clock is its CPU time, which a busy machine does not stretch; on 
 clock.
 """
 
-from robustpo_kit.bench.config import CONTENDERS, SCALING, BenchConfig
+from robustpo_kit.bench.config import CONTENDERS, PEAK_FLOPS, SCALING, BenchConfig
+from robustpo_kit.bench.flops import step_flops
+from robustpo_kit.bench.meters import memory_in_use
 from robustpo_kit.bench.replies import run_sampling, sampling_summary
 from robustpo_kit.bench.report import summary
 from robustpo_kit.bench.runner import run
 
 __all__ = [
     "CONTENDERS",
+    "PEAK_FLOPS",
     "SCALING",
     "BenchConfig",
+    "memory_in_use",
     "run",
     "run_sampling",
     "sampling_summary",
+    "step_flops",
     "summary",
 ]

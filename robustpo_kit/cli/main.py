@@ -14,7 +14,7 @@ from robustpo_kit.cli.notebooks import add_notebooks, add_series
 from robustpo_kit.cli.parsing import Parser
 from robustpo_kit.cli.preferences import add_judge, add_score, add_synthesise
 from robustpo_kit.cli.studies import add_study
-from robustpo_kit.cli.training import add_train
+from robustpo_kit.cli.training import add_presets, add_train
 from robustpo_kit.errors import KitError
 
 
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         add_notebooks,
         add_synthesise,
         add_train,
+        add_presets,
         add_score,
         add_judge,
         add_study,

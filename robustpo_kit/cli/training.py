@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from robustpo_kit import paths, records
+from robustpo_kit import data, paths, published, records
+from robustpo_kit.cli.dry_run import Asked, dry_run, preferences
 from robustpo_kit.cli.parsing import Commands, add_assignments, add_model, assignments
 from robustpo_kit.errors import KitError
 
@@ -19,12 +20,22 @@ def add_train(commands: Commands) -> None:
         "train", help="train a policy on a preference file; also under `accelerate launch -m`"
     )
     parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="a published run, see `robustpo presets`; whatever else is given wins over it",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train nothing: say parameters, memory, time, what would be fetched, what fits",
+    )
+    parser.add_argument(
         "--config", metavar="FILE.json", help="any of these settings by name; flags win over it"
     )
     parser.add_argument(
         "--data",
         metavar="FILE.jsonl",
-        help="preferences: prompt and responses, or chosen and rejected",
+        help="preferences: prompt and responses, or chosen and rejected; or the name of a task",
     )
     parser.add_argument(
         "--objective",
@@ -42,25 +53,22 @@ def add_train(commands: Commands) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from robustpo_kit import objectives, policies, training
-    from robustpo_kit.data import PreferenceSet
+    from robustpo_kit import policies, training
 
-    fields = {field.name for field in dataclasses.fields(training.TrainConfig)}
-    settings = _train_settings(arguments, fields)
+    settings = _train_settings(arguments)
+    if arguments.dry_run:
+        print(dry_run(_asked(settings, arguments.preset)))
+        return 0
     out = _free_folder(settings)
-    model, dtype = settings.pop("model"), settings.pop("dtype", "float32")
-    lora, rank = settings.pop("lora", "attention"), settings.pop("rank", 16)
-    rows = PreferenceSet.from_jsonl(settings.pop("data"))
-    spec = settings.pop("objective")
-    try:
-        config = training.TrainConfig(**settings)
-    except TypeError as error:
-        raise KitError(f"train: {error}") from None
-    objective = objectives.build(spec, seed=config.seed)
-    policy = policies.load(model, dtype=dtype).merge()  # what was named is the reference
-    if lora != "none":
-        policy.add_lora(lora, rank, seed=config.seed)
-    record = training.train(policy, rows, objective, config)
+    asked = _asked(settings, arguments.preset)
+    _refuse_plain_data(asked)
+    rows = preferences(asked.data)
+    template = data.template_of(asked.data)
+    # what was named is the reference
+    policy = policies.load(asked.model, template=template, dtype=asked.dtype).merge()
+    if asked.lora != "none":
+        policy.add_lora(asked.lora, asked.rank, seed=asked.run.seed)
+    record = training.train(policy, rows, asked.objective, asked.run)
     policy.save(out)
     if int(os.environ.get("RANK", "0")) == 0:
         record.to_json(out / "record.json")
@@ -70,11 +78,14 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train_settings(arguments: argparse.Namespace, fields: set[str]) -> dict[str, Any]:
-    """Settings from the config file, then --set, then flags, which win.
+def _train_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings from the preset, the config file, then --set, then flags, which win.
 
-    Raises KitError for a setting that is unknown (neither a flag nor one of `fields`) or missing.
+    Raises KitError for a setting that is unknown (neither a flag nor one of TrainConfig's) or
+    missing.
     """
+    from robustpo_kit.training import TrainConfig
+
     settings: dict[str, Any] = {}
     if arguments.config:
         settings = records.read_json(Path(arguments.config))
@@ -84,14 +95,78 @@ def _train_settings(arguments: argparse.Namespace, fields: set[str]) -> dict[str
     for name in FLAGS:
         if getattr(arguments, name) is not None:
             settings[name] = getattr(arguments, name)
-    known = sorted(fields.union(FLAGS))
+    known = sorted({field.name for field in dataclasses.fields(TrainConfig)}.union(FLAGS))
     for name in settings:
         if name not in known:
             raise KitError(f"train: setting '{name}' is unknown; choose among {', '.join(known)}")
+    if arguments.preset:
+        settings = _over_preset(arguments.preset, settings)
     for name in REQUIRED:
-        if name not in settings:
+        if name not in settings and not (name == "out" and arguments.dry_run):
             raise KitError(f"train: --{name} is missing")
     return settings
+
+
+def _over_preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a preset with `given` in their place; prints what is replaced or left open.
+
+    What no paper states is as in profile `paper`: bfloat16, LoRA in all linear layers. Raises
+    KitError for an unknown preset.
+    """
+    row = published.preset(name)
+    settings: dict[str, Any] = {"model": row.model, "data": row.task, "objective": row.spec}
+    settings |= {"dtype": "bfloat16", "lora": "all-linear" if row.lora else "none"}
+    settings |= {"micro_batch_size": 1, **row.settings, **row.chosen}  # 1: of effect on memory only
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"preset     {name} ({row.source}); not stated there: {', '.join(row.unstated)}")
+        for key in sorted(settings.keys() & given.keys()):
+            if settings[key] != given[key]:
+                print(f"preset     {key} {given[key]} replaces {settings[key]}")
+    return settings | given
+
+
+def _asked(settings: dict[str, Any], preset: str | None) -> Asked:
+    """Settings as a run; raises KitError for what no run takes."""
+    from robustpo_kit import objectives, training
+
+    run = dict(settings)
+    run.pop("out", None)
+    model, source = run.pop("model"), run.pop("data")
+    dtype, lora = run.pop("dtype", "float32"), run.pop("lora", "attention")
+    if lora == "none" and "rank" in run:
+        raise KitError(f"--rank {run['rank']}: there is no adapter under --lora none")
+    rank, spec = run.pop("rank", 16), run.pop("objective")
+    try:
+        config = training.TrainConfig(**run)
+    except TypeError as error:
+        raise KitError(f"train: {error}") from None
+    objective = objectives.build(spec, seed=config.seed)
+    return Asked(model, source, preset, dtype, lora, rank, config, objective)
+
+
+def _refuse_plain_data(asked: Asked) -> None:
+    """Raises KitError, before anything is fetched, where a preset takes more than a task has."""
+    needs_h = asked.objective.needs_h
+    if asked.preset and asked.data in data.TASKS and (asked.objective.needs_rewards or needs_h):
+        raise KitError(
+            f"preset '{asked.preset}': its data are not on the Hub: responses with rewards"
+            f"{' and h' * needs_h} (DoRA App. C.1, C.2), which `{asked.data}` lacks; make replies "
+            f"by `robustpo synthesise --task {asked.data}`, score them, and give --data FILE"
+        )
+
+
+def add_presets(commands: Commands) -> None:
+    parser = commands.add_parser("presets", help="published runs by name, for `train --preset`")
+    parser.set_defaults(run=_presets)
+
+
+def _presets(_: argparse.Namespace) -> int:
+    width = max(map(len, published.PRESETS))
+    for name, row in published.PRESETS.items():
+        how = "LoRA" if row.lora else "full"
+        rate = {**row.settings, **row.chosen}["learning_rate"]
+        print(f"{name:<{width}}  {row.spec}  {how} {rate:g}  {row.source}")
+    return 0
 
 
 def _free_folder(settings: dict[str, Any]) -> Path:

@@ -3,12 +3,12 @@
 from robustpo_kit.policies.batches import Batch, collate
 from robustpo_kit.policies.decoding import SamplingConfig
 from robustpo_kit.policies.first_rank import first_rank_loads, of_first_rank
-from robustpo_kit.policies.loading import load
+from robustpo_kit.policies.loading import floating_type, load
 from robustpo_kit.policies.logprobs import sequence_logps
 from robustpo_kit.policies.lora import FusedLinear, fuse, merged_adapter
-from robustpo_kit.policies.policy import Policy
+from robustpo_kit.policies.policy import Policy, own_template
 from robustpo_kit.policies.probing import Fit, fit_of, flex_serves, use_block_attention
-from robustpo_kit.policies.projection import LogitScale, token_logps, unwrap
+from robustpo_kit.policies.projection import CHUNK_BYTES, LogitScale, token_logps, unwrap
 from robustpo_kit.policies.sampling import (
     Reply,
     cut_to_sentence,
@@ -18,9 +18,11 @@ from robustpo_kit.policies.sampling import (
 )
 from robustpo_kit.policies.tiny import byte_tokenizer, tiny
 from robustpo_kit.policies.tokens import TokenRow, TokenTable, tokenize
+from robustpo_kit.policies.weightless import kept_by_forward, shortened, weightless
 
 __all__ = [
     "Batch",
+    "CHUNK_BYTES",
     "Fit",
     "FusedLinear",
     "LogitScale",
@@ -36,16 +38,21 @@ __all__ = [
     "first_rank_loads",
     "fit_of",
     "flex_serves",
+    "floating_type",
     "fuse",
+    "kept_by_forward",
     "load",
     "merged_adapter",
     "of_first_rank",
+    "own_template",
     "sample",
     "sample_batch",
     "sequence_logps",
     "tiny",
+    "shortened",
     "token_logps",
     "tokenize",
     "unwrap",
     "use_block_attention",
+    "weightless",
 ]

@@ -43,9 +43,7 @@ def load(
         KitError: for an unknown source or dtype, for weights that are missing, or for a model
             whose log-probs cannot be computed rightly (`fit_of`).
     """
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise KitError(f"dtype: '{dtype}' is not a floating-point type; use float32 or bfloat16")
+    kind = floating_type(dtype)
     join_ranks()
     if str(source) == "tiny":
         return tiny(byte_tokenizer(), template=template, device=device)
@@ -65,6 +63,14 @@ def load(
     record = {**record, "source": str(source), "origin": origin, "dtype": dtype}
     record.pop("merged", None)  # the merged weights lie in this folder now
     return Policy(model, tokenizer, template or own_template(tokenizer), record)
+
+
+def floating_type(name: str) -> torch.dtype:
+    """torch's floating-point type of that name; raises KitError where there is none."""
+    kind = getattr(torch, name, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise KitError(f"dtype: '{name}' is not a floating-point type; use float32 or bfloat16")
+    return kind
 
 
 def _model_of_rank(

@@ -2,6 +2,7 @@
 
 from robustpo_kit.training.checkpoints import last_checkpoint
 from robustpo_kit.training.config import TrainConfig
+from robustpo_kit.training.estimate import Estimate, Setting, devices_needed, nearest_fit
 from robustpo_kit.training.forward import response_logps
 from robustpo_kit.training.interrupts import Terminated
 from robustpo_kit.training.plan import micro_batches, step_rows
@@ -10,23 +11,28 @@ from robustpo_kit.training.record import run_card
 from robustpo_kit.training.reference import reference_logps
 from robustpo_kit.training.runs import prepare, step_gradient, train
 from robustpo_kit.training.scoring import Scorer, score, score_tokens
-from robustpo_kit.training.signals import Signals
+from robustpo_kit.training.signals import Signals, fitting_rows
 from robustpo_kit.training.step import ExactStep
 from robustpo_kit.training.step_objective import StepObjective
 from robustpo_kit.training.trainer import StepTrainer
 
 __all__ = [
+    "Estimate",
     "ExactStep",
     "Exchange",
     "Scorer",
+    "Setting",
     "Signals",
     "StepObjective",
     "StepTrainer",
     "Terminated",
     "TrainConfig",
+    "devices_needed",
     "end_ranks",
+    "fitting_rows",
     "last_checkpoint",
     "micro_batches",
+    "nearest_fit",
     "prepare",
     "reference_logps",
     "response_logps",

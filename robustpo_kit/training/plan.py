@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from robustpo_kit.policies import TokenRow
 from robustpo_kit.records import stream
 from robustpo_kit.training.config import TrainConfig
 
@@ -57,6 +58,16 @@ def micro_batches(
     per_rank = -(-len(batches) // world)
     batches += [[] for _ in range(world * per_rank - len(batches))]
     return [batches[rank * per_rank : (rank + 1) * per_rank] for rank in range(world)]
+
+
+def cut_rows(
+    rows: Sequence[TokenRow], layout: str, limit: int, world: int, tokens: int = 0
+) -> list[list[list[int]]]:
+    """`micro_batches` of a step of token rows, in a layout."""
+    if layout == "shared":
+        return micro_batches([row.tokens() for row in rows], limit, world, tokens=tokens)
+    sizes, padded = [row.longest for row in rows], [len(row.responses) for row in rows]
+    return micro_batches(sizes, limit, world, tokens=tokens, padded=padded)
 
 
 def _filled(

@@ -31,7 +31,7 @@ from robustpo_kit.losses import Scores
 from robustpo_kit.policies import TokenTable, collate
 from robustpo_kit.training.generators import pack_generators, unpack_generators
 from robustpo_kit.training.metrics import mean_of_rows, step_metrics
-from robustpo_kit.training.plan import micro_batches
+from robustpo_kit.training.plan import cut_rows
 from robustpo_kit.training.ranks import Exchange, this_rank, world_size
 from robustpo_kit.training.signals import Signals
 from robustpo_kit.training.step_objective import StepObjective, StepValue
@@ -106,12 +106,7 @@ class ExactStep:
     def cut(self, rows: list[int], limit: int, tokens: int = 0) -> CutStep:
         """The step of `rows` in micro-batches of at most `limit` prompts, and of so many tokens."""
         table = [self.tokens.rows[number] for number in rows]
-        if self.layout == "shared":
-            sizes = [row.tokens() for row in table]
-            shares = micro_batches(sizes, limit, world_size(), tokens=tokens)
-        else:
-            sizes, padded = [row.longest for row in table], [len(row.responses) for row in table]
-            shares = micro_batches(sizes, limit, world_size(), tokens=tokens, padded=padded)
+        shares = cut_rows(table, self.layout, limit, world_size(), tokens)
         return CutStep(rows, shares)
 
     def take(self, model: nn.Module, cut: CutStep) -> StepResult:

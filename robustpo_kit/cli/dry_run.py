@@ -1,0 +1,269 @@
+"""What `robustpo train --dry-run` says: the size of a run, without the Hub and without weights."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustpo_kit import data, published, records
+from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.errors import KitError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from robustpo_kit.policies import TokenRow
+    from robustpo_kit.training import Estimate, StepObjective, TrainConfig
+
+CHARACTERS = 4  # of a token, where the tokenizer is not here
+GPU_SHARE, CPU_SHARE = 0.4, 0.5  # of the peak, of a product of matrices, that a step reaches
+GPU_CONTEXT = 0.7e9  # bytes that CUDA itself takes; about
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the flags ask for."""
+
+    model: str
+    data: str
+    preset: str | None
+    dtype: str
+    lora: str  # attention | all-linear | none
+    rank: int
+    run: "TrainConfig"
+    objective: "StepObjective"
+
+
+def dry_run(asked: Asked) -> str:
+    """The report, some lines of a name and what is known.
+
+    Raises:
+        KitError: for a file that cannot be read, a model whose configuration is not on this
+            machine, or one whose memory cannot be foretold.
+    """
+    from robustpo_kit import training
+
+    config, where = model_config(asked.model)
+    rows, tokens_said = token_rows(asked, where)
+    setting = training.Setting(config, asked.dtype, asked.lora, asked.rank, asked.run)
+    estimate = training.Estimate(setting, rows, asked.objective)
+    room, room_said, process = _room()
+    lines = [
+        ("parameters", f"{estimate.parameters:,}, {estimate.trainable:,} of them trained"),
+        ("rows", f"{len(rows):,}; {tokens_said}"),
+        ("tokens", f"{estimate.tokens:,} in {estimate.steps:,} steps"),
+        ("memory", f"{_gb(estimate.peak + process)} at the peak: {_parts(estimate, process)}"),
+        ("time", _hours(estimate)),
+        *_fetched(asked, where, estimate),
+        ("room", room_said),
+        ("fits", _fit(estimate, room - process)),
+    ]
+    return "\n".join(f"{name:<10} {text}" for name, text in lines)
+
+
+def model_config(model: str) -> tuple["PreTrainedConfig", Path | None]:
+    """A model's configuration, and its folder where it is on this machine; nothing is fetched.
+
+    Raises KitError where neither its config.json is here nor the kit knows its shape.
+    """
+    from transformers import AutoConfig
+
+    from robustpo_kit import assets, policies
+
+    if model == "tiny":
+        return policies.unwrap(policies.tiny(policies.byte_tokenizer()).model).config, None
+    folder = assets.local(model)
+    if folder is not None and (folder / "config.json").exists():
+        return AutoConfig.from_pretrained(folder), folder
+    if folder is not None and (folder / "policy.json").exists():  # of an adapter, over its base
+        return model_config(records.read_json(folder / "policy.json")["source"])
+    if model in published.SHAPES:
+        shape = dict(published.SHAPES[model])
+        return AutoConfig.for_model(shape.pop("model_type"), **shape), None
+    raise KitError(
+        f"--model {model}: no config.json of it on this machine, and --dry-run fetches nothing; "
+        "give a local folder, an asset that `robustpo doctor --fetch` has fetched, or a preset's "
+        "model"
+    )
+
+
+def preferences(source: str) -> PreferenceSet:
+    """The rows of a task, or of a file in the kit's own format."""
+    if source in data.TASKS:
+        return data.load(source)
+    return PreferenceSet.from_jsonl(source)
+
+
+def token_rows(asked: Asked, folder: Path | None) -> tuple[Sequence["TokenRow"], str]:
+    """The rows' tokens, and in words how they are known; nothing is fetched."""
+    from robustpo_kit import assets, policies, training
+
+    if asked.data in published.ROWS:
+        return _bound(asked)
+    if asked.data in data.TASKS and assets.local(data.TASKS[asked.data].source) is None:
+        raise KitError(f"--data {asked.data}: not on this machine, and --dry-run fetches nothing")
+    rows = training.fitting_rows(preferences(asked.data), asked.objective)
+    tokenizer = _tokenizer(asked.model, folder)
+    if tokenizer is None:
+        return [_guessed(row, asked.run) for row in rows], (
+            f"tokens guessed, {CHARACTERS} characters each: the tokenizer is not on this machine"
+        )
+    template = data.template_of(asked.data) or policies.own_template(tokenizer)
+    run = asked.run
+    limits: dict[str, Any] = {"max_length": run.max_length, "max_response": run.max_response}
+    mismatched = asked.objective.needs_kl
+    table = policies.tokenize(rows, tokenizer, template, mismatched=mismatched, **limits)
+    return table.rows, "tokens counted"
+
+
+def _tokenizer(model: str, folder: Path | None) -> "PreTrainedTokenizerBase | None":
+    """The model's tokenizer, where it is on this machine."""
+    from transformers import AutoTokenizer
+
+    from robustpo_kit import policies
+
+    if model == "tiny":
+        return policies.byte_tokenizer()
+    if folder is None:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def _bound(asked: Asked) -> tuple[Sequence["TokenRow"], str]:
+    """Rows of a data set on the Hub: as long as they may be."""
+    from robustpo_kit.policies import TokenRow
+
+    count = 2
+    if asked.preset is not None:
+        count = published.preset(asked.preset).sources
+    if asked.objective.responses == "one":
+        count = 1
+    half = asked.run.max_length // 2
+    response = (0,) * (asked.run.max_response or half)
+    row = TokenRow("bound", (0,) * (asked.run.max_length - len(response)), (response,) * count, ())
+    row = row._replace(skips=(0,) * count)
+    return [row] * published.ROWS[asked.data], (
+        f"about, by the data set's card, of {count} responses; tokens at most (max_length)"
+    )
+
+
+def _guessed(row: Preference, run: "TrainConfig") -> "TokenRow":
+    """A row whose tokens are guessed from its characters."""
+    from robustpo_kit.policies import TokenRow
+
+    limit = run.max_response or run.max_length // 2
+    sizes = [min(limit, 1 + len(text) // CHARACTERS) for text in row.responses]
+    prompt = min(run.max_length - max(sizes), 1 + len(row.prompt) // CHARACTERS)
+    responses = tuple((0,) * size for size in sizes)
+    return TokenRow(row.row_id, (0,) * prompt, responses, (0,) * len(sizes))
+
+
+def _room() -> tuple[float, str, float]:
+    """Bytes of a device here, in words, and what the process takes of them without a model."""
+    import torch
+
+    from robustpo_kit.bench import memory_in_use
+
+    if torch.cuda.is_available():
+        room = float(torch.cuda.get_device_properties(0).total_memory)
+        return room, f"{_gb(room)} a device: {records.device_name()}", GPU_CONTEXT
+    room = _available_memory()
+    return room, f"{_gb(room)} free: {records.device_name()}", float(memory_in_use())
+
+
+def _available_memory() -> float:
+    """Bytes of memory that this machine has to give; all of it where the system does not say."""
+    path = Path("/proc/meminfo")
+    if path.exists():
+        lines = path.read_text().splitlines()
+        return 1024.0 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _parts(estimate: "Estimate", process: float) -> str:
+    parts = {**estimate.memory, "process": process}
+    return ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _hours(estimate: "Estimate") -> str:
+    """Hours of the run by a throughput, and which."""
+    import torch
+
+    from robustpo_kit.bench import PEAK_FLOPS
+
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name(0)
+        peak = next((rate for card, rate in PEAK_FLOPS.items() if card in name), None)
+        if peak is not None:
+            said = f"stated: {GPU_SHARE:.0%} of the data sheet's {peak / 1e12:.0f}"
+            return _time(estimate, GPU_SHARE * peak, said)
+    measured = _measured_rate(estimate.setting.kind)
+    said = f"measured: {CPU_SHARE:.0%} of a product of matrices here"
+    return _time(estimate, CPU_SHARE * measured, said)
+
+
+def _time(estimate: "Estimate", rate: float, said: str) -> str:
+    from robustpo_kit import bench
+
+    forward = bench.step_flops(estimate.policy, estimate.rows) / 2  # and as much for the backward
+    hours = forward * estimate.forward_passes / rate / 3600
+    size = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    return f"{size} on one device at {rate / 1e12:.2g} TFLOP/s ({said})"
+
+
+def _measured_rate(kind: Any, size: int = 1024) -> float:
+    """Floating-point operations a second of the product of two matrices, the best of five."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    left = torch.randn(size, size, device=device).to(kind)
+    times = []
+    for _ in range(5):
+        before = time.perf_counter()
+        (left @ left).sum().item()
+        times.append(time.perf_counter() - before)
+    return 2 * size**3 / min(times)
+
+
+def _fetched(asked: Asked, folder: Path | None, estimate: "Estimate") -> list[tuple[str, str]]:
+    """What a run would fetch, or that it is here."""
+    lines = []
+    if folder is not None:
+        lines.append(("model", f"{asked.model}: here, {folder}"))
+    elif asked.model != "tiny":
+        size = 2 * (estimate.parameters - estimate.trainable * (asked.lora != "none"))
+        lines.append(("model", f"{asked.model}: from the Hub, about {_gb(size)} in 16 bits"))
+    if asked.data in published.ROWS:
+        lines.append(("data", f"{data.TASKS[asked.data].source}: from the Hub, size unknown"))
+    else:
+        lines.append(("data", f"{asked.data}: here"))
+    return lines
+
+
+def _fit(estimate: "Estimate", room: float) -> str:
+    """Whether the setting fits, and else the nearest one that does."""
+    from robustpo_kit import training
+
+    if estimate.peak <= room:
+        return "yes"
+    found = training.nearest_fit(estimate, room)
+    words = "no, nor would LoRA in bfloat16 with prompts one by one and gradient_checkpointing"
+    if found is not None:
+        changes, smaller = found
+        words = f"no; the nearest that fits ({_gb(smaller.peak)}): {', '.join(changes)}"
+    devices = training.devices_needed(estimate, room)
+    if devices is not None:
+        words += (
+            f"; or as asked, with micro_batch_size=1 and gradient_checkpointing=true, under FSDP2 "
+            f"on {devices} such devices"
+        )
+    return words

@@ -1,0 +1,216 @@
+"""`robustpo train --dry-run` and presets on the command line: what is foretold, what is refused."""
+
+import json
+import socket
+
+import pytest
+import torch
+from test_cli import refused
+
+from robustpo_kit import cli, objectives, policies, published, training
+from robustpo_kit.cli.dry_run import model_config
+from robustpo_kit.policies import TokenRow
+
+# Parameters of the presets' models, from the Hub's own count of their safetensors.
+PARAMETERS = {
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "mistralai/Mistral-7B-Instruct-v0.2": 7_241_732_096,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
+    "google/gemma-2-9b-it": 9_241_705_984,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+}
+OBJECTIVE = objectives.build("dpo(beta=0.1)")
+ROWS = [
+    TokenRow(str(number), (5,) * (20 + number), ((6,) * 9, (7,) * 12), (0, 0))
+    for number in range(8)
+]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a dry run asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def estimate(model=None, *, dtype="float32", lora="none", rows=ROWS, devices=1, **run):
+    config = model or policies.tiny(policies.byte_tokenizer()).model.config
+    run = training.TrainConfig(**{"batch_size": 4, "micro_batch_size": 4} | run)
+    setting = training.Setting(config, dtype, lora, 4, run, devices)
+    return training.Estimate(setting, rows, OBJECTIVE)
+
+
+@pytest.mark.parametrize("model", published.SHAPES)
+def test_shapes_have_the_models_parameters(model):
+    config, folder = model_config(model)
+    assert folder is None
+    parameters = policies.weightless(config, torch.bfloat16).model.parameters()
+    assert sum(weight.numel() for weight in parameters) == PARAMETERS[model]
+
+
+@pytest.mark.parametrize("lora", ["none", "attention", "all-linear"])
+def test_counts_are_those_of_the_policy(lora):
+    policy = policies.tiny(policies.byte_tokenizer())
+    if lora != "none":
+        policy.add_lora(lora, 4)
+    found = estimate(policies.unwrap(policy.model).config, lora=lora)
+    assert found.parameters == sum(weight.numel() for weight in policy.model.parameters())
+    assert found.trainable == sum(weight.numel() for _, weight in policy.trainable())
+    assert found.steps == 2
+    assert found.tokens == sum(row.tokens() for row in ROWS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lora", ["none", "all-linear"])
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_what_a_pass_keeps_is_what_autograd_keeps(dtype, lora, layout):
+    """A real model of five layers, its saved tensors counted, against one and two of no data."""
+    kind, tokenizer = getattr(torch, dtype), policies.byte_tokenizer()
+    policy = policies.tiny(tokenizer, layers=5)
+    policy.model.to(kind)
+    if lora != "none":
+        policy.add_lora(lora, 4)
+    config = policies.unwrap(policy.model).config
+    found = policies.kept_by_forward(config, kind, ROWS, layout=layout, lora=lora, rank=4)
+    own = {weight.untyped_storage().data_ptr() for weight in policy.model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    batch = policies.collate(ROWS, layout=layout)
+    policy.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logps = policies.sequence_logps(policy.model, batch)
+    total = sum(size for size, _ in kept.values())
+    assert logps.requires_grad
+    assert found.rest + 5 * found.layer == pytest.approx(total, rel=0.02)
+
+
+def test_memory_of_weights_masters_and_moments():
+    full = estimate(dtype="bfloat16")
+    count = full.parameters
+    assert full.memory["weights"] == 2 * count
+    assert full.memory["masters"] == 4 * count
+    assert full.memory["Adam's moments"] == 8 * count
+    assert full.memory["gradients"] == 2 * count
+    adapter = estimate(dtype="bfloat16", lora="attention")
+    assert "masters" not in adapter.memory
+    assert adapter.memory["Adam's moments"] == 8 * adapter.trainable
+    without = estimate(dtype="bfloat16", master_weights=False)
+    assert "masters" not in without.memory
+    assert without.memory["Adam's moments"] == 4 * count
+
+
+def test_what_saves_memory_is_foretold_to():
+    rows = [row._replace(prompt=(5,) * 2000) for row in ROWS]
+    plain = estimate(rows=rows)
+    assert estimate(rows=rows, gradient_checkpointing=True).peak < plain.peak
+    assert estimate(rows=rows, micro_batch_size=1).peak < plain.peak
+    assert estimate(rows=rows, dtype="bfloat16").peak < plain.peak
+    assert estimate(rows=rows, devices=2).peak < plain.peak
+    assert estimate(layout="separate").peak > estimate().peak
+
+
+def test_the_nearest_that_fits_changes_the_gradient_last():
+    rows = [row._replace(prompt=(5,) * 2000) for row in ROWS]
+    plain = estimate(rows=rows)
+    words, found = training.nearest_fit(plain, estimate(rows=rows, micro_batch_size=2).peak)
+    assert words == ["micro_batch_size=2"]
+    assert found.setting.lora == "none"
+    words, found = training.nearest_fit(
+        plain, estimate(rows=rows, micro_batch_size=1, gradient_checkpointing=True).peak
+    )
+    assert words == ["micro_batch_size=1", "gradient_checkpointing=true"]
+    assert training.nearest_fit(plain, 1000.0) is None
+    assert training.devices_needed(plain, 1000.0) is None
+    assert training.nearest_fit(plain, plain.peak) == ([], plain)
+
+
+def test_forward_passes():
+    assert estimate().forward_passes == 4  # 1 + 2 and the reference
+    assert estimate(lora="attention").forward_passes == 3
+    assert estimate(epochs=2, gradient_checkpointing=True).forward_passes == 9
+    assert estimate(max_steps=1).forward_passes == 2.5
+
+
+def test_flex_keeps_no_masks_and_no_probabilities():
+    """By a pass of block attention and one of plain causal attention over as many tokens."""
+    config = policies.unwrap(policies.tiny(policies.byte_tokenizer()).model).config
+    rows = [row._replace(prompt=(5,) * 300) for row in ROWS]
+    for kind in (torch.float32, torch.bfloat16):
+        on_cpu = policies.kept_by_forward(config, kind, rows)
+        on_gpu = policies.kept_by_forward(config, kind, rows, kernel="flex")
+        assert sum(on_gpu) < sum(on_cpu)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def said(capsys, *arguments) -> str:
+    assert cli.main(["train", *map(str, arguments), "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    rows = [
+        {"prompt": f"p{i} " * 9, "chosen": "yes. " * 9, "rejected": "no. " * 9} for i in range(6)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_own_file(capsys, pairs):
+    out = said(capsys, "--data", pairs, "--model", "tiny", "--objective", "dpo(beta=0.1)")
+    assert "tokens counted" in out and "6; " in out and "fits       yes" in out
+    assert "measured: 50% of a product of matrices here" in out
+
+
+def test_a_preset_says_what_it_is_and_what_is_replaced(capsys, pairs):
+    out = said(capsys, "--preset", "gamma/qwen-2.5-7b-instruct/simpo", "--data", pairs,
+               "--set", "learning_rate=1e-4", "--lora", "attention")  # fmt: skip
+    assert "gamma-PO Table 7 and App. B" in out and "not stated there: dtype" in out
+    assert "learning_rate 0.0001 replaces 1e-06" in out
+    assert "lora attention replaces none" in out
+    assert "7,615,616,512" not in out and "of them trained" in out
+    assert "Qwen/Qwen2.5-7B-Instruct: from the Hub" in out
+    assert "tokens guessed" in out
+
+
+def test_presets_are_listed(capsys):
+    assert cli.main(["presets"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == len(published.PRESETS)
+    assert all(name in out for name in published.PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preset", "dora/mistral/hh/dpo"], "did you mean dora/mistral-7b/hh/dpo"),
+        (["--model", "somebody/unknown-7b"], "no config.json of it on this machine"),
+        (["--model", "tiny", "--data", "absent.jsonl"], "absent.jsonl"),
+        (["--model", "tiny", "--lora", "none", "--rank", "8"], "--rank 8: there is no adapter"),
+        (["--model", "tiny", "--lora", "attentive"], "lora targets: 'attentive' is unknown"),
+        (["--model", "tiny", "--dtype", "float33"], "dtype: 'float33'"),
+    ],
+)
+def test_what_a_dry_run_refuses(capsys, pairs, arguments, words):
+    given = [] if "--data" in arguments else ["--data", pairs]
+    spec = [] if "--preset" in arguments else ["--objective", "dpo(beta=0.1)"]
+    assert words in refused(capsys, "train", "--dry-run", *given, *spec, *arguments)
+
+
+def test_a_listwise_preset_on_plain_pairs_is_refused_before_anything_is_fetched(capsys, tmp_path):
+    name = "dora/mistral-7b/hh/dora_dpo_pl"
+    code = cli.main(["train", "--preset", name, "--out", str(tmp_path / "policy")])
+    assert code == 2
+    assert "responses with rewards and h" in capsys.readouterr().err
+    assert not (tmp_path / "policy").exists()
