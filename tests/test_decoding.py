@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
 
 from robustpo_kit import policies
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies import SamplingConfig, decoding, framing
+from robustpo_kit.policies import SamplingConfig, backends, decoding, framing
 
 GREEDY = SamplingConfig(
     temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=9
@@ -93,6 +93,27 @@ def test_cache_prefix_and_padding_change_no_reply(samples, penalty, together, mo
     found = decoding.decode(model, PROMPTS, config, ends=NO_END, pad=0, generator=torch.Generator())
     expected = [greedy(model, prompt, config, NO_END) for prompt in PROMPTS for _ in range(samples)]
     assert found == expected
+
+
+def test_padding_is_no_token_of_a_row(monkeypatch):
+    """Neither a place in its positions nor a word that the penalty knows."""
+    model, positions = model_of(), []
+    config = dataclasses.replace(GREEDY, repetition_penalty=1.5)
+    expected = [greedy(model, prompt, config, NO_END) for prompt in PROMPTS]
+    forward = model.forward
+
+    def watched(**arguments):
+        positions.append(arguments["position_ids"][:, -1].tolist())
+        return forward(**arguments)
+
+    monkeypatch.setattr(model, "forward", watched)
+    lengths = [len(prompt) for prompt in PROMPTS]
+    for pad in {0} | {token for reply in expected for token in reply[:2]}:
+        positions.clear()
+        arguments = {"ends": NO_END, "pad": pad, "generator": torch.Generator()}
+        assert decoding.decode(model, PROMPTS, config, **arguments) == expected
+        assert positions[:2] == [[1], sorted(length - 1 for length in lengths)]
+        assert positions[2:] == [[length + step for length in lengths] for step in range(8)]
 
 
 def test_rows_that_end_are_dropped_and_the_others_go_on(monkeypatch):
@@ -288,20 +309,51 @@ def test_every_setting_reaches_generate(monkeypatch):
     assert max(reply.tokens for of_prompt in replies for reply in of_prompt) <= 5
 
 
-def test_a_models_own_generation_settings_change_no_distribution():
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_models_own_generation_settings_change_no_distribution(adapter):
     """`generate` obeyed tokens that a model wants suppressed; the kit's loop knew nothing of it."""
     policy = policies.tiny(policies.byte_tokenizer())
-    policy.model.generation_config.suppress_tokens = list(range(3, 130))
+    base = policy.model
+    base.generation_config.suppress_tokens = list(range(3, 130))
+    if adapter:
+        policy = policy.add_lora("all-linear", 4, seed=1)
     config = SamplingConfig(max_new_tokens=20, top_k=0, top_p=1.0, samples=8)
     options = {"seed": 0, "backend": "transformers"}
     replies = policies.sample(policy, ["a"], config, **options)
     assert any(ord(letter) < 127 for reply in replies[0] for letter in reply.text)
-    assert policy.model.generation_config.suppress_tokens
+    assert base.generation_config.suppress_tokens == list(range(3, 130))
 
 
 def test_an_unknown_backend_is_refused():
     with pytest.raises(KitError, match="backend: 'tgi' is unknown; choose kit, .*vllm or auto"):
         drawn(policies.tiny(policies.byte_tokenizer()), SamplingConfig(), "tgi")
+
+
+def test_a_reply_is_cut_to_its_sentences_only_where_the_budget_ended_it(monkeypatch):
+    policy = policies.tiny(policies.byte_tokenizer())
+    ids = policy.tokenizer("One. Two", add_special_tokens=False).input_ids
+    end = min(framing.end_tokens(policy.tokenizer, policy.template, policy.model))
+    monkeypatch.setitem(backends.BACKENDS, "kit", lambda model, ask: [ids, [*ids, end, *ids]])
+    cut, whole = (row[0] for row in drawn(policy, SamplingConfig(), "kit"))
+    assert (cut.text, cut.tokens, cut.finished) == ("One.", len(ids), False)
+    assert (whole.text, whole.tokens, whole.finished) == ("One. Two", len(ids), True)
+    assert (cut.ids, whole.ids) == (tuple(ids), (*ids, end))
+
+
+def test_continuous_batching_on_a_cpu_reserves_what_its_replies_need(monkeypatch):
+    policy, given = policies.tiny(policies.byte_tokenizer()), []
+
+    def nothing(prompts, **options):
+        given.append((prompts, options["continuous_batching_config"]))
+        return {}
+
+    monkeypatch.setattr(policy.model, "generate_batch", nothing)
+    config = dataclasses.replace(GREEDY, samples=2, max_new_tokens=300)
+    with pytest.raises(KitError, match="'continuous': 0 of 4 replies came"):
+        drawn(policy, config, "continuous")
+    ((prompts, batching),) = given
+    pages = -(-(max(map(len, prompts)) + 300) // batching.page_size)
+    assert pages > 1 and batching.num_blocks == 2 * 2 * pages + 1
 
 
 def test_continuous_batching_draws_what_the_kit_draws_and_refuses_a_penalty():
