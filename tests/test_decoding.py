@@ -95,6 +95,30 @@ def test_cache_prefix_and_padding_change_no_reply(samples, penalty, together, mo
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("prompts", "first"),
+    [
+        (([5, 6, 7], [5, 6, 9, 11]), (1, 2)),
+        (([5, 6, 7], [9, 6, 7, 8]), (2, 4)),
+        (([5, 6], [5, 6, 7]), (1, 1)),
+        (([5, 6, 7],), (1, 3)),
+    ],
+)
+def test_what_all_prompts_begin_with_and_no_more_is_read_once(prompts, first, monkeypatch):
+    model, shapes = model_of(), []
+    expected = [greedy(model, prompt, GREEDY, NO_END) for prompt in prompts]
+    forward = model.forward
+
+    def watched(**arguments):
+        shapes.append(tuple(arguments["input_ids"].shape))
+        return forward(**arguments)
+
+    monkeypatch.setattr(model, "forward", watched)
+    generator = torch.Generator()
+    found = decoding.decode(model, prompts, GREEDY, ends=NO_END, pad=0, generator=generator)
+    assert found == expected and shapes[0] == first
+
+
 def test_padding_is_no_token_of_a_row(monkeypatch):
     """Neither a place in its positions nor a word that the penalty knows."""
     model, positions = model_of(), []
@@ -133,6 +157,11 @@ def test_rows_that_end_are_dropped_and_the_others_go_on(monkeypatch):
     found = decoding.decode(model, PROMPTS, config, ends=ends, pad=0, generator=generator)
     assert found == expected
     assert len(set(map(len, found))) > 1 and min(sizes[1:]) < len(PROMPTS)
+
+
+def test_a_reserved_layer_begins_as_an_empty_one_of_transformers():
+    layer = decoding.ReservedLayer(2, 5)
+    assert not layer.is_initialized and layer.get_seq_length() == 0 and not layer.buffers
 
 
 def test_memory_is_reserved_once_and_rows_move_in_it(monkeypatch):
