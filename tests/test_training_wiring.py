@@ -1,5 +1,6 @@
 """What a run is told reaches what computes it: optimizer, schedule, dropout, LoRA, kernels."""
 
+import contextlib
 import dataclasses
 import math
 from types import SimpleNamespace
@@ -334,11 +335,39 @@ def test_the_authors_step_reports_the_mean_of_its_micro_batches(tmp_path):
     exact_step: ExactStep = step.trainer.exact_step
     cut = exact_step.cut(whole(step), limit=2)
     result = exact_step.take(step.trainer.scorer.train(), cut)
-    losses = []
+    losses, metrics = [], []
     for places in cut.mine:
         rows = cut.rows_at(places)
         logps = sequence_logps(step.policy.model, collate([step.tokens.rows[i] for i in rows]))
         value, _ = exact_step.objective_gradient(logps.detach(), rows)
         losses.append(float(value.loss.detach()))
+        metrics.append(exact_step.result(logps, rows, value).metrics)
     assert float(result.loss) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert result.logps.shape == (ROWS, 3)
+    means = {name: sum(row[name] for row in metrics) / len(metrics) for name in metrics[0]}
+    assert result.metrics == pytest.approx(means, rel=1e-5) and "ess" in means
+
+
+@pytest.mark.parametrize(
+    ("spec", "window", "limit", "expected"),
+    [
+        ("dpo(beta=0.1)", "step", 3, [False, False, True]),
+        ("kto(beta=0.1)", "step", 3, [False, False, True]),
+        ("kto(beta=0.1)", "step", 8, [True]),
+        ("dro(dpo(beta=0.1), lam=0.7)", "micro", 3, [False, False, True]),
+        ("dro(dpo(beta=0.1), lam=0.7)", "step", 3, [False] * 3),  # where no hooks wait
+    ],
+)
+def test_hooks_are_told_which_micro_batch_is_the_last(
+    spec, window, limit, expected, tmp_path, monkeypatch
+):
+    step, told = Step(spec, tmp_path, window=window), []
+
+    def micro_batch(model, *, last):
+        told.append(last)
+        return contextlib.nullcontext()
+
+    exact_step = step.trainer.exact_step
+    monkeypatch.setattr(exact_step.exchange, "micro_batch", micro_batch)
+    exact_step.take(step.trainer.scorer, exact_step.cut(whole(step), limit=limit))
+    assert told == expected
