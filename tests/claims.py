@@ -286,8 +286,8 @@ def gamma_margins() -> str:
 @claim
 def gamma_dpo_margins() -> str:
     steps = table("gamma_curves").query("policy == 'gamma-dpo'")
-    last = steps.iloc[-1]
-    return f"in the last step from {last['gamma_min']:.2f} to {last['gamma_max']:.2f}"
+    last = steps.iloc[-2]  # the last one has what is left of the rows
+    return f"in step {last['step']:.0f} from {last['gamma_min']:.2f} to {last['gamma_max']:.2f}"
 
 
 @claim

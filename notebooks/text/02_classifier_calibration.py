@@ -121,11 +121,13 @@ nb.read_table("classifier_metrics").round(3)
 
 # %%
 table = nb.read_table("classifier_reliability")
-figure, axes = plt.subplots(1, table["classifier"].nunique(), figsize=(8.4, 3.1))
+figure, axes = plt.subplots(1, table["classifier"].nunique(), figsize=(7.6, 2.9), sharey=True)
 for ax, (name, part) in zip(axes, table.groupby("classifier", sort=False), strict=True):
     head = part["head"].iloc[-1]
-    plots.reliability(part[part["head"] == head], ax)
-    ax.set_title(f"{name}: golden or {head}")
+    plots.reliability(part[part["head"] == head], ax).label_outer()
+    ax.set_title(f"{name}\ngolden or {head}", fontsize="medium")
+for ax in axes[1:]:
+    ax.get_legend().remove()
 nb.save_figure("reliability", figure, table)
 plt.show()
 
@@ -151,7 +153,7 @@ table.groupby("source", sort=False)["c"].describe()[["count", "mean", "50%"]].ro
 
 # %%
 table = nb.read_table("h_by_sample")
-figure, axes = plt.subplots(1, 3, figsize=(8.4, 2.8), sharey=True)
+figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.6), sharey=True)
 for ax, (name, part) in zip(axes, table.groupby("classifier", sort=False), strict=True):
     plots.violins(part, ax, value="h", by="sample", ylabel=r"calibration factor $\tilde h(z)$")
     ax.set(title=name, ylabel=ax.get_ylabel() if ax is axes[0] else "")
@@ -171,7 +173,7 @@ table.groupby(["classifier", "sample"], sort=False)["h"].describe()[["count", "m
 
 # %%
 table = nb.read_table("slot_detectors")
-figure, ax = plt.subplots(figsize=(7, 2.6))
+figure, ax = plt.subplots(figsize=(6.4, 2.4))
 part = table[table["samples"] == "all"]
 plots.bars_with_ci(part, ax, name="weight", value="auc", xlabel="AUC for rows that are not contaminated (95 % CI)", reference=0.5)
 nb.save_figure("slot_detectors", figure, table)
@@ -188,7 +190,7 @@ table.round(2)
 studies = nb.read_table("toy_h_rank", run="reference")
 studies = studies.assign(golden_rows=studies["trusted"].map({True: "trusted", False: "contaminated, too"}))
 table = analysis.mean_by(studies, ["golden_rows", "classifier_rows"], "h_rank", seed=nb.seed)
-figure, ax = plt.subplots()
+figure, ax = plt.subplots(figsize=(6, 3))
 plots.lines_with_bands(table, ax, x="classifier_rows", y="h_rank", by="golden_rows")
 ax.set(xlabel="rows of four responses the classifier saw", ylabel=r"Spearman correlation of $\tilde h$ with the truth", xscale="log")
 nb.save_figure("toy_h_rank", figure, table)
