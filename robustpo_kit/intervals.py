@@ -91,6 +91,8 @@ def bootstrap_statistic(
     for _ in range(draws):
         rows = [members[cluster] for cluster in rng.integers(count, size=count)]
         replicates.append(statistic(np.concatenate(rows)))
+    if np.isnan(replicates).all():  # as an area under the curve of a single class
+        return Interval(estimate, np.nan, np.nan, count)
     low, high = np.nanquantile(replicates, _tails(level))
     return Interval(estimate, float(low), float(high), count)
 

@@ -133,3 +133,9 @@ def test_ids_of_another_type_draw_the_same():
     values, ids = np.arange(30.0), np.arange(30) // 2
     as_text = intervals.bootstrap_mean(values, [str(i) for i in ids], draws=50)
     assert intervals.bootstrap_mean(values, ids, draws=50) == as_text
+
+
+def test_a_statistic_that_no_draw_has_gives_no_bounds_and_no_warning(recwarn):
+    found = intervals.bootstrap_statistic(lambda rows: np.nan, np.arange(5), draws=20, seed=0)
+    assert np.isnan([found.value, found.low, found.high]).all() and found.clusters == 5
+    assert not recwarn.list
