@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,8 +173,14 @@ def _room() -> tuple[float, str, float]:
     if torch.cuda.is_available():
         room = float(torch.cuda.get_device_properties(0).total_memory)
         return room, f"{_gb(room)} a device: {records.device_name()}", GPU_CONTEXT
-    room = _available_memory()
-    return room, f"{_gb(room)} free: {records.device_name()}", float(memory_in_use())
+    room, device = _available_memory(), records.device_name()
+    hint = "; under MALLOC_MMAP_THRESHOLD_=131072, or glibc keeps more than is live"
+    return room, f"{_gb(room)} free: {device}{hint * _under_glibc()}", float(memory_in_use())
+
+
+def _under_glibc() -> bool:
+    """Whether freed memory may stay with the process: glibc does not return what it merges."""
+    return platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
 
 
 def _available_memory() -> float:
