@@ -39,12 +39,32 @@ def test_verbs_and_digits_are_the_writers():
     assert words == "stays closer by 0.123 [0.100, 0.200]"
 
 
-def test_equivalence_is_said_with_its_margin():
-    row = {"difference": 0.001, "low": -0.02, "high": 0.022, "margin": 0.05, "p_adjusted": 0.01}
-    assert analysis.verdict(row) == "no difference beyond 0.05: 0.00 [-0.02, 0.02]"
-    assert analysis.verdict(row | {"p_adjusted": 0.2, "could_see": 0.03}).startswith(
-        "no difference shown: 0.00"
-    )
+def test_equivalence_is_said_with_its_margin_and_only_where_it_is_shown():
+    row = {"difference": 0.001, "low": -0.02, "high": 0.022, "margin": 0.05}
+    shown, not_shown = "no difference beyond 0.05: ", "equivalence within 0.05 not shown: "
+    assert analysis.verdict(row) == analysis.verdict(row | {"p_adjusted": 0.01})
+    assert analysis.verdict(row) == f"{shown}0.00 [-0.02, 0.02]"
+    assert analysis.verdict(row | {"p_adjusted": 0.2}) == f"{not_shown}0.00 [-0.02, 0.02]"
+    wide = row | {"high": 0.06, "p_adjusted": 0.04}
+    assert analysis.verdict(wide) == f"{not_shown}0.00 [-0.02, 0.06]"
+    far = {"difference": 0.3, "low": 0.2, "high": 0.4, "margin": 0.05}
+    for known in ({}, {"p_adjusted": 1.0}):
+        said = analysis.verdict(far | known)
+        assert said == "gains 0.30 [0.20, 0.40], beyond the margin of 0.05"
+    below = far | {"difference": -0.3, "low": -0.4, "high": -0.2}
+    assert analysis.verdict(below).startswith("loses 0.30 [0.20, 0.40], beyond")
+
+
+def test_holm_keeps_the_p_of_equivalence():
+    """p is of what the row is about: 0.3 is no small difference, however surely it is one."""
+    rows = [
+        {"difference": 0.3, "low": 0.29, "high": 0.31, "seeds": 8, "margin": 0.05},
+        {"difference": 0.0, "low": -0.01, "high": 0.01, "seeds": 8, "margin": 0.05},
+    ]
+    found = analysis.among_all(pd.DataFrame(rows))
+    assert found["p_adjusted"][0] > 0.99 and found["p_adjusted"][1] < 0.001
+    given = analysis.among_all(pd.DataFrame(rows).assign(p_value=[0.2, 0.01]))
+    assert list(given["p_adjusted"]) == pytest.approx([0.2, 0.02])
 
 
 def test_holm_over_a_table_reads_p_back_from_its_intervals():

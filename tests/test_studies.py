@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from robustpo_kit import analysis
 from robustpo_kit.errors import KitError
@@ -158,6 +159,27 @@ def test_a_difference_against_the_declared_direction_is_not_shown(study, tmp_pat
     assert table["p_adjusted"][0] < 0.05 and not table["shown"][0]
     assert table["shown"][1]  # -0.3 lies within plus or minus 0.5
     assert analysis.verdict(table.iloc[1]).startswith("no difference beyond 0.5: -0.3")
+    declared["primary"][1]["margin"] = 0.1
+    other = load(tmp_path, declared)
+    table = analysis.study_table(other, outcomes(other, np.random.default_rng(0)))
+    assert not table["shown"][1]
+    assert analysis.verdict(table.iloc[1]).startswith("loses 0.3")
+
+
+def test_what_could_be_seen_is_asked_of_the_test_that_is_made(study):
+    """At a true difference of could_see, Holm's first step and the band are left with power 0.8.
+
+    Power by the noncentral t; one value a seed, so that t has seeds - 1 degrees of freedom.
+    """
+    table = outcomes(study, np.random.default_rng(0)).query("row_id == 0").assign(row_id="")
+    found = analysis.study_table(study, table)
+    freedom = len(study.seeds) - 1
+    for _, row in found.iterrows():
+        critical = stats.t.isf(0.05 / 2 / 2, freedom)  # two primaries, two-sided
+        if row["kind"] == "exploratory":
+            critical = (row["high"] - row["difference"]) / row["se"]
+        power = stats.nct.sf(critical, freedom, row["could_see"] / row["se"])
+        assert power == pytest.approx(0.8, abs=1e-3)
 
 
 def test_every_baseline_has_its_doses(tmp_path):

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from robustpo_kit.analysis.study_tables import could_see, holm
+from robustpo_kit.analysis.paired import Difference, equivalence
+from robustpo_kit.analysis.study_tables import could_see, holm, within
 
 UNITS = ("seeds", "prompts", "n")  # columns that count independent units, the first one found
 
@@ -23,7 +24,8 @@ def verdict(
     """What a row shows: "gains 0.03 [0.01, 0.05]", or that it shows no difference.
 
     A difference is shown where the interval leaves out zero and, if the row has `p_adjusted`, that
-    is below 1 - `level`.
+    is below 1 - `level`. With a `margin`, `p_adjusted` is of equivalence, which is shown where it
+    is below 1 - `level` and the interval stays within the margin.
 
     Args:
         row: with VALUE, and its bounds in VALUE_low and VALUE_high or in low and high; `could_see`,
@@ -42,6 +44,8 @@ def verdict(
             no difference shown: 0.00 [-0.02, 0.02], could have seen 0.03
             no difference shown: 0.03 [0.01, 0.05] but p 0.21 among all, could have seen 0.03
             no difference beyond 0.05: 0.00 [-0.02, 0.02]
+            equivalence within 0.05 not shown: 0.03 [-0.01, 0.07]
+            gains 0.30 [0.20, 0.40], beyond the margin of 0.05
             no interval: 0.03 from one unit
     """
     middle, low, high = _bounds(row, value)
@@ -49,14 +53,19 @@ def verdict(
         return f"no interval: {_shown(middle, places)} from one unit"
     among = float(row.get("p_adjusted", 0.0))
     numbers = _interval(middle, low, high, places)
-    margin = row.get("margin")
-    if margin is not None and not np.isnan(margin) and among < 1 - level:
-        return f"no difference beyond {margin:g}: {numbers}"
+    effect = f"{verbs[0]} {numbers}"
+    if middle < 0:
+        effect = f"{verbs[1]} {_interval(-middle, -high, -low, places)}"
+    margin = _margin(row)
+    if margin is not None:
+        if low > margin or high < -margin:
+            return f"{effect}, beyond the margin of {margin:g}"
+        if among < 1 - level and within(low, high, margin):
+            return f"no difference beyond {margin:g}: {numbers}"
+        return f"equivalence within {margin:g} not shown: {numbers}"
     beyond = low > 0 or high < 0
     if beyond and among < 1 - level:
-        if middle > 0:
-            return f"{verbs[0]} {numbers}"
-        return f"{verbs[1]} {_interval(-middle, -high, -low, places)}"
+        return effect
     if beyond:
         numbers += f" but p {among:.2f} among all"
     seen = _could_see(row, low, high, level)
@@ -66,10 +75,11 @@ def verdict(
 def among_all(
     table: pd.DataFrame, value: str = "difference", *, level: float = 0.95
 ) -> pd.DataFrame:
-    """`table` with Holm's `p_adjusted` over all its rows, p values read back from the intervals.
+    """`table` with Holm's `p_adjusted` over all its rows.
 
     Args:
-        table: rows as in `verdict`, with a count of units each; rows without an interval stay.
+        table: rows as in `verdict`; p stands in `p_value`, or is read back from the interval and a
+            count of units: with a `margin` that of equivalence. Rows without an interval stay.
         value: the column of the difference.
         level: of the intervals.
     """
@@ -77,8 +87,19 @@ def among_all(
     for _, row in table.iterrows():
         middle, low, high = _bounds(row, value)
         se, df = _error(row, low, high, level)
-        p_values.append(2 * stats.t.sf(abs(middle) / max(se, 1e-300), df))
+        p_value = 2 * stats.t.sf(abs(middle) / max(se, 1e-300), df)
+        margin = _margin(row)
+        if margin is not None:
+            found = Difference(middle, low, high, se, df, p_value, 0, 0)
+            p_value = equivalence(found, margin)
+        p_values.append(row.get("p_value", p_value))
     return table.assign(p_adjusted=holm(p_values))
+
+
+def _margin(row: Mapping[str, Any] | pd.Series) -> float | None:
+    """The margin of a row that is about equivalence."""
+    margin = row.get("margin")
+    return None if margin is None or np.isnan(margin) else float(margin)
 
 
 def _bounds(row: Mapping[str, Any] | pd.Series, value: str) -> tuple[float, float, float]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from robustpo_kit.analysis.declarations import Contrast, Study
 from robustpo_kit.analysis.paired import (
@@ -37,8 +38,9 @@ def study_table(
     Returns:
         A row a contrast, primaries first: kind (primary | exploratory), method, baseline, outcome,
         where, direction, margin, seeds, prompts, difference, low, high, se, p_value, p_adjusted,
-        could_see (`minimum_detectable` at this error), shown (of a primary: p_adjusted below
-        1 - level and the difference as declared).
+        could_see (`minimum_detectable` at this error, by what a primary needs among the others
+        and an exploratory row to leave its band), shown (of a primary: p_adjusted below 1 - level
+        and the difference as declared, the interval of an equivalence within its margin).
 
     Raises:
         KitError: where a primary outcome, or a declared seed of one, is missing, where there are
@@ -48,13 +50,18 @@ def study_table(
         study = Study.load(study)
     _check(study, outcomes)
     primary = [_row(outcomes, contrast, level) for contrast in study.primary]
+    each = 1 - (1 - level) / len(primary)  # Holm's first step
+    for row in primary:
+        row["could_see"] = could_see(row["se"], row["df"], each)
     _check_seeds(study, primary)
-    table = pd.DataFrame(primary).drop(columns="pairs")
+    table = pd.DataFrame(primary).drop(columns=["pairs", "df"])
     table.insert(0, "kind", "primary")
     table["p_adjusted"] = holm(table["p_value"])
     signs = np.sign(table["difference"])
     wanted = table["direction"].map({"higher": 1, "lower": -1})
     table["shown"] = (table["p_adjusted"] < 1 - level) & (wanted.isna() | (wanted == signs))
+    margins = table["margin"].astype(float)
+    table["shown"] &= margins.isna() | within(table["low"], table["high"], margins)
     others = [c for c in _exploratory(study, outcomes) if c not in _undirected(study.primary)]
     rows = [_row(outcomes, contrast, level) for contrast in others]
     rows = [row for row in rows if row["seeds"] > 0]
@@ -103,6 +110,7 @@ def _row(outcomes: pd.DataFrame, contrast: Contrast, level: float) -> dict[str, 
         "se": found.se,
         "p_value": p_value,
         "could_see": could_see(found.se, found.df, level),
+        "df": found.df,
         "pairs": pairs,
     }
 
@@ -113,6 +121,11 @@ def could_see(se: float, df: float, level: float = 0.95) -> float:
         return np.nan
     units = round(df) + 1
     return minimum_detectable(se * np.sqrt(units), units, level=level)
+
+
+def within(low: Any, high: Any, margin: Any) -> Any:
+    """Whether an interval stays within plus or minus `margin`; of numbers, or of columns."""
+    return np.maximum(-low, high) <= margin
 
 
 def _words(contrast: Contrast) -> str:
@@ -141,6 +154,10 @@ def _bands(rows: list[dict[str, Any]], level: float, seed: int) -> pd.DataFrame:
         table["p_adjusted"] = bands.p_values
         table["low"] = table["difference"] - bands.factor * table["se"]
         table["high"] = table["difference"] + bands.factor * table["se"]
+        levels = 1 - 2 * stats.t.sf(bands.factor, table["df"])
+        rows_seen = zip(table["se"], table["df"], levels, strict=True)
+        table["could_see"] = [could_see(*row) for row in rows_seen]
+    table = table.drop(columns="df")
     table.insert(0, "kind", "exploratory")
     return table
 
