@@ -18,6 +18,7 @@ CONTRAST = {
     "against": {"dose": 0.0},
     "direction": "lower",
 }
+UNLIKE = {"contrast": ["erm", "pairs"], "outcome": "gold_tau", "direction": "either"}
 DECLARED = {
     "name": "small",
     "question": "Does it hurt?",
@@ -105,6 +106,9 @@ def method(**fields):
         (method(harm="rain"), "method 'erm': harm 'rain' is unknown; choose one of contamination"),
         (method(weight="w"), "method 'erm': weight 'w' is unknown; choose one of ones"),
         (method(doses=[2]), "method 'erm': dose 2.0; a share between 0 and 1"),
+        ({"methods": DECLARED["methods"] | {"sft": DECLARED["methods"]["erm"]}}, "methods: 'sft' "),
+        ({"primary": [UNLIKE]}, r"primary\[0\].where: erm has the doses \[0.0, 1.0\] there, pairs"),
+        ({"primary": [UNLIKE | {"where": {"dose": 1.0}}]}, r"\[1.0\] there, pairs \[\]; name one"),
         (method(spec="dqo(beta=0.1)"), "method 'erm': .*dqo"),
         (method(colour="red"), "method 'erm': .*colour"),
         ({"settings": {"profile": "smoke", "rows": 3}}, "a profile and its overrides"),

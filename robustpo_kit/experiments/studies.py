@@ -71,12 +71,39 @@ def study_runs(study: Study) -> list[StudyRun]:
             raise KitError(
                 f"study {study.name}: outcome '{contrast.outcome}' is none of {', '.join(OUTCOMES)}"
             )
+    for name in set(ROWS).intersection(study.methods):
+        raise KitError(
+            f"study {study.name}, methods: '{name}' names the row of every table that is not "
+            "trained, and would be averaged with it; take another name"
+        )
     runs = []
     for seed in study.seeds:
         runs += [StudyRun(cfg, seed, row) for row in ROWS]
         for name, method in study.methods.items():
             runs += _method_runs(study, StudyRun(cfg, seed, name), method)
+    _check_doses(study, runs)
     return runs
+
+
+def _check_doses(study: Study, runs: list[StudyRun]) -> None:
+    """Refuse a primary contrast without runs, or of the means over unlike doses."""
+    for number, contrast in enumerate(study.primary):
+        first, second = (
+            sorted({run.dose for run in runs if run.method == name and _picks(where, run)})
+            for name, where in (
+                (contrast.method, contrast.where),
+                (contrast.baseline, contrast.against),
+            )
+        )
+        if not first or not second or (first != second and len(first) + len(second) > 2):
+            raise KitError(
+                f"study {study.name}, primary[{number}].where: {contrast.method} has the doses "
+                f"{first} there, {contrast.baseline} {second}; name one that each has"
+            )
+
+
+def _picks(where: Mapping[str, Any], run: StudyRun) -> bool:
+    return where.get("dose", run.dose) == run.dose
 
 
 def _method_runs(study: Study, run: StudyRun, method: Mapping[str, Any]) -> list[StudyRun]:
