@@ -8,6 +8,7 @@ import signal
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -26,6 +27,7 @@ from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
 from robustpo_kit.experiments import Lab, keeping, kept, workers
 from robustpo_kit.experiments.sampled import sampled_replies
+from robustpo_kit.experiments.scoring import distance_by_draw
 from robustpo_kit.policies import SamplingConfig
 from robustpo_kit.records import closure, freshness, read_json
 
@@ -47,6 +49,21 @@ def test_what_is_kept_is_made_once_and_again_when_a_setting_changes(tmp_path):
 
     for config, value in (({"a": (1, 2)}, "1"), ({"a": (1, 2)}, "1"), ({"a": (1, 3)}, "2")):
         assert (kept(tmp_path / "thing", config, make) / "value.txt").read_text() == value
+
+
+def test_several_replies_to_a_prompt_are_no_distance():
+    """Both sides of one distribution, replies to one prompt alike: zero, with one draw or four."""
+    rng, found = np.random.default_rng(0), {1: [], 4: []}
+    for draws, distances in found.items():
+        for _ in range(20):
+            human = np.repeat(rng.normal(size=(40, 8)), draws, axis=0)
+            topics = np.repeat(rng.normal(size=(40, 8)), draws, axis=0)
+            replies = 0.8 * topics + 0.6 * rng.normal(size=topics.shape)
+            row_ids = pd.Series([f"r{i // draws}" for i in range(len(human))])
+            distances.append(distance_by_draw(replies, human, row_ids))
+    for distances in found.values():
+        assert abs(np.mean(distances)) < 3 * np.std(distances) / len(distances) ** 0.5
+    assert np.std(found[4]) < np.std(found[1]) < 0.1
 
 
 def test_a_failed_make_leaves_nothing_behind(tmp_path):

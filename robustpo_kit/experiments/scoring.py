@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from robustpo_kit import analysis, judging, mixture, similarity
@@ -27,8 +28,8 @@ class ScoredRepliesStep(Step):
     Columns: row_id, prompt_id, reply, words, finished; reward (of the proxy), gold, confidence
     (c of another classifier than the one whose c weighs), rouge_l, chrf and embedding_f1
     (similarity to the human reply), verdict against the human reply by gold (win | tie | lose),
-    judge, log_ratio (see `sampled_replies`); energy_distance between the embeddings of all replies
-    and of the human ones, in every row.
+    judge, log_ratio (see `sampled_replies`); energy_distance between the embeddings of replies
+    and of human ones (`distance_by_draw`), in every row.
     """
 
     replies: MethodStep | SftRepliesStep
@@ -69,9 +70,28 @@ class ScoredRepliesStep(Step):
         )
         encoder = gold.relevance.encoder
         table = table.join(similarity.to_reference(texts, human, encoder))
-        vectors = (encoder.embed(part).numpy() for part in (texts, human))
-        table["energy_distance"] = analysis.energy_distance(*vectors)
+        vectors, human_vectors = (encoder.embed(part).numpy() for part in (texts, human))
+        table["energy_distance"] = distance_by_draw(vectors, human_vectors, table["row_id"])
         table.to_json(folder / REPLIES, orient="records", force_ascii=False)
+
+
+def distance_by_draw(replies: np.ndarray, human: np.ndarray, row_ids: "pd.Series[str]") -> float:
+    """Mean energy distance of the first, second, ... replies to every prompt from the human ones.
+
+    Two replies to one prompt are alike, and their human reply is the same text: all at once, a
+    sample would count such pairs, which its distance to itself has none of.
+
+    Args:
+        replies: [N, D] embeddings.
+        human: [N, D] embeddings of the human reply to the same prompt.
+        row_ids: [N], which prompt.
+    """
+    draw = row_ids.groupby(row_ids).cumcount().to_numpy()
+    distances = [
+        analysis.energy_distance(replies[draw == number], human[draw == number])
+        for number in range(draw.max() + 1)
+    ]
+    return float(np.mean(distances))
 
 
 def _human_reply(row: Preference) -> str:
