@@ -78,6 +78,9 @@ REFUSED = {
     "imbalance": lambda: slot_ratios([0.5], imbalance=0.0),
     "ratios": lambda: slot_weights([1.0, 0.0]),
     "rate": lambda: slot_weights([1.0], rate=1.5),
+    "imbalance: 'slot' needs": lambda: calibration.calibration_factor(
+        torch.ones(2, 2) / 2, kind="slot"
+    ),
     "alpha, beta": lambda: calibration.calibration_factor(torch.ones(1, 2) / 2),
 }
 

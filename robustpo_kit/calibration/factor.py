@@ -15,7 +15,7 @@ def calibration_factor(
     *,
     alpha: float | None = None,
     beta: float | Sequence[float] | Tensor | None = None,
-    imbalance: float | Sequence[float] | Tensor = 1.0,
+    imbalance: float | Sequence[float] | Tensor | None = None,
     kind: str = "relative",
 ) -> Tensor:
     """h~(z) [B]: the mean over the K responses of a density ratio of golden to the mixture.
@@ -37,13 +37,18 @@ def calibration_factor(
         probs: [B, K] in [0, 1], floating point: c, the probability that a response is golden.
         alpha: share of golden responses in the mixture; all kinds but slot.
         beta: share of the source of each response in the mixture, one number or [K]; likewise.
-        imbalance: gamma_i = q(y=0) / q(y=1) of the classifier, one number or [K].
+        imbalance: gamma_i = q(y=0) / q(y=1) of the classifier's training rows, n_S / n_golden (a
+            classifier's `imbalance` by source), one number or [K]; slot needs that of column 0,
+            the other kinds take 1 where it is left out.
         kind: relative | stabilised | raw | slot.
 
     Raises:
         ValueError: naming the argument.
     """
     _check_probs(probs)
+    if imbalance is None and kind == "slot":
+        raise ValueError("imbalance: 'slot' needs n_S / n_golden of the classifier's training rows")
+    imbalance = 1.0 if imbalance is None else imbalance
     if kind == "slot":
         return _slot_factor(probs, _per_column(imbalance, "imbalance", probs))
     if alpha is None or beta is None:
