@@ -28,7 +28,7 @@ from robustpo_kit.policies import collate, sequence_logps, tokenize
 from robustpo_kit.training import ExactStep, TrainConfig
 from robustpo_kit.training.metrics import step_metrics
 from robustpo_kit.training.scoring import kernel_of
-from robustpo_kit.training.step import in_two_passes
+from robustpo_kit.training.step import CutStep, in_two_passes
 
 # --- the optimizer
 
@@ -371,3 +371,28 @@ def test_hooks_are_told_which_micro_batch_is_the_last(
     monkeypatch.setattr(exact_step.exchange, "micro_batch", micro_batch)
     exact_step.take(step.trainer.scorer, exact_step.cut(whole(step), limit=limit))
     assert told == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "window"),
+    [
+        ("dpo(beta=0.1)", "step"),
+        ("kto(beta=0.1)", "step"),
+        ("dro(dpo(beta=0.1), lam=0.7)", "step"),
+        ("dro(dpo(beta=0.1), lam=0.7)", "micro"),
+    ],
+)
+def test_a_rank_reports_what_all_ranks_found(spec, window, tmp_path, monkeypatch):
+    """The other rank is played: what it would gather is put where it belongs."""
+    gathered: list[torch.Tensor] = []
+    one = Step(spec, tmp_path, window=window)
+    exact_step, rows = one.trainer.exact_step, whole(one)[:4]
+    monkeypatch.setattr(exact_step.exchange, "gather", lambda x: gathered.append(x.clone()))
+    expected = exact_step.take(one.trainer.scorer, CutStep(rows, [[[0, 1], [2, 3]]]))
+    first = Step(spec, tmp_path, window=window)
+    exact_step = first.trainer.exact_step
+    monkeypatch.setattr(exact_step.exchange, "gather", lambda x: x.copy_(gathered.pop(0)))
+    found = exact_step.take(first.trainer.scorer, CutStep(rows, [[[0, 1]], [[2, 3]]]))
+    assert not gathered
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.logps, expected.logps)
