@@ -123,6 +123,29 @@ def test_train_does_not_replace_what_it_needs(capsys, tmp_path, pairs, name):
     assert policies.load(out) if name == "model" else not out.exists()
 
 
+@pytest.mark.parametrize("name", ["out", "checkpoint"])
+def test_what_cannot_be_written_is_refused_before_training(capsys, tmp_path, pairs, name):
+    (tmp_path / "file").write_text("no folder")
+    there = {"out": tmp_path / "policy", name: tmp_path / "file" / "below"}
+    arguments = ["--data", pairs, "--out", there["out"], *TINY]
+    if name == "checkpoint":
+        arguments += ["--set", f"checkpoint={there[name]}"]
+    assert f"{name}: nothing can be written in" in refused(capsys, "train", *arguments)
+
+
+def test_a_score_file_that_cannot_be_written_is_one_line(capsys, tmp_path, pairs):
+    (tmp_path / "file").write_text("no folder")
+    out = tmp_path / "file" / "scores.jsonl"
+    given = ["--data", pairs, "--model", "tiny", "--out", out]
+    assert str(tmp_path / "file") in refused(capsys, "score", *given)
+
+
+@pytest.mark.parametrize("rank", ['"8"', "0"])
+def test_a_rank_that_is_no_number_of_columns_is_refused(capsys, tmp_path, pairs, rank):
+    arguments = ["--data", pairs, "--out", tmp_path / "policy", *TINY, "--set", f"rank={rank}"]
+    assert "should be a whole number of at least 1" in refused(capsys, "train", *arguments)
+
+
 def test_a_policy_with_an_adapter_is_the_reference_of_its_next_run(tmp_path, pairs):
     """DPO began at the model below the adapter, and flags of the new adapter were passed over."""
     first = policies.tiny(policies.byte_tokenizer()).add_lora(rank=2)

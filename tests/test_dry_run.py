@@ -10,7 +10,7 @@ import torch
 from test_cli import refused
 
 from robustpo_kit import cli, objectives, policies, published, training
-from robustpo_kit.cli.dry_run import model_config
+from robustpo_kit.cli.dry_run import Asked, missing_data, model_config
 from robustpo_kit.policies import TokenRow
 
 # Parameters of the presets' models, from the Hub's own count of their safetensors.
@@ -223,6 +223,13 @@ def test_what_a_dry_run_refuses(capsys, pairs, arguments, words):
     given = [] if "--data" in arguments else ["--data", pairs]
     spec = [] if "--preset" in arguments else ["--objective", "dpo(beta=0.1)"]
     assert words in refused(capsys, "train", "--dry-run", *given, *spec, *arguments)
+
+
+def test_a_preset_whose_data_must_be_made_first_says_so():
+    name = "dora/mistral-7b/hh/dora_dpo_pl"
+    objective = objectives.build("dora(dpo_pl(beta=0.1), lam=1)")
+    asked = Asked("tiny", "hh", name, "bfloat16", "none", 16, training.TrainConfig(), objective)
+    assert "not on the Hub: responses with rewards and h" in missing_data(asked)
 
 
 def test_a_listwise_preset_on_plain_pairs_is_refused_before_anything_is_fetched(capsys, tmp_path):

@@ -1,13 +1,16 @@
 """Policies: an adapter starts as its reference, merging changes nothing, saved is loaded."""
 
+import peft
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from robustpo_kit import policies
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import TokenRow, collate, sequence_logps
 
+IDS = torch.tensor([[5, 6, 7, 8]])
 ROW = TokenRow("r", (5, 6, 7), ((8, 9, 2), (10, 2)), (0, 0))
 
 
@@ -118,3 +121,44 @@ def test_a_policy_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatc
     assert sorted(path.name for path in folder.iterdir()) == before
     assert policies.load(folder).fingerprint() == tiny().fingerprint()
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def peft_folder(tmp_path, **settings) -> tuple:
+    """An adapter as peft writes it, without a tokenizer, beside its base; its own logits."""
+    policy = tiny(seed=3)
+    policy.model.save_pretrained(tmp_path / "base")
+    policy.tokenizer.save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], **settings))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05)
+        logits = model(input_ids=IDS).logits
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", logits
+
+
+@pytest.mark.parametrize("settings", [{}, {"modules_to_save": ["lm_head"]}], ids=["plain", "saved"])
+def test_an_adapter_that_peft_wrote_is_folded_into_its_base(tmp_path, settings):
+    folder, expected = peft_folder(tmp_path, **settings)
+    policy = policies.load(folder)
+    assert not policy.has_adapter and policy.tokenizer.eos_token
+    with torch.no_grad():
+        torch.testing.assert_close(policy.model(input_ids=IDS).logits, expected)
+    assert policy.merge().add_lora(rank=2).has_adapter
+
+
+def test_a_model_without_a_tokenizer_is_one_line(tmp_path):
+    tiny(seed=3).model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(KitError, match="no tokenizer can be read"):
+        policies.load(tmp_path / "bare")
+
+
+def test_targets_that_a_model_lacks_are_named():
+    config = GPT2Config(vocab_size=300, n_embd=8, n_layer=1, n_head=2)
+    policy = policies.Policy(GPT2LMHeadModel(config), policies.byte_tokenizer(), Template("plain"))
+    with pytest.raises(KitError, match="GPT2LMHeadModel has no layers of 'attention'.*all-linear"):
+        policy.add_lora("attention")
+    with pytest.raises(KitError, match="lora rank: 0 should be at least 1"):
+        policy.add_lora("all-linear", 0)

@@ -241,6 +241,20 @@ def _measured_rate(kind: Any, size: int = 1024) -> float:
     return 2 * size**3 / min(times)
 
 
+def missing_data(asked: Asked) -> str:
+    """What a preset takes and its task has not, and how to make it; empty where it has all."""
+    needs_h = asked.objective.needs_h
+    if not asked.preset or asked.data not in data.TASKS:
+        return ""
+    if not (asked.objective.needs_rewards or needs_h):
+        return ""
+    return (
+        f"not on the Hub: responses with rewards{' and h' * needs_h} (DoRA App. C.1, C.2), which "
+        f"`{asked.data}` lacks; make replies by `robustpo synthesise --task {asked.data}`, score "
+        "them, and give --data FILE"
+    )
+
+
 def _fetched(asked: Asked, folder: Path | None, estimate: "Estimate") -> list[tuple[str, str]]:
     """What a run would fetch, or that it is here."""
     lines = []
@@ -249,7 +263,9 @@ def _fetched(asked: Asked, folder: Path | None, estimate: "Estimate") -> list[tu
     elif asked.model != "tiny":
         size = 2 * (estimate.parameters - estimate.trainable * (asked.lora != "none"))
         lines.append(("model", f"{asked.model}: from the Hub, about {_gb(size)} in 16 bits"))
-    if asked.data in published.ROWS:
+    if missing := missing_data(asked):
+        lines.append(("data", missing))
+    elif asked.data in published.ROWS:
         lines.append(("data", f"{data.TASKS[asked.data].source}: from the Hub, size unknown"))
     else:
         lines.append(("data", f"{asked.data}: here"))

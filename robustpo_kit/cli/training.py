@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from robustpo_kit import data, paths, published, records
-from robustpo_kit.cli.dry_run import Asked, dry_run, preferences
+from robustpo_kit.cli.dry_run import Asked, dry_run, missing_data, preferences
 from robustpo_kit.cli.parsing import Commands, add_assignments, add_model, assignments
 from robustpo_kit.errors import KitError
 
@@ -136,6 +137,8 @@ def _asked(settings: dict[str, Any], preset: str | None) -> Asked:
     if lora == "none" and "rank" in run:
         raise KitError(f"--rank {run['rank']}: there is no adapter under --lora none")
     rank, spec = run.pop("rank", 16), run.pop("objective")
+    if type(rank) is not int or rank < 1:
+        raise KitError(f"rank: {rank!r} should be a whole number of at least 1")
     try:
         config = training.TrainConfig(**run)
     except TypeError as error:
@@ -146,13 +149,8 @@ def _asked(settings: dict[str, Any], preset: str | None) -> Asked:
 
 def _refuse_plain_data(asked: Asked) -> None:
     """Raises KitError, before anything is fetched, where a preset takes more than a task has."""
-    needs_h = asked.objective.needs_h
-    if asked.preset and asked.data in data.TASKS and (asked.objective.needs_rewards or needs_h):
-        raise KitError(
-            f"preset '{asked.preset}': its data are not on the Hub: responses with rewards"
-            f"{' and h' * needs_h} (DoRA App. C.1, C.2), which `{asked.data}` lacks; make replies "
-            f"by `robustpo synthesise --task {asked.data}`, score them, and give --data FILE"
-        )
+    if missing := missing_data(asked):
+        raise KitError(f"preset '{asked.preset}': its data are {missing}")
 
 
 def add_presets(commands: Commands) -> None:
@@ -188,4 +186,20 @@ def _free_folder(settings: dict[str, Any]) -> Path:
         raise KitError(
             f"--out {paths.show(out)}: exists and is not a policy of this kit; name another folder"
         )
+    for name, folder in (("out", out), ("checkpoint", settings.get("checkpoint"))):
+        if folder:
+            _check_room(name, Path(folder).absolute().parent)
     return out
+
+
+def _check_room(name: str, folder: Path) -> None:
+    """Make the folder that will hold another; raises KitError where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise KitError(
+            f"{name}: nothing can be written in {paths.show(folder)} ({error.strerror}); name "
+            "another folder"
+        ) from None

@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
-from robustpo_kit import assets
+from robustpo_kit import assets, paths
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies.first_rank import join_ranks, of_first_rank, without_weights
@@ -58,11 +64,24 @@ def load(
         base.model = _with_adapter(base.model, folder)
         return dataclasses.replace(base, record=record)
     model = _model_of_rank(folder, kind, str(source), device)
-    tokenizer = with_pad(AutoTokenizer.from_pretrained(folder))
+    tokenizer = with_pad(_tokenizer(folder, str(source)))
     origin = record.get("origin", str(source))
     record = {**record, "source": str(source), "origin": origin, "dtype": dtype}
     record.pop("merged", None)  # the merged weights lie in this folder now
     return Policy(model, tokenizer, template or own_template(tokenizer), record)
+
+
+def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, or of the base model where an adapter has none of its own."""
+    if not (folder / "tokenizer_config.json").exists():
+        folder = _base_folder(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise KitError(
+            f"{source}: no tokenizer can be read from {paths.show(folder)} ({first_line(error)}); "
+            "save one there with `tokenizer.save_pretrained`"
+        ) from None
 
 
 def floating_type(name: str) -> torch.dtype:
@@ -93,18 +112,22 @@ def _model_of_rank(
 
 def _without_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The same model on a rank that will be handed its shards."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(_base_folder(folder))
     model: Any = without_weights(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype))
     model.tie_weights()
     return model.eval()
 
 
 def _model(folder: Path, dtype: torch.dtype, source: str) -> PreTrainedModel:
-    """The model of a folder with all its weights; its attention is the architecture's choice."""
+    """The model of a folder with all its weights; its attention is the architecture's choice.
+
+    An adapter that peft wrote is folded into its base.
+    """
     hf_logging.disable_progress_bar()
     options: Any = {"dtype": dtype, "output_loading_info": True}
+    base = _base_folder(folder)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(base, **options)
     except Exception as error:
         raise KitError(
             f"{source}: transformers loads no causal language model from it "
@@ -117,10 +140,18 @@ def _model(folder: Path, dtype: torch.dtype, source: str) -> PreTrainedModel:
             f"{source}: holds no weights for {missing[0]} ({len(missing)} such) of "
             f"{type(model).__name__}, which would stay random; choose a causal language model"
         )
-    return model
+    return model if base == folder else _with_adapter(model, folder).merge_and_unload()
 
 
-def _with_adapter(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
+def _base_folder(folder: Path) -> Path:
+    """Where the weights lie: the base model's folder, if `folder` holds an adapter alone."""
+    named = folder / "adapter_config.json"
+    if not named.exists() or (folder / "config.json").exists():
+        return folder
+    return assets.resolve(str(read_json(named)["base_model_name_or_path"]))
+
+
+def _with_adapter(model: torch.nn.Module, folder: Path) -> Any:
     from peft import PeftModel
 
     return fuse(PeftModel.from_pretrained(model, folder, is_trainable=True))

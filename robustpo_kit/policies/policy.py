@@ -103,7 +103,7 @@ class Policy:
             seed: of A.
 
         Raises:
-            KitError: for unknown targets.
+            KitError: for targets that are unknown or not in the model, or rank below 1.
         """
         from peft import LoraConfig, get_peft_model
 
@@ -111,6 +111,8 @@ class Policy:
             raise KitError(
                 f"lora targets: '{targets}' is unknown; choose one of {', '.join(TARGETS)}"
             )
+        if rank < 1:
+            raise KitError(f"lora rank: {rank} should be at least 1")
         if alpha is None:
             alpha = 2 * rank
         config = LoraConfig(
@@ -125,7 +127,13 @@ class Policy:
             # peft asks transformers by a name that is going away
             warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(stream_seed(seed, "adapter"))
-            self.model = fuse(get_peft_model(cast(Any, self.model), config))
+            try:
+                self.model = fuse(get_peft_model(cast(Any, self.model), config))
+            except ValueError:
+                raise KitError(
+                    f"lora targets: {type(self.model).__name__} has no layers of '{targets}' "
+                    f"({TARGETS[targets]}); choose all-linear, or none for full fine-tuning"
+                ) from None
         lora = {"targets": targets, "rank": rank, "alpha": alpha, "seed": seed}
         self.record = {**self.record, "lora": lora}
         return self

@@ -52,10 +52,10 @@ class Rewards(abc.ABC):
 
     @abc.abstractmethod
     def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
-        """What `score` returns, of pairs (prompt, response)."""
+        """What `Rewards.score` returns, of pairs (prompt, response)."""
 
     def score_set(self, preferences: PreferenceSet, *, bias: float = 0.0) -> np.ndarray:
-        """Scores [N, K], with the `bias` of `score`.
+        """Scores [N, K], with the `bias` of `Rewards.score`.
 
         Raises:
             ValueError: K differs between rows, or a row was learned from.
@@ -102,7 +102,7 @@ class RewardModel(Rewards):
 
         Args:
             pairs: N pairs.
-            bias: of `score`.
+            bias: of `Rewards.score`.
 
         Returns:
             A row a pair: row_id, group, kind, difference (better - worse), gap_words (the same of

@@ -54,6 +54,8 @@ class TrainConfig:
         for name in ("batch_size", "micro_batch_size", "epochs", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise KitError(f"{name}: {getattr(self, name)} should be at least 1")
+        if self.max_length < 2:
+            raise KitError(f"max_length: {self.max_length} should be at least 2 tokens")
         for name in (*AT_LEAST_0, "max_steps", "tokens_per_pass"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise KitError(f"{name}: {getattr(self, name)} should be a number of at least 0")

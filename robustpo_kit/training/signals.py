@@ -30,7 +30,7 @@ def _misfit(row: Preference, objective: StepObjective) -> str | None:
     """What the objective misses in the row, and what to do; None where the row fits."""
     count = len(row.responses)
     if objective.responses == "pair" and count != 2:
-        return f"takes pairs, this row has {count} responses; use .pairs()"
+        return f"takes pairs, this row has {count} responses; take a listwise loss, or .pairs()"
     if objective.responses == "list" and count < 2:
         return f"takes at least 2 responses, this row has {count}"
     if objective.responses == "one" and row.golden is None:
