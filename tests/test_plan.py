@@ -70,6 +70,12 @@ def token_row(prompt, responses):
     return TokenRow("r", (1,) * prompt, tuple((2,) * n for n in responses), (0,) * len(responses))
 
 
+def test_without_a_budget_of_tokens_only_prompts_are_counted():
+    rows = [token_row(90, [11, 5]), token_row(5, [6, 6]), token_row(3, [1, 2])]
+    assert training.plan.cut_rows(rows, "shared", 2, 1) == [[[0], [1, 2]]]
+    assert training.plan.cut_rows(rows, "separate", 2, 1) == [[[0, 1], [2]]]
+
+
 def test_every_epoch_shuffles_and_drops_no_row():
     plan = training.step_rows(10, TrainConfig(batch_size=4, epochs=2, seed=3))
     assert [len(rows) for rows in plan] == [4, 4, 2, 4, 4, 2]
