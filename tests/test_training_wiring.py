@@ -382,7 +382,7 @@ def test_hooks_are_told_which_micro_batch_is_the_last(
         ("dro(dpo(beta=0.1), lam=0.7)", "micro"),
     ],
 )
-def test_a_rank_reports_what_all_ranks_found(spec, window, tmp_path, monkeypatch):
+def test_a_step_reports_what_the_others_found_too(spec, window, tmp_path, monkeypatch):
     """The other rank is played: what it would gather is put where it belongs."""
     gathered: list[torch.Tensor] = []
     one = Step(spec, tmp_path, window=window)
