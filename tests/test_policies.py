@@ -144,6 +144,7 @@ def test_an_adapter_that_peft_wrote_is_folded_into_its_base(tmp_path, settings):
     folder, expected = peft_folder(tmp_path, **settings)
     policy = policies.load(folder)
     assert not policy.has_adapter and policy.tokenizer.eos_token
+    assert all(weight.requires_grad for weight in policy.model.parameters())
     with torch.no_grad():
         torch.testing.assert_close(policy.model(input_ids=IDS).logits, expected)
     assert policy.merge().add_lora(rank=2).has_adapter

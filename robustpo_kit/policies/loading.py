@@ -18,7 +18,7 @@ from robustpo_kit import assets, paths
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies.first_rank import join_ranks, of_first_rank, without_weights
-from robustpo_kit.policies.lora import fuse
+from robustpo_kit.policies.lora import fold, fuse
 from robustpo_kit.policies.passes import first_line
 from robustpo_kit.policies.policy import RECORD, Policy, on_device, own_template, with_pad
 from robustpo_kit.policies.probing import Fit, fit_of, take_fit
@@ -118,7 +118,7 @@ def _without_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
-def _model(folder: Path, dtype: torch.dtype, source: str) -> PreTrainedModel:
+def _model(folder: Path, dtype: torch.dtype, source: str) -> torch.nn.Module:
     """The model of a folder with all its weights; its attention is the architecture's choice.
 
     An adapter that peft wrote is folded into its base.
@@ -140,7 +140,7 @@ def _model(folder: Path, dtype: torch.dtype, source: str) -> PreTrainedModel:
             f"{source}: holds no weights for {missing[0]} ({len(missing)} such) of "
             f"{type(model).__name__}, which would stay random; choose a causal language model"
         )
-    return model if base == folder else _with_adapter(model, folder).merge_and_unload()
+    return model if base == folder else fold(_with_adapter(model, folder))
 
 
 def _base_folder(folder: Path) -> Path:

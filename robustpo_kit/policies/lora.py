@@ -96,6 +96,11 @@ def fuse(model: nn.Module) -> nn.Module:
     return model
 
 
+def fold(model: PeftModel) -> nn.Module:
+    """The base with its adapter folded in for good: a plain model, all of whose weights train."""
+    return cast(Any, model).merge_and_unload().requires_grad_(True)
+
+
 @contextlib.contextmanager
 def merged_adapter(model: nn.Module) -> Iterator[nn.Module]:
     """A peft model that computes with plain, merged matrices for a while; any other as it is.

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies.first_rank import first_rank_loads, of_first_rank
-from robustpo_kit.policies.lora import fuse
+from robustpo_kit.policies.lora import fold, fuse
 from robustpo_kit.policies.probing import use_block_attention
 from robustpo_kit.records import atomic_folder, digest, stream_seed, write_json
 
@@ -141,8 +141,7 @@ class Policy:
     def merge(self) -> "Policy":
         """Fold the adapter into the weights: a plain model, ready to be the next reference."""
         if self.has_adapter:
-            self.model = cast(Any, self.model).merge_and_unload()
-            self.model.requires_grad_(True)
+            self.model = fold(cast(PeftModel, self.model))
             without_lora = {key: value for key, value in self.record.items() if key != "lora"}
             self.record = without_lora | {"merged": True}
         return self
