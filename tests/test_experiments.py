@@ -423,6 +423,8 @@ def test_full_fine_tuning_has_the_sft_policy_as_its_reference(lab, tmp_path, mon
     assert any(abs(ratio) > 1e-3 for ratio in ratios)
     sft = read_json(full.steps.sft_replies().kept() / "sampled.json")
     assert all(entry["log_ratio"] == 0 for entry in sft)
+    errors = full.window_errors("dpo(beta=0.1)", full.splits["policy"].pairs())
+    assert (errors["error"] < 1e-3).all()  # of a mean, the window makes no difference
 
 
 @pytest.mark.parametrize("name", ["dpo_pl", "dpo_pl dorra", ""])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import calibration, judging, mixture, policies
+from robustpo_kit import calibration, judging, mixture, objectives, policies
 from robustpo_kit.calibration import SourceClassifier
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import Encoder
@@ -22,6 +22,7 @@ from robustpo_kit.experiments.results import Trained
 from robustpo_kit.experiments.sampled import SftRepliesStep
 from robustpo_kit.experiments.scoring import GOLD_JUDGE
 from robustpo_kit.experiments.steps import Steps, train_config
+from robustpo_kit.experiments.supervised import adapted
 from robustpo_kit.experiments.workers import start_worker
 from robustpo_kit.measures import Candidates
 from robustpo_kit.policies import Policy
@@ -59,11 +60,11 @@ class Lab:
         limit = self.cfg.max_new_tokens
         return resample(self.base_policy(), self.cfg.task, batch, max_new_tokens=limit)
 
-    def mixed(self) -> tuple[PreferenceSet, np.ndarray]:
-        """The policy split with the profile's share of contaminated samples, and their mask."""
+    def mixed(self, share: float | None = None) -> tuple[PreferenceSet, np.ndarray]:
+        """The policy split with a share of contaminated samples (the profile's), and their mask."""
         extra = mixture.load_store(f"{self.cfg.task}_extra")
-        rows = self.splits["policy"]
-        return mixture.contaminate(rows, self.cfg.contamination, extra, seed=self.seed)
+        share = self.cfg.contamination if share is None else share
+        return mixture.contaminate(self.splits["policy"], share, extra, seed=self.seed)
 
     def cut_replies(self) -> set[tuple[str, int]]:
         """Row id and column of the replies, in the rows and in `mixed`, that the token limit ended.
@@ -186,9 +187,9 @@ class Lab:
 
         See `window.window_errors`.
         """
-        policy = self.sft_policy()
-        policy.add_lora(self.cfg.lora_targets, self.cfg.lora_rank, seed=self.seed)
-        run = dataclasses.replace(train_config(self.cfg, self.seed), epochs=1)
+        cfg = self.cfg.of_method(objectives.build(spec).base)
+        policy = adapted(self.sft_policy(), cfg.lora_targets, cfg.lora_rank, seed=self.seed)
+        run = dataclasses.replace(train_config(cfg, self.seed), epochs=1)
         return window.window_errors(policy, spec, dataset, run)
 
     def _make_what_methods_share(self) -> None:

@@ -7,7 +7,7 @@ from robustpo_kit import objectives, training
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.experiments.keeping import Step
 from robustpo_kit.experiments.sampled import RECORD, SAMPLED, sampled_replies
-from robustpo_kit.experiments.supervised import SftStep
+from robustpo_kit.experiments.supervised import SftStep, adapted
 from robustpo_kit.policies import SamplingConfig
 from robustpo_kit.records import write_json
 from robustpo_kit.training import TrainConfig
@@ -35,9 +35,8 @@ class MethodStep(Step):
     sampling_seed: int
 
     def make(self, folder: Path) -> None:
-        policy = self.sft.load()
-        if self.lora_targets != "none":
-            policy.add_lora(self.lora_targets, self.lora_rank, seed=self.run.seed)
+        targets, rank = self.lora_targets, self.lora_rank
+        policy = adapted(self.sft.load(), targets, rank, seed=self.run.seed)
         record = training.train(policy, self.rows, objectives.build(self.spec), self.run)
         record.to_json(folder / RECORD)
         replies = sampled_replies(

@@ -12,6 +12,7 @@ from robustpo_kit import mixture, objectives, training
 from robustpo_kit.data import Preference, PreferenceSet, take
 from robustpo_kit.experiments.lab import Lab
 from robustpo_kit.experiments.steps import train_config
+from robustpo_kit.experiments.supervised import adapted
 from robustpo_kit.profiles import Profile
 
 Harmed = tuple[PreferenceSet, np.ndarray]  # N training rows, and which of them were harmed
@@ -63,14 +64,12 @@ def _outcomes_of_rows(lab: Lab, name: str) -> pd.DataFrame:
 def _outcomes(lab: Lab, run: StudyRun) -> pd.DataFrame:
     """Outcomes of a method, trained from the SFT policy on harmed rows."""
     rows, harmed = HARMS[run.harm](lab, run.dose)
-    objective = objectives.build(run.spec)
+    objective = objectives.build(run.spec, seed=run.seed)
+    cfg = run.cfg.of_method(objective.base)
     if objective.needs_h:
         rows = rows.with_h(WEIGHTS[run.weight](lab, rows, harmed))
-    policy = lab.sft_policy()
-    if run.cfg.lora_targets != "none":
-        policy.add_lora(run.cfg.lora_targets, run.cfg.lora_rank, seed=run.seed)
-    config = train_config(run.cfg, run.seed)
-    training.train(policy, rows, objective, config)
+    policy = adapted(lab.sft_policy(), cfg.lora_targets, cfg.lora_rank, seed=run.seed)
+    training.train(policy, rows, objective, train_config(cfg, run.seed))
     logps, _ = training.score(policy, lab.splits["eval"])
     return lab.candidates().outcomes(logps.double().numpy())
 
@@ -80,8 +79,7 @@ def contaminated(lab: Lab, dose: float) -> Harmed:
 
     The label follows the claim: column 0 first, the others as the proxy ranks them.
     """
-    extra = mixture.load_store(f"{lab.cfg.task}_extra")
-    rows, mask = mixture.contaminate(lab.splits["policy"], dose, extra, seed=lab.seed)
+    rows, mask = lab.mixed(dose)
     rewards = lab.proxy().score_set(rows)
     every = np.ones(len(rows), dtype=bool)
     return rows.with_rewards(mixture.rank_first(rewards, every)), mask

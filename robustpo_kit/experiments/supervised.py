@@ -24,8 +24,7 @@ class SftStep(Step):
 
     def make(self, folder: Path) -> None:
         policy = policies.load(self.model, template=self.template, dtype=self.dtype)
-        if self.lora_targets != "none":
-            policy.add_lora(self.lora_targets, self.lora_rank, seed=self.run.seed)
+        policy = adapted(policy, self.lora_targets, self.lora_rank, seed=self.run.seed)
         record = training.train(policy, self.rows, objectives.build("sft()"), self.run)
         policy.merge().save(folder / "policy")
         record.to_json(folder / "record.json")
@@ -33,3 +32,8 @@ class SftStep(Step):
     def load(self) -> Policy:
         """The policy, trained now or before."""
         return policies.load(self.kept() / "policy", dtype=self.dtype)
+
+
+def adapted(policy: Policy, targets: str, rank: int, *, seed: int) -> Policy:
+    """The policy with a new adapter; as it is where `targets` is "none", for full fine-tuning."""
+    return policy if targets == "none" else policy.add_lora(targets, rank, seed=seed)
