@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
-from robustpo_kit.calibration.quality import EPS
+from robustpo_kit.calibration.quality import quality
 
 CALIBRATORS = ("temperature", "isotonic", "none")
 LEAST_NLL = "least_nll"  # whichever of them has the least NLL on held-out rows
@@ -93,11 +93,7 @@ def fit_calibrator(name: str, logits: np.ndarray, labels: np.ndarray) -> Calibra
 
 def least_nll(table: pd.DataFrame) -> str:
     """The calibrator of least NLL on held-out rows, of a table as `cross_fitted` takes it."""
-    golden = table["label"].to_numpy() == 1
-    nll = {}
-    for name in CALIBRATORS:
-        c = cross_fitted(table, name)
-        nll[name] = -np.log(np.where(golden, c, 1 - c).clip(EPS)).mean()
+    nll = {name: quality(table["label"], cross_fitted(table, name))["nll"] for name in CALIBRATORS}
     return min(nll, key=nll.__getitem__)
 
 

@@ -9,6 +9,7 @@ from robustpo_kit.profiles import Profile
 # Whose settings a profile takes whose model or task is none of the papers'.
 DORA_RUN = "dora/mistral-7b/hh"
 GAMMA_RUN = "gamma/llama-3-8b-instruct"  # of strength gamma0 / tau = 0.4
+GAMMA_TASK = "ultrafeedback"  # of gamma-PO, whatever the profile's
 DPO_SPREAD = 0.2  # wished standard deviation of the margins over DPO, in units of gamma0
 
 
@@ -51,10 +52,8 @@ def gamma_methods(cfg: Profile) -> dict[str, str]:
 
 def _gamma_spec(cfg: Profile, loss: str) -> str:
     """The spec of a preset of gamma-PO for the profile's model."""
-    for name, row in published.PRESETS.items():
-        if name.startswith("gamma/") and name.endswith(f"/{loss}") and row.model == cfg.model:
-            return row.spec
-    return published.PRESETS[f"{GAMMA_RUN}/{loss}"].spec
+    preset = published.find(cfg.model, GAMMA_TASK, loss)
+    return (preset or published.PRESETS[f"{GAMMA_RUN}/{loss}"]).spec
 
 
 def simpo_beta(cfg: Profile) -> float:
