@@ -42,9 +42,7 @@ class Profile:
     classifier_kind: str = "per_source"  # of h~: per_source (Eq. 5) | shared (Sec. 4)
     classifier_features: str = "frozen"  # of h~: frozen | fine_tuned
     classifier_epochs: int = 2
-    classifier_rate: float = (
-        1e-4  # of fine-tuning; at 2e-5 MiniLM, a quarter of BERT, hardly learns
-    )
+    classifier_rate: float = 1e-4  # of fine-tuning: at 2e-5 MiniLM, a quarter of BERT, idles
     classifier_head_rate: float = 1e-3  # of its head, which starts at zero
     classifier_frozen: int = 3  # so many lower layers and the embeddings stay; 0 trains everything
     reward_features: str = "frozen"  # of a fitted reward model: cosine | frozen | fine_tuned

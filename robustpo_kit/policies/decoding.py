@@ -251,9 +251,8 @@ class _Rows:
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         # an index gives a matrix, -1 a view with gaps, for which a frozen head is copied once a row
         last = torch.tensor([ids.shape[1] - 1], device=self.device)
-        placed = {"attention_mask": mask, "position_ids": positions}
         kept = {"past_key_values": cache, "use_cache": True, "logits_to_keep": last}
-        out = self.model(input_ids=ids, **placed, **kept)
+        out = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, **kept)
         return out.logits[:, -1]
 
 

@@ -47,6 +47,10 @@ class TokenRow(NamedTuple):
         """Tokens of the prompt with its longest response, whose last one is a target only."""
         return len(self.prompt) + max(len(response) for response in self.responses) - 1
 
+    def size(self, layout: str) -> int:
+        """What rows of a pass should be alike in: tokens, or where they are padded, the longest."""
+        return self.tokens() if layout == "shared" else self.longest
+
     def tokens(self, layout: str = "shared") -> int:
         """Tokens that are computed of this row alone, as `collate` lays it out."""
         if layout == "shared":

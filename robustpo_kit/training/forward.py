@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies import Batch, TokenRow, TokenTable, collate, sequence_logps
+from robustpo_kit.policies import Batch, TokenTable, collate, sequence_logps
 from robustpo_kit.records import progress
 from robustpo_kit.training.memory import free_memory, out_of_memory
 from robustpo_kit.training.ranks import on_any_rank, this_rank, world_size
@@ -52,7 +52,7 @@ def response_logps(
     logps = torch.zeros(len(tokens), width)
     device = next(model.parameters()).device
     budget = budget or SCORING_TOKENS
-    order = sorted(range(len(tokens)), key=lambda number: _size(tokens.rows[number], layout))
+    order = sorted(range(len(tokens)), key=lambda number: tokens.rows[number].size(layout))
     waiting = order[this_rank() :: world_size()]
     bar = iter(progress(range(len(waiting)), "scoring"))
     score = through or functools.partial(sequence_logps, model)
@@ -73,11 +73,6 @@ def response_logps(
         dist.all_reduce(on_device)
         logps = on_device.cpu()
     return logps
-
-
-def _size(row: TokenRow, layout: str) -> int:
-    """What rows of a pass should be alike in: tokens, or where they are padded the longest's."""
-    return row.tokens(layout) if layout == "shared" else row.longest
 
 
 def _fitting(tokens: TokenTable, waiting: list[int], budget: int, layout: str) -> int:

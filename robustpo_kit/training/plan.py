@@ -64,9 +64,8 @@ def cut_rows(
     rows: Sequence[TokenRow], layout: str, limit: int, world: int, tokens: int = 0
 ) -> list[list[list[int]]]:
     """`micro_batches` of a step of token rows, in a layout."""
-    if layout == "shared":
-        return micro_batches([row.tokens() for row in rows], limit, world, tokens=tokens)
-    sizes, padded = [row.longest for row in rows], [len(row.responses) for row in rows]
+    sizes = [row.size(layout) for row in rows]
+    padded = None if layout == "shared" else [len(row.responses) for row in rows]
     return micro_batches(sizes, limit, world, tokens=tokens, padded=padded)
 
 
