@@ -145,7 +145,14 @@ def _finished_batches(part: Path, batch_size: int) -> int:
 
 
 def load_store(task: str) -> dict[str, StoredReplies]:
-    """Stored replies by row id.
+    """Stored replies by row id; errors as in `store_digest`."""
+    store_digest(task)
+    entries = map(json.loads, store_path(task).read_text(encoding="utf-8").splitlines())
+    return {entry["row_id"]: entry for entry in entries}
+
+
+def store_digest(task: str) -> str:
+    """sha256 of the stored replies of a task.
 
     Raises:
         KitError: the file is missing or does not match its recorded sha256.
@@ -158,12 +165,12 @@ def load_store(task: str) -> dict[str, StoredReplies]:
         raise KitError(
             f"{paths.show(path)}: no stored replies for task '{task}'; make them with `{command}`"
         )
-    if file_digest(path) != read_json(path.with_suffix(".json"))["sha256"]:
+    found = file_digest(path)
+    if found != read_json(path.with_suffix(".json"))["sha256"]:
         raise KitError(
             f"{paths.show(path)}: differs from its recorded sha256; restore it from the repository"
         )
-    entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return {entry["row_id"]: entry for entry in entries}
+    return found
 
 
 def with_synthetic(preferences: PreferenceSet, store: Store, replies: int = 2) -> PreferenceSet:

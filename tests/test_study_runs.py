@@ -1,15 +1,18 @@
 """Studies: declared first, run whole, gone on with after a limit; a smoke study from end to end."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 
-from robustpo_kit import experiments, paths
+from robustpo_kit import data, experiments, mixture, paths
 from robustpo_kit.analysis import Study
 from robustpo_kit.cli import main
 from robustpo_kit.errors import KitError
 from robustpo_kit.experiments import study_run
+from robustpo_kit.records import file_digest
+from robustpo_kit.toy import sweep
 
 CONTRAST = {
     "contrast": ["erm", "erm"],
@@ -70,6 +73,37 @@ def test_a_study_runs_in_parts_and_writes_tidy_tables(declare, capsys):
     assert (paths.RUNS / "studies" / "small.jsonl").read_text() == before, "nothing is run again"
     contrasts = pd.read_csv(folder / "contrasts.csv")
     assert contrasts["kind"].tolist()[0] == "primary" and contrasts["prompts"][0] == 8
+    declare(notes="seen since")  # words change nothing
+    assert experiments.run_study(name, workers=1) == 0
+    declare(primary=[CONTRAST | {"outcome": "golden_logp"}], stopping="now")
+    with pytest.raises(KitError, match=r"small: primary, stopping differ .*small\.declared\.json"):
+        experiments.run_study(name, workers=1)
+
+
+def test_runs_on_other_data_are_other_runs(declare, tmp_path, monkeypatch):
+    """Stored replies and the task's rows decide the results, and so the keys."""
+    runs = experiments.study_runs(Study.load(declare(), paths.STUDIES))
+
+    def keys():
+        study_run._rows_digest.cache_clear()
+        return [sweep.key(study_run.study_run, run) for run in runs]
+
+    before, stores = keys(), [mixture.store_path("how_to"), mixture.store_path("how_to_extra")]
+    assert keys() == before
+    monkeypatch.setattr(paths, "SYNTHETIC", tmp_path)
+    for path in stores:
+        for file in (path, path.with_suffix(".json")):
+            shutil.copy(file, tmp_path)
+    assert keys() == before
+    changed = tmp_path / "how_to_extra.jsonl"
+    changed.write_text(changed.read_text().replace("the", "a"))
+    record = changed.with_suffix(".json")
+    record.write_text(json.dumps({"sha256": file_digest(changed)}))
+    again = keys()
+    assert not set(again) & set(before)
+    rows = data.load("how_to")
+    monkeypatch.setattr(data, "load", lambda task: rows[1:])
+    assert not set(keys()) & {*again, *before}
 
 
 def test_harm_is_done_to_the_training_rows_alone(declare):

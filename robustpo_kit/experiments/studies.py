@@ -28,12 +28,13 @@ def run_study(name: str, *, limit: int | None = None, workers: int | None = None
         How many runs are left.
 
     Raises:
-        KitError: the declaration is missing or wrong, or runs have failed; the next call tries
-            those again.
+        KitError: the declaration is missing, wrong, or another one than the runs began with; or
+            runs have failed, and the next call tries those again.
     """
     study, started = Study.load(name, paths.STUDIES), time.time()
     runs = study_runs(study)
     kept = paths.work("studies") / f"{name}.jsonl"
+    _hold_to_declaration(study, kept.with_suffix(".declared.json"))
     table = sweep.sweep(study_run, runs, kept, workers=workers, desc=name, limit=limit)
     if len(table) < len(runs):
         return len(runs) - len(table)
@@ -44,6 +45,23 @@ def run_study(name: str, *, limit: int | None = None, workers: int | None = None
     records.write_table(folder / "outcomes.csv", outcomes, record)
     records.write_table(folder / "contrasts.csv", study_table(study, outcomes), record)
     return 0
+
+
+def _hold_to_declaration(study: Study, path: Path) -> None:
+    """Keep in `path` what is declared when the first run begins; refuse another one after that."""
+    declared = dataclasses.asdict(study)
+    declared.pop("notes")
+    if not path.exists():
+        records.write_json(path, declared)
+        return
+    first = records.read_json(path)
+    digests = {field: records.digest(value) for field, value in declared.items()}
+    changed = [field for field in declared if records.digest(first.get(field)) != digests[field]]
+    if changed:
+        raise KitError(
+            f"study {study.name}: {', '.join(changed)} differ from what was declared when its runs "
+            f"began ({paths.show(path)}); restore it, or declare another study under its own name"
+        )
 
 
 def study_folder(name: str) -> Path:

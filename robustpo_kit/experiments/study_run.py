@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustpo_kit import mixture, objectives, training
+from robustpo_kit import data, mixture, objectives, training
 from robustpo_kit.data import Preference, PreferenceSet, take
 from robustpo_kit.experiments.lab import Lab
 from robustpo_kit.experiments.steps import train_config
 from robustpo_kit.experiments.supervised import adapted
 from robustpo_kit.profiles import Profile
+from robustpo_kit.records import digest
 
 Harmed = tuple[PreferenceSet, np.ndarray]  # N training rows, and which of them were harmed
 
@@ -36,6 +37,18 @@ class StudyRun:
     def setting(self) -> tuple[Profile, int]:
         """Runs of one setting follow one another, and share what is cached."""
         return self.cfg, self.seed
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Digests of what a run reads: the task's rows, and their stored replies."""
+        stores = (self.cfg.task, f"{self.cfg.task}{mixture.EXTRA}")
+        return _rows_digest(self.cfg.task), *map(mixture.store_digest, stores)
+
+
+@functools.cache
+def _rows_digest(task: str) -> str:
+    rows = data.load(task)
+    return digest(rows.rows, rows.template)
 
 
 def study_run(run: StudyRun) -> dict[str, object]:

@@ -25,8 +25,12 @@ Function = Callable[[Any], dict[str, object]]
 
 
 def key(function: Function, config: Any) -> str:
-    """Key of a run: its frozen dataclass and the code that it runs."""
-    return digest(key_of_function(function), type(config).__name__, config, length=20)
+    """Key of a run: its frozen dataclass, the code that it runs, and what it reads.
+
+    A config that reads data says by their digests in `inputs` what they are.
+    """
+    inputs = getattr(config, "inputs", ())
+    return digest(key_of_function(function), type(config).__name__, config, *inputs, length=20)
 
 
 def sweep(
