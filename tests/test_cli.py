@@ -328,6 +328,8 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
     table = tmp_path / "wins.csv"
     judge = ["judge", "--data", str(pairs), "--judge", str(tmp_path / "reward")]
     assert "judge 'reward judge': fails its audit (" in refused(capsys, *judge)
+    own = ["judge", "--data", training, "--judge", tmp_path / "reward"]
+    assert "judge 'reward judge': row 't1' (18 in all) was trained on" in refused(capsys, *own)
     assert (
         cli.main(
             [

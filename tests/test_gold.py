@@ -107,6 +107,14 @@ def test_the_proxy_is_gold_with_bias_and_noise(gold, new):
 def test_gold_is_stored_and_read(gold, new, tmp_path):
     gold.save(tmp_path)
     again = rewards.GoldReward.load(tmp_path, gold.relevance.encoder)
+    assert again.fingerprint() == gold.fingerprint()
+    changed = [
+        dataclasses.replace(gold, kappa=gold.kappa + 1),
+        dataclasses.replace(gold, relevance=dataclasses.replace(gold.relevance, temperature=9.0)),
+        rewards.ProxyReward(gold, 0.0, 0.0, seed=0),
+        rewards.ProxyReward(gold, 0.5, 0.0, seed=0),
+    ]
+    assert len({gold.fingerprint(), *(reward.fingerprint() for reward in changed)}) == 5
     np.testing.assert_array_equal(again.score_set(new), gold.score_set(new))
     assert again.trained_rows == gold.trained_rows
 

@@ -203,6 +203,55 @@ def test_a_judge_that_knows_passes_and_is_admitted():
         judging.win_table(verdicts, table.assign(judge="another"))
 
 
+class Known(Scores):
+    """A model with an identity, that has learned from some rows."""
+
+    def __init__(self, version="1", seen=()):
+        self.version, self.seen = version, frozenset(seen)
+
+    def score(self, prompts, responses, *, bias=0.0):
+        return np.array([float(text.startswith(self.version)) for text in responses])
+
+    def fingerprint(self):
+        return self.version
+
+    def seen_rows(self):
+        return self.seen
+
+
+def test_an_audit_is_of_the_judge_as_it_is_and_of_every_control():
+    """A name does not admit another model, another tie band, or a part of an audit."""
+    rows = audited_rows().map(lambda row: replace(row, responses=(f"1 {row.row_id} is it", "no")))
+    judge = judging.RewardJudge(Known(), name="j")
+    table = judging.audit(judge, rows, seed=0, draws=100)
+    table["result"] = table["result"].replace("fail", "pass")
+    prompts, golden = [row.prompt for row in rows], [row.responses[0] for row in rows]
+
+    def wins(other, audit):
+        verdicts = judging.compare(other, prompts, {"a": golden}, golden, seed=0)
+        return judging.win_table(verdicts, audit, draws=50)
+
+    assert wins(judge, table)["audited"].all()
+    for other in (replace(judge, model=Known("2")), replace(judge, tie_band=0.1)):
+        with pytest.raises(ValueError, match="judge 'j': no audit of it, as it is now"):
+            wins(other, table)
+    with pytest.raises(ValueError, match="its audit lacks echo, off-topic"):
+        wins(judge, table[~table["control"].isin(["echo", "off-topic"])])
+    with pytest.raises(ValueError, match="judge 'j': no audit of it"):
+        wins(judge, table.drop(columns="fingerprint"))
+
+
+def test_a_judge_is_not_asked_about_rows_that_it_learned_from():
+    rows = audited_rows()
+    judge = judging.RewardJudge(Known(seen=["r3", "r4", "other"]), name="j")
+    with pytest.raises(ValueError, match=r"judge 'j': row 'r3' \(2 in all\) was trained on"):
+        judging.audit(judge, rows, seed=0, draws=50)
+    texts = [row.responses[0] for row in rows]
+    ids = [row.row_id for row in rows]
+    with pytest.raises(ValueError, match="row 'r3'"):
+        judging.compare(judge, texts, {"a": texts}, texts, seed=0, row_ids=ids)
+
+
 def of_echoes(prompts, first, second):
     """A reply is the better the more words of the prompt it has."""
     shares = [

@@ -160,6 +160,7 @@ def _judge(arguments: argparse.Namespace) -> int:
         baseline,
         seed=arguments.seed,
         prompt_ids=[row.group for row in rows],
+        row_ids=[row.row_id for row in rows],
     )
     audit = None
     if not arguments.unaudited:

@@ -28,8 +28,8 @@ class ScoredRepliesStep(Step):
     Columns: row_id, prompt_id, reply, words, finished; reward (of the proxy), gold, confidence
     (c of another classifier than the one whose c weighs), rouge_l, chrf and embedding_f1
     (similarity to the human reply), verdict against the human reply by gold (win | tie | lose),
-    judge, log_ratio (see `sampled_replies`); energy_distance between the embeddings of replies
-    and of human ones (`distance_by_draw`), in every row.
+    judge and its fingerprint, log_ratio (see `sampled_replies`); energy_distance between the
+    embeddings of replies and of human ones (`distance_by_draw`), in every row.
     """
 
     replies: MethodStep | SftRepliesStep
@@ -50,12 +50,13 @@ class ScoredRepliesStep(Step):
         gold = self.gold.load()
         proxy = ProxyReward(gold, self.style_bias, self.noise, self.seed)
         judge = judging.RewardJudge(gold, name=GOLD_JUDGE)
+        row_ids = [row.row_id for row in rows]
         verdicts = judging.compare(
-            judge, prompts, {"": texts}, human, seed=self.seed, prompt_ids=ids
+            judge, prompts, {"": texts}, human, seed=self.seed, prompt_ids=ids, row_ids=row_ids
         )
         table = pd.DataFrame(
             {
-                "row_id": [row.row_id for row in rows],
+                "row_id": row_ids,
                 "prompt_id": ids,
                 "reply": texts,
                 "words": [len(text.split()) for text in texts],
@@ -65,6 +66,7 @@ class ScoredRepliesStep(Step):
                 "confidence": self.classifier.load().score(prompts, texts),
                 "verdict": verdicts["verdict"],
                 "judge": verdicts["judge"],
+                "fingerprint": verdicts["fingerprint"],
                 "log_ratio": [entry["log_ratio"] for entry in entries],
             }
         )

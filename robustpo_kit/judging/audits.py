@@ -10,7 +10,7 @@ import pandas as pd
 from robustpo_kit.data import PreferenceSet, take
 from robustpo_kit.errors import KitError
 from robustpo_kit.intervals import Interval, bootstrap_mean, bootstrap_statistic
-from robustpo_kit.judging.judges import SCORES, Judge, compare
+from robustpo_kit.judging.judges import SCORES, Judge, compare, fingerprint_of
 from robustpo_kit.rewards import replies_elsewhere
 
 OTHER_WAY_ROUND = {"A": "B", "B": "A", "C": "C"}
@@ -43,6 +43,7 @@ GIVEN = {  # controls whose replies the caller gives
     "contaminant": LOSES,  # what stands in the golden slot of contaminated rows
     "other human source": Limit("low", "<=", 0.5),  # not preferred
 }
+OTHERS = ("swapped order", "length slope")
 NOTHING = Interval(np.nan, np.nan, np.nan, 0)
 AGREEMENT = Limit("low", ">=", 0.8)
 
@@ -67,14 +68,15 @@ def audit(
         draws: of the bootstrap over groups, whose intervals are at 95 %.
 
     Returns:
-        A row a control: judge, control, n, value (score against the golden reply, win + tie/2; of
-        "swapped order" the share of equal verdicts, of "length slope" the change of the score of
-        the other replies for twice the words), low, high, rule, result (pass | fail | stated | not
-        tested).
+        A row a control: judge, fingerprint, control, n, value (score against the golden reply,
+        win + tie/2; of "swapped order" the share of equal verdicts, of "length slope" the change of
+        the score of the other replies for twice the words), low, high, rule, result (pass | fail |
+        stated | not tested).
 
     Raises:
         KitError: a row has no golden reply or no other.
-        ValueError: a control is unknown, or its replies are not one a row.
+        ValueError: a control is unknown, or its replies are not one a row, or the judge learned
+            from a row.
     """
     given = dict(given or {})
     _check(rows, given)
@@ -86,7 +88,8 @@ def audit(
         else:
             table.append(_row(name, NOTHING, limit, "not tested"))
     table += [ask.swapped_order(), ask.length_slope()]
-    return pd.DataFrame(table).assign(judge=judge.name)[["judge", *table[0]]]
+    named = pd.DataFrame(table).assign(judge=judge.name, fingerprint=fingerprint_of(judge))
+    return named[["judge", "fingerprint", *table[0]]]
 
 
 class _Asker:
@@ -132,7 +135,14 @@ class _Asker:
 
     def _scores(self, texts: Sequence[str]) -> np.ndarray:
         """[N] 1, 1/2 or 0 for each reply against the golden one."""
-        verdicts = compare(self.judge, self.prompts, {"": texts}, self.golden, seed=self.seed)
+        verdicts = compare(
+            self.judge,
+            self.prompts,
+            {"": texts},
+            self.golden,
+            seed=self.seed,
+            row_ids=[row.row_id for row in self.rows],
+        )
         return verdicts["verdict"].map(SCORES).to_numpy(dtype=float)
 
 
@@ -206,22 +216,27 @@ def check_admitted(
     """How results of a judge are marked: judge, audited.
 
     Args:
-        verdicts: with the column judge.
-        table: of `audit`.
+        verdicts: with the columns judge and fingerprint; without the second, it is the name.
+        table: of `audit`, whole.
         unaudited: whether a judge without audit, or one that fails it, is taken all the same.
 
     Raises:
-        ValueError: it is not, naming the judge and the controls that it fails.
+        ValueError: it is not, naming the judge and the controls that it fails or lacks.
     """
     names = sorted(set(verdicts["judge"])) if "judge" in verdicts else []
     if len(names) != 1:
         raise ValueError(f"verdicts, column judge: {names}; those of one judge are expected")
     if unaudited:
         return {"judge": names[0], "audited": False}
-    if table is None or set(table["judge"]) != set(names):
+    if table is None or _identities(table) != _identities(verdicts):
         raise ValueError(
-            f"judge '{names[0]}': no audit of it; give that of `judging.audit`, or unaudited=True, "
-            "which marks the table"
+            f"judge '{names[0]}': no audit of it, as it is now; give that of `judging.audit`, or "
+            "unaudited=True, which marks the table"
+        )
+    missing = [name for name in (*MAKES, *GIVEN, *OTHERS) if name not in set(table["control"])]
+    if missing:
+        raise ValueError(
+            f"judge '{names[0]}': its audit lacks {', '.join(missing)}; give the whole table"
         )
     failed = table[table["result"] == "fail"]
     if len(failed):
@@ -231,3 +246,9 @@ def check_admitted(
             "unaudited=True, which marks the table"
         )
     return {"judge": names[0], "audited": True}
+
+
+def _identities(table: pd.DataFrame) -> set[tuple[str, str]]:
+    """Names and fingerprints of the judges of a table."""
+    prints = table["fingerprint"] if "fingerprint" in table else table["judge"]
+    return set(zip(table["judge"], prints, strict=True))

@@ -13,18 +13,22 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from robustpo_kit.records import stream
+from robustpo_kit.records import digest, stream
 from robustpo_kit.rewards import Rewards
 
 SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
 
 
 class Judge(Protocol):
-    """Compares two replies to each prompt."""
+    """Compares two replies to each prompt.
+
+    A judge may have a `fingerprint`, a text that changes when its verdicts may, and `seen_rows()`,
+    the ids of the rows that it learned from, which it is not asked about.
+    """
 
     @property
     def name(self) -> str:
-        """What tables and errors call the judge; an audit is that of a name."""
+        """What tables and errors call the judge; without a fingerprint, an audit is of a name."""
         ...
 
     def verdicts(
@@ -50,6 +54,15 @@ class RewardJudge:
     def __post_init__(self) -> None:
         if not 0 <= self.tie_band < 0.5:
             raise ValueError(f"tie_band = {self.tie_band}: a value in [0, 0.5) is expected")
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the model and of how it judges."""
+        return digest(self.model.fingerprint(), self.tie_band, self.bias, length=16)
+
+    def seen_rows(self) -> frozenset[str]:
+        """The rows that the model learned from."""
+        return self.model.seen_rows()
 
     def preference(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
@@ -89,6 +102,7 @@ def compare(
     *,
     seed: int,
     prompt_ids: Sequence[str] | None = None,
+    row_ids: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Verdicts of each policy's replies against the human replies.
 
@@ -102,15 +116,17 @@ def compare(
         against: [N] the human replies.
         seed: of the order in which the judge sees two replies.
         prompt_ids: [N] the unit that intervals are taken over (default: the text of the prompt).
+        row_ids: [N] the rows that the prompts come from; a judge that learned from one refuses.
 
     Returns:
         A row a policy and prompt: policy, prompt_id, verdict (of the policy: win | tie | lose),
-        swapped, judge (its name).
+        swapped, judge (its name), fingerprint (`fingerprint_of`).
 
     Raises:
-        ValueError: where lengths differ, naming the argument or the policy, or where the judge
-            answers anything but A, B or C.
+        ValueError: where lengths differ, naming the argument or the policy, where the judge
+            learned from a row, or answers anything but A, B or C.
     """
+    _check_unseen(judge, row_ids)
     prompt_ids = list(prompts if prompt_ids is None else prompt_ids)
     _check_lengths(prompts, {"against": against, "prompt_ids": prompt_ids})
     _check_lengths(prompts, replies)
@@ -127,7 +143,13 @@ def compare(
         ]
         columns = {"prompt_id": prompt_ids, "verdict": verdicts, "swapped": swapped}
         parts.append(pd.DataFrame({"policy": policy} | columns))
-    return pd.concat(parts, ignore_index=True).assign(judge=judge.name)
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(judge=judge.name, fingerprint=fingerprint_of(judge))
+
+
+def fingerprint_of(judge: Judge) -> str:
+    """What an audit is of: the judge's fingerprint, or its name where it has none."""
+    return getattr(judge, "fingerprint", judge.name)
 
 
 def _in_order(
@@ -155,6 +177,16 @@ def _check_answers(answers: Sequence[str], count: int, judge: Judge) -> None:
         raise ValueError(
             f"judge '{judge.name}': {len(answers)} answers for {count} prompts, "
             f"unknown: {unknown}; A, B, C"
+        )
+
+
+def _check_unseen(judge: Judge, row_ids: Sequence[str] | None) -> None:
+    learned: frozenset[str] = getattr(judge, "seen_rows", frozenset)()
+    seen = learned.intersection(row_ids or ())
+    if seen:
+        raise ValueError(
+            f"judge '{judge.name}': row '{min(seen)}' ({len(seen)} in all) was trained on; judge "
+            "rows of another split"
         )
 
 

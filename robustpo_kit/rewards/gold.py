@@ -23,7 +23,7 @@ from robustpo_kit import encoders
 from robustpo_kit.calibration import flat_responses
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import Encoder, LinearScorer, Pair
-from robustpo_kit.records import stream
+from robustpo_kit.records import digest, stream
 from robustpo_kit.rewards.fitting import fit_reward_model, slope_within, split_groups
 from robustpo_kit.rewards.models import RewardModel, Rewards, length_bias
 from robustpo_kit.rewards.pairs import replies_elsewhere
@@ -79,6 +79,11 @@ class GoldReward(Rewards):
         """The rows of both parts."""
         return self.trained_rows
 
+    def fingerprint(self) -> str:
+        """Of both parts and of what weighs them."""
+        settings = [self.length_slope, self.kappa, ECHO, RUN]
+        return digest(self.relevance.fingerprint(), self.human.trained_state(), settings)
+
     def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
         prompts, responses = [prompt for prompt, _ in pairs], [reply for _, reply in pairs]
         gold = self.parts(prompts, responses)["gold"].to_numpy()
@@ -127,6 +132,10 @@ class ProxyReward(Rewards):
     def seen_rows(self) -> frozenset[str]:
         """Those of gold."""
         return self.gold.seen_rows()
+
+    def fingerprint(self) -> str:
+        """Of gold, the bias and the errors."""
+        return digest(self.gold.fingerprint(), self.style_bias, self.noise, self.seed)
 
     def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
         prompts, responses = [prompt for prompt, _ in pairs], [reply for _, reply in pairs]

@@ -16,6 +16,7 @@ from robustpo_kit import encoders
 from robustpo_kit.calibration import flat_responses, responses_per_row
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import Encoder, LinearScorer, Pair, PairScorer
+from robustpo_kit.records import digest
 from robustpo_kit.rewards.pairs import RankedPair
 from robustpo_kit.rewards.tables import accuracy_table
 
@@ -49,6 +50,10 @@ class Rewards(abc.ABC):
     @abc.abstractmethod
     def seen_rows(self) -> frozenset[str]:
         """Ids of the rows that it learned from, and does not score."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when a score may."""
 
     @abc.abstractmethod
     def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
@@ -89,6 +94,11 @@ class RewardModel(Rewards):
     def seen_rows(self) -> frozenset[str]:
         """The rows that it was trained on."""
         return self.trained_rows
+
+    def fingerprint(self) -> str:
+        """Of the tensors, the encoder's included, and of what scales scores."""
+        settings = [self.features, self.temperature, self.scale, self.log_words]
+        return digest(self.model.trained_state(), self.encoder.about(), settings)
 
     def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
         scores = raw_scores(self.model, self.encoder, pairs) / self.temperature
