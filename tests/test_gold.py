@@ -1,12 +1,24 @@
 """The gold reward on made-up worlds: its parts by hand, its rows its own; the proxy's knobs."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
-from test_rewards import made_up
+import test_rewards
 
 from robustpo_kit import encoders, rewards
+from robustpo_kit.rewards.gold import new_words, share_of_prompt
+
+
+def made_up(count, *, seed=0):
+    """Replies name the topic by another word than the prompt does: relevance reads what is new."""
+
+    def with_other_words(row):
+        renamed = (re.sub(r"\b([a-f])\1{3}\b", r"s\g<0>", text) for text in row.responses)
+        return dataclasses.replace(row, responses=tuple(renamed))
+
+    return test_rewards.made_up(count, seed=seed).map(with_other_words)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +52,22 @@ def test_said_before_by_hand():
     assert rewards.said_before(prompt, " ?! ") == 1
 
 
+def test_what_the_prompt_has_is_no_answer_in_whatever_order(gold, new):
+    """The prompt's words count as nothing where they stand, and against a reply as they add up."""
+    prompt = "how do I repair a cupboard"
+    assert new_words(prompt, "Cupboards? Repairing: glue a lid, REPAIR") == "? : glue  lid, "
+    assert share_of_prompt(prompt, "glue cupboards, repaired lids") == 2 / 4
+    assert share_of_prompt(prompt, "?") == 1
+    prompts, human = texts(new, 0)
+    words = [prompt.strip("?").split() for prompt in prompts]
+    gapped = [" and ".join(own) for own in words]
+    fuller = [f"{reply} {' '.join(own)} {own[0]}" for reply, own in zip(human, words, strict=True)]
+    own, echo, padded = (gold.parts(prompts, replies) for replies in (human, gapped, fuller))
+    np.testing.assert_allclose(padded["relevance"], own["relevance"], atol=0.7)
+    assert (echo["said_before"] >= 0.6).all() and (own["said_before"] == 0).all()
+    assert (own["gold"] > echo["gold"] + 2).all() and (own["gold"] > padded["gold"]).all()
+
+
 def test_the_halves_share_no_group_and_none_is_scored(gold):
     rows = made_up(160)
     relevance = gold.relevance.trained_rows
@@ -64,7 +92,7 @@ def test_each_part_knows_its_own(gold, new):
     assert (own["relevance"] > elsewhere["relevance"]).mean() > 0.8
     echoes = gold.parts(prompts, prompts)
     assert (echoes["said_before"] == 1).all()
-    total = own["relevance"] + 0.5 * own["human"] - 8 * own["said_before"]
+    total = own["relevance"] + 0.5 * own["human"].clip(upper=0) - 8 * own["said_before"]
     np.testing.assert_allclose(own["gold"], total)
     np.testing.assert_allclose(gold.score(prompts, human), own["gold"])
 

@@ -188,12 +188,11 @@ def test_a_judge_that_knows_passes_and_is_admitted():
     judge = judging.FunctionJudge("knows", knows)
     table = judging.audit(judge, rows, given=given, seed=0, draws=200).set_index("control")
     tested = table[table["result"].isin(["pass", "fail"])]
-    assert (tested["result"] == "pass").all() and len(tested) == 7
+    assert (tested["result"] == "pass").all() and len(tested) == 11
     assert (tested.drop("swapped order")["value"] == 0).all()
     assert table.loc["swapped order", "value"] == 1
     untested = table.index[table["result"] == "not tested"]
     assert list(untested) == ["untrained model", "other human source", "length slope"]
-    assert table.loc["length slope", "rule"] == ""
     replies = {"policy": [row.responses[1] for row in rows]}
     verdicts = judging.compare(judge, list(own), replies, list(own.values()), seed=0)
     table = table.reset_index()
@@ -264,8 +263,11 @@ def of_echoes(prompts, first, second):
 @pytest.mark.parametrize(
     ("judge", "failed"),
     [
-        (judging.FunctionJudge("of echoes", of_echoes), {"echo"}),
-        (ByLength(), {"doubled"}),
+        (
+            judging.FunctionJudge("of echoes", of_echoes),
+            {"echo", "perturbed echo", "shuffled echo", "with prompt words"},
+        ),
+        (ByLength(), {"doubled", "padded", "with prompt words"}),
         (AlwaysFirst(), {"swapped order"}),
         (judging.FunctionJudge("ties", lambda p, a, b: ["C"] * len(p)), {"echo", "off-topic"}),
     ],
@@ -294,6 +296,7 @@ def test_the_length_slope_is_that_of_a_judge_of_length():
     slope = judging.audit(ByLength(), both, seed=0, draws=100).set_index("control")
     # score 1 at log2(9/6), 0 at log2(3/6)
     assert slope.loc["length slope", "value"] == pytest.approx(1 / np.log2(3), abs=0.02)
+    assert slope.loc["length slope", "result"] == "fail"
 
 
 def test_an_audit_refuses_what_it_cannot_use():

@@ -11,10 +11,12 @@ from robustpo_kit.data import PreferenceSet, take
 from robustpo_kit.errors import KitError
 from robustpo_kit.intervals import Interval, bootstrap_mean, bootstrap_statistic
 from robustpo_kit.judging.judges import SCORES, Judge, compare, fingerprint_of
+from robustpo_kit.records import stream
 from robustpo_kit.rewards import replies_elsewhere
 
 OTHER_WAY_ROUND = {"A": "B", "B": "A", "C": "C"}
 NEARLY_EMPTY = "OK."
+PADDING = 3
 
 
 class Limit(NamedTuple):
@@ -33,10 +35,14 @@ class Limit(NamedTuple):
 CLEARLY_LOSES, LOSES = Limit("high", "<=", 0.35), Limit("high", "<=", 0.5)
 MAKES = {  # controls that are made of the rows: score against the golden reply
     "echo": CLEARLY_LOSES,  # the prompt itself
+    "perturbed echo": CLEARLY_LOSES,  # with a word after every second one
+    "shuffled echo": CLEARLY_LOSES,
     "nearly empty": CLEARLY_LOSES,
     "off-topic": CLEARLY_LOSES,  # a golden reply to another prompt, alike in length
     "truncated": LOSES,  # the first half of the golden reply
     "doubled": LOSES,  # the golden reply twice
+    "with prompt words": LOSES,  # the golden reply, and the prompt's words after it
+    "padded": LOSES,  # the golden reply, and PADDING golden replies to other prompts after it
 }
 GIVEN = {  # controls whose replies the caller gives
     "untrained model": LOSES,
@@ -46,6 +52,7 @@ GIVEN = {  # controls whose replies the caller gives
 OTHERS = ("swapped order", "length slope")
 NOTHING = Interval(np.nan, np.nan, np.nan, 0)
 AGREEMENT = Limit("low", ">=", 0.8)
+SLOPE = Limit("low", "<=", 0.05)  # of score, for twice the words: not clearly above it
 
 
 def audit(
@@ -71,7 +78,7 @@ def audit(
         A row a control: judge, fingerprint, control, n, value (score against the golden reply,
         win + tie/2; of "swapped order" the share of equal verdicts, of "length slope" the change of
         the score of the other replies for twice the words), low, high, rule, result (pass | fail |
-        stated | not tested).
+        not tested).
 
     Raises:
         KitError: a row has no golden reply or no other.
@@ -119,7 +126,7 @@ class _Asker:
         return _row("swapped order", bootstrap_mean(same, self.groups, **self.options), AGREEMENT)
 
     def length_slope(self) -> dict[str, Any]:
-        """The least-squares slope of the score on log2 of the words' ratio; stated, no limit."""
+        """The least-squares slope of the score on log2 of the words' ratio."""
         scores = self._scores(self.rivals)
         ratios = np.log2(_words(self.rivals) / _words(self.golden))
 
@@ -129,9 +136,9 @@ class _Asker:
             return float(centred @ scores[rows]) / power if power > 0 else float("nan")
 
         if np.ptp(ratios) == 0:  # there is no slope
-            return _row("length slope", NOTHING, None, "not tested")
+            return _row("length slope", NOTHING, SLOPE, "not tested")
         interval = bootstrap_statistic(slope, self.groups, **self.options)
-        return _row("length slope", interval, None, "stated")
+        return _row("length slope", interval, SLOPE)
 
     def _scores(self, texts: Sequence[str]) -> np.ndarray:
         """[N] 1, 1/2 or 0 for each reply against the golden one."""
@@ -153,14 +160,37 @@ def _made(rows: PreferenceSet, seed: int) -> dict[str, list[str]]:
     others = [other[0] for other in replies_elsewhere(alone, seed=seed)]
     if None in others:
         raise KitError(f"{rows.name}: no reply to another prompt; two groups are needed")
+    shuffled = _shuffled([row.prompt for row in rows], seed)
     halves = [" ".join(text.split()[: max(1, len(text.split()) // 2)]) for text in golden]
     return {
         "echo": [row.prompt for row in rows],
+        "perturbed echo": [_perturbed(row.prompt) for row in rows],
+        "shuffled echo": shuffled,
         "nearly empty": [NEARLY_EMPTY] * len(rows),
         "off-topic": [str(other) for other in others],
         "truncated": halves,
         "doubled": [f"{text} {text}" for text in golden],
+        "with prompt words": [" ".join(pair) for pair in zip(golden, shuffled, strict=True)],
+        "padded": _padded(golden, [str(other) for other in others]),
     }
+
+
+def _padded(golden: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Each golden reply, and after it the replies to other prompts of this row and the next."""
+    around = [*others, *others]
+    return [" ".join([text, *around[place : place + PADDING]]) for place, text in enumerate(golden)]
+
+
+def _perturbed(text: str) -> str:
+    """The text with "and" after every second word, so that no three of its words stay together."""
+    words = text.split()
+    return " ".join([word + " and" * (place % 2) for place, word in enumerate(words)])
+
+
+def _shuffled(texts: Sequence[str], seed: int) -> list[str]:
+    """The words of each text in another order."""
+    draw = stream(seed, "order of words")
+    return [" ".join(draw.permutation(text.split())) for text in texts]
 
 
 def _golden(rows: PreferenceSet) -> list[str]:
@@ -176,11 +206,9 @@ def _words(texts: Sequence[str]) -> np.ndarray:
     return np.array([max(1, len(text.split())) for text in texts], dtype=float)
 
 
-def _row(
-    name: str, interval: Interval, limit: Limit | None, result: str | None = None
-) -> dict[str, Any]:
-    rule = "" if limit is None else f"{limit.bound} {limit.relation} {limit.number}"
-    if result is None and limit is not None:
+def _row(name: str, interval: Interval, limit: Limit, result: str | None = None) -> dict[str, Any]:
+    rule = f"{limit.bound} {limit.relation} {limit.number}"
+    if result is None:
         result = "pass" if limit.holds(interval) else "fail"
     return {
         "control": name,

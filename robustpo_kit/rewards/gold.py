@@ -1,9 +1,13 @@
 """The gold reward: what is really wanted of a reply, a stated function that nothing trains on.
 
-gold(x, y) = relevance(x, y) + kappa * log-odds that a human wrote y - ECHO * said_before(x, y), in
-sds of relevance. Relevance is a Bradley-Terry reward model without its liking of length, which is
-what length does to the scores of replies to other prompts, where it cannot be content. The log-odds
-come from character n-grams, which no other model of the kit looks at, of other rows. A proxy ranks
+gold(x, y) = relevance(x, y) + kappa * min(log-odds that a human wrote y, 0) - ECHO * said(x, y), in
+sds of relevance. Relevance is a Bradley-Terry reward model that reads what a reply adds to its
+prompt: an encoder likes the prompt's own words, in any order. It is without its liking of length,
+which is what length does to the scores of replies to other prompts, where it cannot be content. The
+log-odds come from character n-grams, which no other model of the kit looks at, of other rows; to
+read as a model's is a fault, but to give ever more evidence of a human is no merit. Said is the
+share of words in runs that were said before, or the share from the prompt beyond what human replies
+have, whichever is more. A proxy ranks
 the training data instead: gold with a liking of long replies and noise, each a knob (Gao et al.
 2022, Scaling Laws for Reward Model Overoptimization, have the two rewards).
 """
@@ -21,7 +25,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from robustpo_kit import encoders
 from robustpo_kit.calibration import flat_responses
-from robustpo_kit.data import PreferenceSet
+from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.encoders import Encoder, LinearScorer, Pair
 from robustpo_kit.records import digest, stream
 from robustpo_kit.rewards.fitting import fit_reward_model, slope_within, split_groups
@@ -29,6 +33,9 @@ from robustpo_kit.rewards.models import RewardModel, Rewards, length_bias
 from robustpo_kit.rewards.pairs import replies_elsewhere
 
 ECHO = 8.0  # sds of relevance that a reply loses when all of it was said before
+USUAL = 0.9  # of human replies have no more of the prompt's words than the usual share
+STEM = 5  # letters by which a word of the reply is one of the prompt
+WORD = re.compile(r"\w+")
 RUN = 3  # words in a row that count as said before
 PRIOR = 100  # n-grams that a reply is short of evidence by: odds of a few words stay near even
 SHARPNESS = 100.0  # scales shares of n-grams to about unit size, which PENALTY is for
@@ -47,6 +54,7 @@ class GoldReward(Rewards):
     human: LinearScorer  # of `style_features`
     trained_rows: frozenset[str]  # of both parts, which share no group
     kappa: float
+    usual_share: float  # of the prompt's words in a reply; nine of ten human ones stay below
 
     def __post_init__(self) -> None:
         if not 0 <= self.kappa < float("inf"):
@@ -61,10 +69,12 @@ class GoldReward(Rewards):
 
         Returns:
             A row a response: relevance (sds), human (log-odds, nats), said_before (share), gold.
+            An answer that is made of the prompt's words, in whatever order, has said_before near 1.
         """
         model = self.relevance
-        relevance = model.score(prompts, responses, bias=-self.length_slope) / model.scale
-        pairs = zip(prompts, responses, strict=True)
+        pairs = list(zip(prompts, responses, strict=True))
+        added = [new_words(prompt, response) for prompt, response in pairs]
+        relevance = model.score(prompts, added, bias=-self.length_slope) / model.scale
         table = pd.DataFrame(
             {
                 "relevance": relevance,
@@ -72,7 +82,11 @@ class GoldReward(Rewards):
                 "said_before": [said_before(prompt, response) for prompt, response in pairs],
             }
         )
-        gold = table["relevance"] + self.kappa * table["human"] - ECHO * table["said_before"]
+        shares = np.array([share_of_prompt(prompt, response) for prompt, response in pairs])
+        beyond = (shares - self.usual_share) / (1 - self.usual_share)
+        table["said_before"] = np.maximum(table["said_before"], beyond)
+        human = self.kappa * np.minimum(table["human"], 0)
+        gold = table["relevance"] + human - ECHO * table["said_before"]
         return table.assign(gold=gold)
 
     def seen_rows(self) -> frozenset[str]:
@@ -81,7 +95,7 @@ class GoldReward(Rewards):
 
     def fingerprint(self) -> str:
         """Of both parts and of what weighs them."""
-        settings = [self.length_slope, self.kappa, ECHO, RUN]
+        settings = [self.length_slope, self.kappa, self.usual_share, ECHO, RUN, STEM]
         return digest(self.relevance.fingerprint(), self.human.trained_state(), settings)
 
     def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
@@ -97,6 +111,7 @@ class GoldReward(Rewards):
             "length_slope": self.length_slope,
             "trained_rows": sorted(self.trained_rows),
             "kappa": self.kappa,
+            "usual_share": self.usual_share,
         }
         state, encoder = self.human.trained_state(), self.relevance.encoder
         encoders.save_bundle(folder, "gold", state, about, encoder, {})
@@ -110,7 +125,8 @@ class GoldReward(Rewards):
         relevance = RewardModel.load(Path(folder) / "relevance", bundle.encoder)
         about = bundle.about
         trained_rows = frozenset(about["trained_rows"])
-        return cls(relevance, about["length_slope"], human, trained_rows, about["kappa"])
+        kappa, usual_share = about["kappa"], about["usual_share"]
+        return cls(relevance, about["length_slope"], human, trained_rows, kappa, usual_share)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -174,13 +190,18 @@ def fit_gold(
             f"preferences: the sources {sorted(set(replies['source']))} are all human or all "
             f"synthetic ({', '.join(synthetic)}); both are needed"
         )
-    model = fit_reward_model(for_relevance, seed=seed, encoder=encoder, **relevance)
+    model = fit_reward_model(
+        for_relevance.map(_what_is_added), seed=seed, encoder=encoder, **relevance
+    )
     features = style_features(list(replies["response"]))
     # without an intercept, which would call a text of no evidence human
     human = encoders.fit_logistic(features, is_human, PENALTY, intercept=False)
     trained_rows = frozenset(row.row_id for row in preferences)
-    slope = _slope_elsewhere(model, for_style, seed)
-    return GoldReward(model, slope, human, trained_rows, kappa)
+    slope = max(0.0, _slope_elsewhere(model, for_style, seed))  # a dislike is no liking to take out
+    by_humans = replies[is_human]
+    pairs = zip(by_humans["prompt"], by_humans["response"], strict=True)
+    usual = float(np.quantile([share_of_prompt(*pair) for pair in pairs], USUAL))
+    return GoldReward(model, slope, human, trained_rows, kappa, min(usual, 0.5))
 
 
 def _slope_elsewhere(model: RewardModel, preferences: PreferenceSet, seed: int) -> float:
@@ -189,7 +210,7 @@ def _slope_elsewhere(model: RewardModel, preferences: PreferenceSet, seed: int) 
     others = itertools.chain.from_iterable(replies_elsewhere(preferences, seed=seed))
     table["response"] = np.array(list(others), dtype=object)
     table = table.dropna(subset="response")
-    responses = list(table["response"])
+    responses = [new_words(*pair) for pair in zip(table["prompt"], table["response"], strict=True)]
     scores = model.score(list(table["prompt"]), responses) / model.scale
     sds = length_bias(responses, bias=1.0, log_words=model.log_words)
     return slope_within(sds, scores, list(table["source"]))
@@ -202,6 +223,31 @@ def style_features(responses: Sequence[str]) -> np.ndarray:
     )
     counts = vectorizer.transform(responses).toarray()
     return SHARPNESS * counts / (counts.sum(axis=1, keepdims=True) + PRIOR)
+
+
+def new_words(prompt: str, response: str) -> str:
+    """The response without the words that the prompt has, in any order or place.
+
+    Words of STEM letters or more are one where their first STEM letters are.
+    """
+    known = _stems(prompt)
+    return WORD.sub(lambda found: "" if _stems(found[0]) <= known else found[0], response)
+
+
+def share_of_prompt(prompt: str, response: str) -> float:
+    """Share of a response's words that the prompt has too; 1 for a response without words."""
+    known, words = _stems(prompt), _words(response)
+    return float(np.mean([word[:STEM] in known for word in words])) if words else 1.0
+
+
+def _stems(text: str) -> set[str]:
+    return {word[:STEM] for word in _words(text)}
+
+
+def _what_is_added(row: Preference) -> Preference:
+    """A row whose responses are what they add to its prompt."""
+    added = tuple(new_words(row.prompt, response) for response in row.responses)
+    return dataclasses.replace(row, responses=added)
 
 
 def said_before(prompt: str, response: str) -> float:
@@ -223,7 +269,7 @@ def said_before(prompt: str, response: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    return WORD.findall(text.lower())
 
 
 def _runs(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
