@@ -90,7 +90,11 @@ class Lab:
 
     @staticmethod
     def h(probabilities: np.ndarray) -> np.ndarray:
-        """h~ [N] of confidences [N, K] at the uniform mixture alpha = beta_i = 1/K."""
+        """h~ [N] of confidences [N, K] at the uniform mixture alpha = beta_i = 1/K: the sum of c.
+
+        gamma_i of Eq. 6 is taken as 1, though a head saw up to n_S / n_golden as many others: c
+        stays a posterior under its head's own prior. `calibration_factor(imbalance=)` has it.
+        """
         factor = calibration.uniform_factor(torch.as_tensor(probabilities))
         return factor.double().numpy()
 
