@@ -328,6 +328,10 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
     table = tmp_path / "wins.csv"
     judge = ["judge", "--data", str(pairs), "--judge", str(tmp_path / "reward")]
     assert "judge 'reward judge': fails its audit (" in refused(capsys, *judge)
+    control = ["--control", "untrained model=source_1"]
+    assert "(echo " in refused(capsys, *judge, *control)
+    wrong = refused(capsys, *judge, "--control", "untrained=source_1")
+    assert "--control 'untrained=source_1'" in wrong and "one of untrained model, cont" in wrong
     own = ["judge", "--data", training, "--judge", tmp_path / "reward"]
     assert "judge 'reward judge': row 't1' (18 in all) was trained on" in refused(capsys, *own)
     assert (

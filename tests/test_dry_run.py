@@ -10,6 +10,7 @@ import torch
 from test_cli import refused
 
 from robustpo_kit import cli, objectives, policies, published, training
+from robustpo_kit.cli import dry_run
 from robustpo_kit.cli.dry_run import Asked, missing_data, model_config
 from robustpo_kit.policies import TokenRow
 
@@ -50,6 +51,25 @@ def test_shapes_have_the_models_parameters(model):
     assert folder is None
     parameters = policies.weightless(config, torch.bfloat16).model.parameters()
     assert sum(weight.numel() for weight in parameters) == PARAMETERS[model]
+
+
+def test_the_shape_of_an_adapter_is_that_of_its_base(tmp_path):
+    base = policies.tiny(policies.byte_tokenizer()).save(tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    config, folder = model_config(str(adapter))
+    assert folder == base and config.hidden_size == model_config(str(base))[0].hidden_size
+
+
+@pytest.mark.parametrize(("limit", "free"), [("3000", 2000), ("max", 4096 * 1024)])
+def test_a_containers_memory_is_what_its_control_group_allows(monkeypatch, tmp_path, limit, free):
+    (tmp_path / "meminfo").write_text("MemTotal: 8192 kB\nMemAvailable: 4096 kB\n")
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    monkeypatch.setattr(dry_run, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(dry_run, "CONTROL_GROUP", tmp_path)
+    assert dry_run.available_memory() == free
 
 
 @pytest.mark.parametrize("lora", ["none", "attention", "all-linear"])

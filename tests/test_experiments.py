@@ -158,6 +158,7 @@ def test_every_method_of_every_profile_is_an_objective():
 # --- what decides a step -------------------------------------------------------------------------
 
 SETTINGS = profiles.get("smoke")
+AFTER_SFT = {"sft replies", "base replies", "dora", "erm", "scored"}
 DORA, ERM = "dora(dpo_pl(beta=0.1), lam=1.0)", "dpo_pl(beta=0.1)"
 
 
@@ -168,7 +169,9 @@ def keys(cfg=SETTINGS, rows=None, seed=0) -> dict[str, str]:
     dora = steps.method("dora", DORA, rows, keep_scores=False)
     every = {
         "sft": steps.sft,
-        "sft replies": steps.sft_replies(),
+        "sft replies": steps.start_replies("sft"),
+        "base replies": steps.start_replies("base"),
+        "golden replies": steps.golden_replies(),
         "classifier": steps.classifier(),
         "gold": steps.gold,
         "candidates": steps.candidates,
@@ -219,8 +222,8 @@ def edited(monkeypatch):
         ("published", set()),
         ("judging.judges", {"scored"}),
         ("measures", {"candidates"}),
-        ("training.trainer", {"sft", "candidates", "sft replies", "dora", "erm", "scored"}),
-        ("policies.sampling", {"sft replies", "dora", "erm", "scored"}),
+        ("training.trainer", {"sft", "candidates", "golden replies"} | AFTER_SFT),
+        ("policies.sampling", {"golden replies"} | AFTER_SFT),
         ("calibration.fitting", {"classifier", "scored"}),
         ("rewards.pairs", {"reward", "gold", "candidates", "scored"}),
         ("rewards.gold", {"gold", "candidates", "scored"}),
@@ -241,9 +244,9 @@ def test_editing_a_module_remakes_what_depends_on_it_and_nothing_else(
         ({"gold_features": "cosine"}, {"gold", "candidates", "scored"}),
         ({"kappa": 1.0}, {"gold", "candidates", "scored"}),
         ({"style_bias": 1.0}, {"scored"}),
-        ({"sft_epochs": 2}, {"sft", "candidates", "sft replies", "dora", "erm", "scored"}),
+        ({"sft_epochs": 2}, {"sft", "candidates"} | AFTER_SFT),
         ({"epochs": 2}, {"dora", "erm", "scored"}),
-        ({"eval_samples": 2}, {"sft replies", "dora", "erm", "scored"}),
+        ({"eval_samples": 2}, AFTER_SFT),
     ],
 )
 def test_a_setting_remakes_what_depends_on_it_and_nothing_else(as_it_is, setting, remade):
@@ -262,7 +265,7 @@ def test_other_weights_in_a_local_folder_remake_what_they_made(tmp_path):
         whole = bytearray(weights.read_bytes())
         whole[-1] ^= 1
         weights.write_bytes(whole)
-        remade = {"sft", "candidates", "sft replies", "dora", "erm", "scored"}
+        remade = {"sft", "candidates"} | AFTER_SFT
         assert changed(before, keys(local)) == remade
 
 
@@ -279,11 +282,11 @@ def test_another_classifier_remakes_the_methods_that_need_h(lab):
 
 
 def test_the_stamp_names_what_a_step_was_made_from(lab):
-    lab.sft_replies()
+    lab.untrained()
     steps = lab.steps
-    stamp = read_json(steps.sft_replies().folder / keeping.STAMP)
+    stamp = read_json(steps.start_replies("sft").folder / keeping.STAMP)
     assert stamp["config"]["made_from"] == {"sft": steps.sft.key}
-    stamp = read_json(steps.scored(steps.sft_replies()).folder / keeping.STAMP)
+    stamp = read_json(steps.scored(steps.start_replies("sft")).folder / keeping.STAMP)
     assert set(stamp["config"]["made_from"]) == {"replies", "gold", "classifier"}
 
 
@@ -421,7 +424,7 @@ def test_full_fine_tuning_has_the_sft_policy_as_its_reference(lab, tmp_path, mon
     )
     ratios = [entry["log_ratio"] for entry in read_json(step.kept() / "sampled.json")]
     assert any(abs(ratio) > 1e-3 for ratio in ratios)
-    sft = read_json(full.steps.sft_replies().kept() / "sampled.json")
+    sft = read_json(full.steps.start_replies("sft").kept() / "sampled.json")
     assert all(entry["log_ratio"] == 0 for entry in sft)
     errors = full.window_errors("dpo(beta=0.1)", full.splits["policy"].pairs())
     assert (errors["error"] < 1e-3).all()  # of a mean, the window makes no difference

@@ -83,3 +83,7 @@ def test_holm_over_a_table_reads_p_back_from_its_intervals():
     assert found["p_adjusted"][second] == pytest.approx(2 * tests[second].pvalue)
     assert found["p_adjusted"][third] == pytest.approx(tests[third].pvalue)
     assert np.isnan(found["p_adjusted"][3])
+    ses = [sample.std(ddof=1) / np.sqrt(10) for sample in samples]
+    seen = [analysis.minimum_detectable(se * np.sqrt(10), 10, level=1 - 0.05 / 3) for se in ses]
+    assert list(found["could_see"][:3]) == pytest.approx(seen)  # Holm's first step, of three
+    assert np.isnan(found["could_see"][3])

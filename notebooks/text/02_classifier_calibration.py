@@ -100,11 +100,16 @@ nb.save_table("h_by_sample", samples.melt(id_vars="sample", var_name="classifier
 #
 # since every clean slot cancels. $r$ is not the classifier's prior: it is estimated on these very rows (Saerens et al., 2002).
 # Below: which of these weights finds the contaminated rows? SmolLM2's replies that the token limit cut may be known by their
-# length, so every AUC is given again without rows whose golden slot holds one.
+# length, so every AUC is given again without rows whose golden slot holds one. The later notebooks take $\gamma_i=1$, though a
+# head saw up to three times as many replies of others as golden ones; `h~ relative, gamma_i` has Eq. 6's.
 
 # %%
 c_h, share = torch.as_tensor(probabilities["frozen, per source"]), 1 / n
+columns = [weighs.imbalance[source] for source in mixed[0].sources[1:]]
+gamma = [sum(weighs.imbalance.values()), *columns]  # the golden column's head is against all others
+print("gamma_i of the columns:", np.round(gamma, 2))
 weights = {f"h~ {kind}": calibration.calibration_factor(c_h, alpha=share, beta=share, kind=kind) for kind in ("relative", "stabilised", "raw")}
+weights["h~ relative, gamma_i"] = calibration.calibration_factor(c_h, alpha=share, beta=share, imbalance=gamma)
 weights["c of the golden slot"] = c_h[:, 0]
 slot = calibration.slot_weights(weighs.slot_ratios(mixed, mixture.SYNTHETIC_SOURCE))
 weights["slot weight"] = slot.weights

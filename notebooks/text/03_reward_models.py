@@ -59,11 +59,13 @@ table.round(3)
 #
 # ## 2. Gold: a stated function
 #
-# $$\mathrm{gold}(x,y)=\mathrm{relevance}(x,y)+\kappa\,\log\frac{P(\text{human}\mid y)}{P(\text{model}\mid y)}-8\,\mathrm{said\ before}(x,y)$$
+# $$\mathrm{gold}(x,y)=\mathrm{relevance}(x,y)+\kappa\,\min\Big(0,\log\frac{P(\text{human}\mid y)}{P(\text{model}\mid y)}\Big)-8\,\mathrm{said\ before}(x,y)$$
 #
-# in standard deviations of relevance. *Relevance* is a Bradley-Terry model as above, with its liking of length taken out. The
-# *log-odds* come from character n-grams of other rows, which no other model here looks at. *Said before* is the share of the
-# reply's words in runs of three that the prompt, or the reply itself, already had: an echo has 1, a text written twice 1/2.
+# in standard deviations of relevance. *Relevance* is a Bradley-Terry model as above that reads only what a reply adds to its
+# prompt, with its liking of length taken out: an encoder likes the prompt's own words, in any order. The *log-odds* come from
+# character n-grams of other rows, which no other model here looks at; to read as a model's is a fault, to read ever more as a
+# human's is no merit. *Said before* is the share of the reply's words in runs of three that the prompt, or the reply itself,
+# already had, or its share of the prompt's words beyond what nine of ten human replies have: an echo has 1, a text written twice 1/2.
 # No row of the split `gold` is seen by anything else. $\kappa$ is a setting of the profile.
 
 # %%
@@ -109,7 +111,9 @@ nb.read_table("reward_correlation")[["model", "scope", "n", "pearson", "spearman
 # bound of its interval is held against a limit (`rule`), and a judge that fails one line is refused by `judging.win_table`,
 # which names the line. *Untrained model*: replies of SmolLM2 as it comes. *Contaminant*: what stands in the golden slot of
 # contaminated rows. *Other human source*: the wrong solution, subtly wrong, which must not be preferred. *Length slope*: how
-# much the score of the other replies rises when they have twice the words.
+# much the score of the other replies rises when they have twice the words. *Perturbed echo* has "and" after every second word
+# of the prompt, *padded* is the human reply with three to other prompts after it: the first gold that passed for a judge here
+# liked both, and its audit did not ask.
 
 # %%
 nb.save_table("judge_audit", lab.audit())
@@ -121,7 +125,7 @@ tested = audit[audit["result"].isin(["pass", "fail"])]
 plots.bars_with_ci(tested, ax, name="control", value="value", xlabel="score against the human reply; agreement (95 % CI)", reference=0.5)
 nb.save_figure("judge_audit", figure, tested)
 plt.show()
-audit.drop(columns="judge").round(2)
+audit.drop(columns=["judge", "fingerprint"], errors="ignore").round(2)
 
 # %% [markdown]
 # The judge of the first releases, a fine-tuned model of section 1's kind, gave an echo 0.92, the human reply written twice

@@ -169,7 +169,7 @@ print("mean h~ is higher on clean samples:", bool(decision))
 
 # %%
 specs = {name: experiments.listwise_spec(name, nb.cfg) for name in nb.cfg.listwise}
-methods = [lab.sft_replies(), *lab.train_all(specs, training_set)]
+methods = lab.train_all(specs, training_set)
 for name, spec in specs.items():
     print(f"{name:16s} {spec}")
 
@@ -192,17 +192,18 @@ nb.save_table("dora_window", lab.window_errors(spec, training_set))
 nb.read_table("dora_window").round(3)
 
 # %%
-replies = experiments.all_replies(methods)
+everyone = [*lab.untrained(), *methods]
+replies = experiments.all_replies(everyone)
 nb.save_table("dora_replies", replies.drop(columns="row_id"))
-nb.save_table("dora_quality", experiments.reply_quality(methods, draws=nb.cfg.bootstrap, seed=nb.seed))
-nb.save_table("dora_curves", analysis.training_curves({m.name: m.record for m in methods if m.name != "sft"}))
+nb.save_table("dora_quality", experiments.reply_quality(everyone, draws=nb.cfg.bootstrap, seed=nb.seed))
+nb.save_table("dora_curves", analysis.training_curves({m.name: m.record for m in methods}))
 # the random models of smoke pass no audit; its tables are marked
 judged = {"audit": lab.audit(), "unaudited": nb.cfg.name == "smoke", "draws": nb.cfg.bootstrap, "seed": nb.seed}
 nb.save_table("dora_win_rates", judging.win_table(replies, **judged))
 differences = [
     judging.difference_table(part, f"{loss} erm", **judged)
     for loss, part in replies.groupby(replies["policy"].str.split().str[0], sort=False)
-    if loss != "sft"
+    if f"{loss} erm" in specs
 ]
 nb.save_table("dora_differences", pd.concat(differences))
 

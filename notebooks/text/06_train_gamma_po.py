@@ -73,13 +73,14 @@ print("chosen responses by source:", pd.Series([row.sources[0] for row in pairs]
 
 # %%
 specs = experiments.gamma_methods(nb.cfg)
-methods = [lab.sft_replies(), *lab.train_all(specs, pairs, keep_scores=True)]
+methods = lab.train_all(specs, pairs, keep_scores=True)
 for name, spec in specs.items():
     print(f"{name:12s} {spec}")
 
 # %%
-replies = experiments.all_replies(methods)
-curves = analysis.training_curves({m.name: m.record for m in methods if m.name != "sft"})
+everyone = [*lab.untrained(), *methods]
+replies = experiments.all_replies(everyone)
+curves = analysis.training_curves({m.name: m.record for m in methods})
 nb.save_table("gamma_curves", curves)
 # the random models of smoke pass no audit; its tables are marked
 judged = {"audit": lab.audit(), "unaudited": nb.cfg.name == "smoke", "draws": nb.cfg.bootstrap, "seed": nb.seed}
@@ -89,11 +90,11 @@ differences = [
     for base in ("dpo", "simpo")
 ]
 nb.save_table("gamma_differences", pd.concat(differences))
-nb.save_table("gamma_quality", experiments.reply_quality(methods, draws=nb.cfg.bootstrap, seed=nb.seed))
+nb.save_table("gamma_quality", experiments.reply_quality(everyone, draws=nb.cfg.bootstrap, seed=nb.seed))
 seconds = curves.groupby("policy", sort=False)["seconds"].median().rename("median_step_seconds").reset_index()
 nb.save_table("gamma_step_seconds", seconds)
 beta = experiments.simpo_beta(nb.cfg)
-nb.save_table("gamma_gaps", pd.concat([experiments.simpo_gaps(m, beta) for m in methods[1:]]))
+nb.save_table("gamma_gaps", pd.concat([experiments.simpo_gaps(m, beta) for m in methods]))
 
 # %% [markdown]
 # ## 4. What the steps looked like

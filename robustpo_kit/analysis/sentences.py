@@ -11,6 +11,7 @@ from robustpo_kit.analysis.paired import Difference, equivalence
 from robustpo_kit.analysis.study_tables import could_see, holm, within
 
 UNITS = ("seeds", "prompts", "n")  # columns that count independent units, the first one found
+MANY = 10**6  # degrees of freedom of a normal interval
 
 
 def verdict(
@@ -75,7 +76,7 @@ def verdict(
 def among_all(
     table: pd.DataFrame, value: str = "difference", *, level: float = 0.95
 ) -> pd.DataFrame:
-    """`table` with Holm's `p_adjusted` over all its rows.
+    """`table` with Holm's `p_adjusted` over all its rows, and what they could have seen among them.
 
     Args:
         table: rows as in `verdict`; p stands in `p_value`, or is read back from the interval and a
@@ -83,7 +84,7 @@ def among_all(
         value: the column of the difference.
         level: of the intervals.
     """
-    p_values = []
+    p_values, errors = [], []
     for _, row in table.iterrows():
         middle, low, high = _bounds(row, value)
         se, df = _error(row, low, high, level)
@@ -93,7 +94,10 @@ def among_all(
             found = Difference(middle, low, high, se, df, p_value, 0, 0)
             p_value = equivalence(found, margin)
         p_values.append(row.get("p_value", p_value))
-    return table.assign(p_adjusted=holm(p_values))
+        errors.append((se, min(df, MANY)))
+    first = 1 - (1 - level) / max(1, np.isfinite(p_values).sum())  # Holm's first step
+    seen = [could_see(*error, first) for error in errors]
+    return table.assign(p_adjusted=holm(p_values), could_see=seen)
 
 
 def _margin(row: Mapping[str, Any] | pd.Series) -> float | None:
@@ -123,7 +127,7 @@ def _could_see(row: Mapping[str, Any] | pd.Series, low: float, high: float, leve
     if "could_see" in row:
         return float(row["could_see"])
     se, df = _error(row, low, high, level)
-    return could_see(se, min(df, 10**6), level)
+    return could_see(se, min(df, MANY), level)
 
 
 def _interval(middle: float, low: float, high: float, places: int) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from robustpo_kit.policies import TokenRow
     from robustpo_kit.training import Estimate, StepObjective, TrainConfig
 
+MEMINFO, CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 CHARACTERS = 4  # of a token, where the tokenizer is not here
 GPU_SHARE, CPU_SHARE = 0.4, 0.5  # of the peak, of a product of matrices, that a step reaches
 GPU_CONTEXT = 0.7e9  # bytes that CUDA itself takes; about
@@ -80,6 +81,9 @@ def model_config(model: str) -> tuple["PreTrainedConfig", Path | None]:
         return AutoConfig.from_pretrained(folder), folder
     if folder is not None and (folder / "policy.json").exists():  # of an adapter, over its base
         return model_config(records.read_json(folder / "policy.json")["source"])
+    if folder is not None and (folder / "adapter_config.json").exists():  # of peft, likewise
+        named = records.read_json(folder / "adapter_config.json")
+        return model_config(str(named["base_model_name_or_path"]))
     if model in published.SHAPES:
         shape = dict(published.SHAPES[model])
         return AutoConfig.for_model(shape.pop("model_type"), **shape), None
@@ -173,7 +177,7 @@ def _room() -> tuple[float, str, float]:
     if torch.cuda.is_available():
         room = float(torch.cuda.get_device_properties(0).total_memory)
         return room, f"{_gb(room)} a device: {records.device_name()}", GPU_CONTEXT
-    room, device = _available_memory(), records.device_name()
+    room, device = available_memory(), records.device_name()
     hint = "; under MALLOC_MMAP_THRESHOLD_=131072, or glibc keeps more than is live"
     return room, f"{_gb(room)} free: {device}{hint * _under_glibc()}", float(memory_in_use())
 
@@ -183,13 +187,16 @@ def _under_glibc() -> bool:
     return platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
 
 
-def _available_memory() -> float:
-    """Bytes of memory that this machine has to give; all of it where the system does not say."""
-    path = Path("/proc/meminfo")
-    if path.exists():
-        lines = path.read_text().splitlines()
-        return 1024.0 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+def available_memory() -> float:
+    """Bytes of memory that this machine or container has to give; all where it does not say."""
+    if not MEMINFO.exists():
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    lines = MEMINFO.read_text().splitlines()
+    free = 1024.0 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+    limit = CONTROL_GROUP / "memory.max"  # of a container; "max" where there is none
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, float(most) - float((CONTROL_GROUP / "memory.current").read_text()))
+    return free
 
 
 def _parts(estimate: "Estimate", process: float) -> str:

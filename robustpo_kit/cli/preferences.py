@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,6 +127,13 @@ def add_judge(commands: Commands) -> None:
     taken = "take a judge that fails its audit on these rows; the table is marked"
     parser.add_argument("--unaudited", action="store_true", help=taken)
     parser.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="CONTROL=SOURCE",
+        help="a control of the audit that a column holds, as 'untrained model=smollm2'; repeatable",
+    )
+    parser.add_argument(
         "--tie-band", type=float, default=0.05, help="|preference - 1/2| within it is a tie"
     )
     add_seed(parser, "of the order in which the judge sees two replies (default: 0)")
@@ -153,6 +161,7 @@ def _judge(arguments: argparse.Namespace) -> int:
     for column, name in enumerate(names):
         replies[name] = [row.responses[column] for row in rows]
     baseline = replies.pop(names[arguments.against])
+    given = _controls(arguments.control, replies)
     verdicts = judging.compare(
         judge,
         [row.prompt for row in rows],
@@ -165,7 +174,7 @@ def _judge(arguments: argparse.Namespace) -> int:
     audit = None
     if not arguments.unaudited:
         claimed = rows.map(lambda row: dataclasses.replace(row, golden=arguments.against))
-        audit = judging.audit(judge, claimed, seed=arguments.seed)
+        audit = judging.audit(judge, claimed, given=given, seed=arguments.seed)
     table = judging.win_table(verdicts, audit, unaudited=arguments.unaudited, seed=arguments.seed)
     shown = table[["policy", "prompts", "win", "tie", "lose", "score", "audited"]]
     print(shown.round(3).to_string(index=False))
@@ -175,6 +184,22 @@ def _judge(arguments: argparse.Namespace) -> int:
         origin = records.provenance(config, arguments.seed, started)
         records.write_table(Path(arguments.out), table, origin)
     return 0
+
+
+def _controls(options: Sequence[str], replies: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Replies by control of the audit, of options CONTROL=SOURCE; raises KitError naming one."""
+    from robustpo_kit.judging import GIVEN
+
+    given = {}
+    for option in options:
+        control, _, source = option.partition("=")
+        if control not in GIVEN or source not in replies:
+            raise KitError(
+                f"judge: --control '{option}'; CONTROL=SOURCE is expected, one of "
+                f"{', '.join(GIVEN)}, and one of {', '.join(replies)}"
+            )
+        given[control] = replies[source]
+    return given
 
 
 def _common_sources(rows: "PreferenceSet", file: str) -> tuple[str, ...]:

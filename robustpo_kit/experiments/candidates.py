@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robustpo_kit import policies, training
+from robustpo_kit import training
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.experiments.gold import GoldStep
 from robustpo_kit.experiments.keeping import Step
@@ -30,8 +30,7 @@ class CandidatesStep(Step):
 
     def make(self, folder: Path) -> None:
         sft, lengths = training.score(self.sft.load(), self.rows)
-        base = policies.load(self.sft.model, template=self.sft.template, dtype=self.sft.dtype)
-        base_logps, _ = training.score(base, self.rows)
+        base_logps, _ = training.score(self.sft.start(), self.rows)
         gold = self.gold.load().score_set(self.rows)
         scores = {
             "sft": sft.double(),

@@ -16,11 +16,9 @@ from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import Encoder
 from robustpo_kit.experiments import window
 from robustpo_kit.experiments.encoding import shared_encoder
-from robustpo_kit.experiments.method import MethodStep
 from robustpo_kit.experiments.resampling import resample
 from robustpo_kit.experiments.results import Trained
-from robustpo_kit.experiments.sampled import SftRepliesStep
-from robustpo_kit.experiments.scoring import GOLD_JUDGE
+from robustpo_kit.experiments.scoring import GOLD_JUDGE, RepliesStep
 from robustpo_kit.experiments.steps import Steps, train_config
 from robustpo_kit.experiments.supervised import adapted
 from robustpo_kit.experiments.workers import start_worker
@@ -148,9 +146,10 @@ class Lab:
         """The model after SFT on golden replies: reference and starting point of every method."""
         return self.steps.sft.load()
 
-    def sft_replies(self) -> Trained:
-        """The SFT policy itself, as the row that every method is read against."""
-        return self._read("sft", self.steps.sft_replies())
+    def untrained(self) -> list[Trained]:
+        """Rows of every table: the golden replies, the base model and SFT, where methods start."""
+        starts = [self._read(name, self.steps.start_replies(name)) for name in ("base", "sft")]
+        return [self._read("golden", self.steps.golden_replies()), *starts]
 
     def trained(
         self, name: str, spec: str, dataset: PreferenceSet, *, keep_scores: bool = False
@@ -207,7 +206,7 @@ class Lab:
         ):
             step.kept()
 
-    def _read(self, name: str, replies: MethodStep | SftRepliesStep) -> Trained:
+    def _read(self, name: str, replies: RepliesStep) -> Trained:
         return Trained.read(name, replies.kept(), self.steps.scored(replies).kept())
 
 

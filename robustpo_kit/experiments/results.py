@@ -19,10 +19,10 @@ SIMILARITIES = ("rouge_l", "chrf", "embedding_f1")  # to the human reply
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A method after training: its run record and its scored replies."""
+    """A method: its run record, none where nothing was trained, and its scored replies."""
 
     name: str
-    record: RunRecord
+    record: RunRecord | None  # of the training run
     replies: pd.DataFrame  # see ScoredRepliesStep
     scores: dict[str, np.ndarray] | None = None  # logps, lengths [N, K] of the training responses
 
@@ -33,8 +33,10 @@ class Trained:
         if (method / SCORES).exists():
             stored = read_json(method / SCORES)
             scores = {key: np.array(values) for key, values in stored.items()}
-        replies = pd.DataFrame(read_json(scored / REPLIES))
-        return cls(name, RunRecord.from_json(method / RECORD), replies, scores)
+        record = method / RECORD
+        trained = RunRecord.from_json(record) if record.exists() else None
+        replies = pd.DataFrame(read_json(scored / REPLIES)).astype({"log_ratio": float})
+        return cls(name, trained, replies, scores)
 
 
 def all_replies(methods: Sequence[Trained]) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """Replies that a policy samples, with what only the policy itself can tell of them."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from robustpo_kit import training
 from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.errors import KitError
 from robustpo_kit.experiments.keeping import Step
 from robustpo_kit.experiments.supervised import SftStep
 from robustpo_kit.policies import Policy, Reply, SamplingConfig, drawn_tokens, sample
@@ -20,20 +20,49 @@ SAMPLED = "sampled.json"  # what `sampled_replies` gives
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class SftRepliesStep(Step):
-    """Replies of the SFT policy itself, the row that every method is read against."""
+class StartRepliesStep(Step):
+    """Replies of the SFT policy, where every method starts, or of the base model before it."""
 
     sft: SftStep
+    base: bool
     prompts: PreferenceSet
     sampling: SamplingConfig
     sampling_seed: int
 
     def make(self, folder: Path) -> None:
-        shutil.copy(self.sft.kept() / "record.json", folder / RECORD)
+        policy, start = self.sft.load(), None
+        if self.base:
+            policy, start = self.sft.start(), self.sft.load  # the log ratio is to SFT, as ever
         replies = sampled_replies(
-            self.sft.load(), self.prompts, self.sampling, seed=self.sampling_seed
+            policy, self.prompts, self.sampling, seed=self.sampling_seed, start=start
         )
         write_json(folder / SAMPLED, replies)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class GoldenRepliesStep(Step):
+    """The human replies that policies are judged against, as if a policy had given them."""
+
+    prompts: PreferenceSet
+
+    def make(self, folder: Path) -> None:
+        write_json(folder / SAMPLED, [_as_reply(row) for row in self.prompts])
+
+
+def _as_reply(row: Preference) -> dict[str, Any]:
+    return {
+        "row_id": row.row_id,
+        "reply": golden_reply(row),
+        "finished": True,
+        "log_ratio": None,
+    }
+
+
+def golden_reply(row: Preference) -> str:
+    """The reply that is claimed to be golden; raises KitError naming a row without one."""
+    if row.golden is None:
+        raise KitError(f"row '{row.row_id}', field golden: none; replies are judged against it")
+    return row.responses[row.golden]
 
 
 def sampled_replies(

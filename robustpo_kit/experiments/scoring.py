@@ -7,17 +7,22 @@ import numpy as np
 import pandas as pd
 
 from robustpo_kit import analysis, judging, mixture, similarity
-from robustpo_kit.data import Preference, PreferenceSet
-from robustpo_kit.errors import KitError
+from robustpo_kit.data import PreferenceSet
 from robustpo_kit.experiments.classifier import ClassifierStep
 from robustpo_kit.experiments.gold import GoldStep
 from robustpo_kit.experiments.keeping import Step
 from robustpo_kit.experiments.method import MethodStep
-from robustpo_kit.experiments.sampled import SAMPLED, SftRepliesStep
+from robustpo_kit.experiments.sampled import (
+    SAMPLED,
+    GoldenRepliesStep,
+    StartRepliesStep,
+    golden_reply,
+)
 from robustpo_kit.records import read_json
 from robustpo_kit.rewards import ProxyReward
 
 REPLIES = "replies.json"
+RepliesStep = MethodStep | StartRepliesStep | GoldenRepliesStep
 GOLD_JUDGE = "gold"  # name of the judge
 
 
@@ -32,7 +37,7 @@ class ScoredRepliesStep(Step):
     embeddings of replies and of human ones (`distance_by_draw`), in every row.
     """
 
-    replies: MethodStep | SftRepliesStep
+    replies: RepliesStep
     prompts: PreferenceSet
     gold: GoldStep
     style_bias: float  # of the proxy
@@ -45,7 +50,7 @@ class ScoredRepliesStep(Step):
         row_of = {row.row_id: row for row in self.prompts}
         rows = [row_of[entry["row_id"]] for entry in entries]
         prompts, texts = [row.prompt for row in rows], [entry["reply"] for entry in entries]
-        human = [_human_reply(row) for row in rows]
+        human = [golden_reply(row) for row in rows]
         ids = [mixture.digest(row.group) for row in rows]  # tables hold no human text
         gold = self.gold.load()
         proxy = ProxyReward(gold, self.style_bias, self.noise, self.seed)
@@ -94,9 +99,3 @@ def distance_by_draw(replies: np.ndarray, human: np.ndarray, row_ids: "pd.Series
         for number in range(draw.max() + 1)
     ]
     return float(np.mean(distances))
-
-
-def _human_reply(row: Preference) -> str:
-    if row.golden is None:
-        raise KitError(f"row '{row.row_id}', field golden: none; replies are judged against it")
-    return row.responses[row.golden]

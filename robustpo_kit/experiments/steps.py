@@ -12,8 +12,8 @@ from robustpo_kit.experiments.classifier import ClassifierStep
 from robustpo_kit.experiments.gold import GoldStep
 from robustpo_kit.experiments.method import MethodStep
 from robustpo_kit.experiments.reward import RewardStep
-from robustpo_kit.experiments.sampled import SftRepliesStep
-from robustpo_kit.experiments.scoring import ScoredRepliesStep
+from robustpo_kit.experiments.sampled import GoldenRepliesStep, StartRepliesStep
+from robustpo_kit.experiments.scoring import RepliesStep, ScoredRepliesStep
 from robustpo_kit.experiments.supervised import SftStep
 from robustpo_kit.policies import SamplingConfig
 from robustpo_kit.profiles import Profile
@@ -135,15 +135,21 @@ class Steps:
             ),
         )
 
-    def sft_replies(self) -> SftRepliesStep:
-        """The replies of the SFT policy."""
-        return SftRepliesStep(
-            folder=self.folder / "methods" / "sft",
+    def start_replies(self, name: str) -> StartRepliesStep:
+        """The replies of the SFT policy, by the name of sft, or of the base model."""
+        return StartRepliesStep(
+            folder=self.folder / "methods" / name,
             sft=self.sft,
+            base=name == "base",
             prompts=self.splits["eval"],
             sampling=self._sampling(),
             sampling_seed=self.seed,
         )
+
+    def golden_replies(self) -> GoldenRepliesStep:
+        """The human replies."""
+        folder = self.folder / "methods" / "golden"
+        return GoldenRepliesStep(folder=folder, prompts=self.splits["eval"])
 
     def method(
         self, name: str, spec: str, dataset: PreferenceSet, *, keep_scores: bool
@@ -167,7 +173,7 @@ class Steps:
             sampling_seed=self.seed,
         )
 
-    def scored(self, replies: MethodStep | SftRepliesStep) -> ScoredRepliesStep:
+    def scored(self, replies: RepliesStep) -> ScoredRepliesStep:
         """The replies of a method, scored by the reward models and the classifier."""
         return ScoredRepliesStep(
             folder=self.folder / "replies" / replies.folder.name,

@@ -23,11 +23,14 @@ class SftStep(Step):
     run: TrainConfig
 
     def make(self, folder: Path) -> None:
-        policy = policies.load(self.model, template=self.template, dtype=self.dtype)
-        policy = adapted(policy, self.lora_targets, self.lora_rank, seed=self.run.seed)
+        policy = adapted(self.start(), self.lora_targets, self.lora_rank, seed=self.run.seed)
         record = training.train(policy, self.rows, objectives.build("sft()"), self.run)
         policy.merge().save(folder / "policy")
         record.to_json(folder / "record.json")
+
+    def start(self) -> Policy:
+        """The model before fine-tuning, with the template."""
+        return policies.load(self.model, template=self.template, dtype=self.dtype)
 
     def load(self) -> Policy:
         """The policy, trained now or before."""

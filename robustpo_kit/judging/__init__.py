@@ -1,11 +1,12 @@
 """Judging: who wins against the human reply, by a judge that has passed an audit."""
 
-from robustpo_kit.judging.audits import audit
+from robustpo_kit.judging.audits import GIVEN, audit
 from robustpo_kit.judging.judges import FunctionJudge, Judge, RewardJudge, compare
 from robustpo_kit.judging.tables import difference_table, win_table
 from robustpo_kit.judging.text import distinct_n, text_table
 
 __all__ = [
+    "GIVEN",
     "FunctionJudge",
     "Judge",
     "RewardJudge",
