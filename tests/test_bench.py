@@ -4,11 +4,12 @@ import importlib.util
 import itertools
 import json
 
+import pandas as pd
 import pytest
 import torch
 
 from robustpo_kit import bench, policies
-from robustpo_kit.bench import inside
+from robustpo_kit.bench import contenders, inside, layouts
 from robustpo_kit.bench.epochs import StepClock
 from robustpo_kit.bench.models import bench_policy
 from robustpo_kit.data import PreferenceSet
@@ -95,6 +96,28 @@ def test_the_table_and_the_figure_lie_beside_it(found):
     assert header == "quantity,alternation,value"
     assert set(RATIOS) <= {row.split(",")[0] for row in rows}
     assert (folder / "bench.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_layouts_are_timed_by_the_prompts_share_of_a_row(tmp_path, monkeypatch):
+    def in_this_process(task, rows):
+        PreferenceSet(rows["lists"]).to_jsonl(tmp_path / "lists.jsonl")
+        return contenders.contender(task, tmp_path)
+
+    monkeypatch.setattr(layouts, "child", in_this_process)
+    file = dialogues(tmp_path / "hh.jsonl")
+    found = bench.run_layouts(str(file), str(tmp_path / "out"), model="tiny", alternations=2)
+    table = pd.read_csv(tmp_path / "out" / "layouts.csv")
+    assert list(table["quantile"]) == [q for q in layouts.QUANTILES for _ in range(2)]
+    shares = table["prompt_tokens"] / (table["prompt_tokens"] + table["response_tokens"])
+    assert shares.is_monotonic_increasing and 0 < shares.iloc[0] < shares.iloc[-1] < 1
+    assert list(table["ratio"]) == pytest.approx(table["separate"] / table["shared"], rel=1e-4)
+    assert len(bench.layouts_summary(found).splitlines()) == len(layouts.QUANTILES)
+    written = json.loads((tmp_path / "out" / "layouts.json").read_text())
+    assert written["device"] and written["seed"] == 0 and written["versions"]["torch"]
+    with pytest.raises(KitError, match="fewer than 2 rows fit 512 tokens"):
+        bench.run_layouts(str(dialogues(tmp_path / "one.jsonl", n=1)), model="tiny")
+    with pytest.raises(KitError, match=r"alternations \(0\) should be"):
+        bench.run_layouts(alternations=0)
 
 
 def test_what_it_cannot_do_is_said(tmp_path, monkeypatch):

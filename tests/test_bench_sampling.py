@@ -48,7 +48,10 @@ def test_what_measures_nothing_is_refused():
 
 def test_an_unknown_part_is_refused_before_anything_runs(capsys):
     assert main(["bench", "--parts", "training,judging"]) == 2
-    assert "--parts: 'judging' is unknown; choose training or sampling" in capsys.readouterr().err
+    assert (
+        "--parts: 'judging' is unknown; choose from training, layouts, sampling"
+        in capsys.readouterr().err
+    )
 
 
 def test_operations_are_counted_by_hand():

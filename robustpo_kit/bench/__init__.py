@@ -9,6 +9,7 @@ clock.
 
 from robustpo_kit.bench.config import CONTENDERS, PEAK_FLOPS, SCALING, BenchConfig
 from robustpo_kit.bench.flops import step_flops
+from robustpo_kit.bench.layouts import layouts_summary, run_layouts
 from robustpo_kit.bench.meters import memory_in_use
 from robustpo_kit.bench.replies import run_sampling, sampling_summary
 from robustpo_kit.bench.report import summary
@@ -19,8 +20,10 @@ __all__ = [
     "PEAK_FLOPS",
     "SCALING",
     "BenchConfig",
+    "layouts_summary",
     "memory_in_use",
     "run",
+    "run_layouts",
     "run_sampling",
     "sampling_summary",
     "step_flops",

@@ -27,20 +27,24 @@ def contender(task: dict[str, Any], folder: Path) -> Any:
 
     Args:
         task: `config` (fields of BenchConfig), `contender` (one of CONTENDERS or PEERS,
-            "inside" or "replies"), whether `sizes` are measured instead of epochs; for "inside"
-            `alternations` and `scaling`, for "replies" `backend`, `prompts` and `penalty`.
-        folder: Holds the rows: pairs.jsonl, lists.jsonl, short.jsonl.
+            "inside", "layouts" or "replies"), whether `sizes` are measured instead of epochs; for
+            "inside" and "layouts" `alternations`, for "inside" `scaling`, for "replies" `backend`,
+            `prompts` and `penalty`.
+        folder: Holds the rows: pairs.jsonl, lists.jsonl, short.jsonl; of "layouts" the second.
     """
     config = BenchConfig(**task["config"])
     torch.set_num_threads(config.threads)
     torch.manual_seed(stream_seed(config.seed, "bench"))
     if task["contender"] == "replies":
         return measure_replies(task)
+    name, alternations = task["contender"], task["alternations"]
+    if name == "layouts":
+        lists = PreferenceSet.from_jsonl(folder / "lists.jsonl")
+        return compare_layouts(config, bench_policy(config), lists, alternations)
     rows = {
         name: PreferenceSet.from_jsonl(folder / f"{name}.jsonl")
         for name in ("pairs", "lists", "short")
     }
-    name, alternations = task["contender"], task["alternations"]
     if task.get("sizes"):
         return measure_sizes(config, name)
     if name != "inside":

@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,19 +144,9 @@ def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> BenchRows:
 
     Raises KitError where too few pairs fit.
     """
-    pool = load("hh", source) if source else load("how_to")
-    fitting: list[tuple[int, int, Preference]] = []  # tokens, those of the prompt, the row
-    for plain in pool:
-        row = _plain(pool, plain, tokenizer)
-        prompt, *responses = _token_counts(row, tokenizer)
-        longest = prompt + max(responses) + 1
-        empty = min(prompt, *responses) == 0
-        if empty or max(responses) >= config.max_length // 2 or longest > config.max_length:
-            continue
-        fitting.append((prompt + sum(responses), prompt, row))
-    fitting.sort(key=lambda entry: entry[0])
+    fitting = sorted(fitting_pairs(source, tokenizer, config), key=lambda pair: sum(pair.tokens))
     count, wanted = len(fitting), config.pairs
-    short = [row for tokens, _, row in fitting if tokens < config.max_overhead_length]
+    short = [pair.row for pair in fitting if sum(pair.tokens) < config.max_overhead_length]
     if count < wanted or len(short) < config.batch_size:
         raise KitError(
             f"{source or 'how_to'}: fewer than {wanted} pairs fit {config.max_length} tokens, or "
@@ -163,13 +154,43 @@ def _rows(source: str | None, tokenizer: Any, config: BenchConfig) -> BenchRows:
         )
     middles = [fitting[(2 * place + 1) * count // (2 * wanted)] for place in range(wanted)]
     order = stream(config.seed, "bench rows").permutation(wanted).tolist()
-    pairs = [middles[place][2] for place in order]
+    pairs = [middles[place].row for place in order]
     short = [
         dataclasses.replace(row, h=0.5 + place / 4)
         for place, row in enumerate(short[-config.batch_size :])
     ]
-    lists = _lists(pairs)[: config.batch_size // 2]
-    return BenchRows(pairs, lists, short, [middles[place][1] for place in order])
+    lists = lists_of_four(pairs)[: config.batch_size // 2]
+    return BenchRows(pairs, lists, short, [middles[place].tokens[0] for place in order])
+
+
+class Sized(NamedTuple):
+    """A row, and the tokens of its prompt and of each response."""
+
+    tokens: list[int]
+    row: Preference
+
+
+def fitting_pairs(source: str | None, tokenizer: Any, config: BenchConfig) -> list[Sized]:
+    """The pairs of a file, or how-to pairs, as the model sees them, that `config` has room for."""
+    pool = load("hh", source) if source else load("how_to")
+    pairs = []
+    for plain in pool:
+        row = _plain(pool, plain, tokenizer)
+        tokens = token_counts(row, tokenizer)
+        if fits(tokens, config):
+            pairs.append(Sized(tokens, row))
+    return pairs
+
+
+def fits(tokens: Sequence[int], config: BenchConfig) -> bool:
+    """Whether there is room for a prompt and responses of these tokens, none of which is empty."""
+    prompt, *responses = tokens
+    longest = max(responses)
+    return (
+        min(tokens) > 0
+        and longest < config.max_length // 2
+        and prompt + longest + 1 <= config.max_length
+    )
 
 
 def _plain(pool: PreferenceSet, row: Preference, tokenizer: Any) -> Preference:
@@ -182,12 +203,12 @@ def _plain(pool: PreferenceSet, row: Preference, tokenizer: Any) -> Preference:
     )
 
 
-def _token_counts(row: Preference, tokenizer: Any) -> list[int]:
+def token_counts(row: Preference, tokenizer: Any) -> list[int]:
     """Tokens of the prompt and of each response."""
     return [len(ids) for ids in tokenizer([row.prompt, *row.responses])["input_ids"]]
 
 
-def _lists(pairs: list[Preference]) -> list[Preference]:
+def lists_of_four(pairs: list[Preference]) -> list[Preference]:
     """Rows of four responses: two are the next prompt's."""
     lists = []
     for row, following in zip(pairs, pairs[1:] + pairs[:1], strict=True):

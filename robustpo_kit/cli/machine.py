@@ -11,7 +11,7 @@ from robustpo_kit.cli.parsing import Commands, add_seed, comma_list
 from robustpo_kit.errors import KitError
 
 NEEDED_PACKAGES = ("torch", "transformers", "peft", "papermill")
-BENCH_PARTS = ("training", "sampling")
+BENCH_PARTS = ("training", "layouts", "sampling")
 DISK_GB = 3.0  # models, their float32 copies and the checkpoints of a series under profile cpu
 
 
@@ -93,7 +93,7 @@ def add_bench(commands: Commands) -> None:
     )
     add_seed(parser)
     parser.add_argument(
-        "--parts", default=",".join(BENCH_PARTS), help="(default: training,sampling)"
+        "--parts", default=",".join(BENCH_PARTS), help="(default: all, training,layouts,sampling)"
     )
     parser.add_argument(
         "--backends",
@@ -111,7 +111,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     models, parts = comma_list(arguments.model), comma_list(arguments.parts)
     for part in parts:
         if part not in BENCH_PARTS:
-            raise KitError(f"--parts: '{part}' is unknown; choose {' or '.join(BENCH_PARTS)}")
+            raise KitError(f"--parts: '{part}' is unknown; choose from {', '.join(BENCH_PARTS)}")
     for model in models:
         out = Path(arguments.out or paths.RUNS / "bench")
         if len(models) > 1:
@@ -131,6 +131,10 @@ def _bench_part(part: str, model: str, out: Path, arguments: argparse.Namespace)
         shared |= {"pairs": arguments.pairs, "dtype": arguments.dtype}
         turns = arguments.alternations
         return bench.summary(bench.run(arguments.data, str(out), alternations=turns, **shared))
+    if part == "layouts":
+        turns = arguments.alternations
+        found = bench.run_layouts(arguments.data, str(out), alternations=turns, **shared)
+        return bench.layouts_summary(found)
     backends = tuple(comma_list(arguments.backends))
     found = bench.run_sampling(
         str(out),
