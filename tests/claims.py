@@ -377,11 +377,69 @@ SPEEDS = (
     "ratio_vs_trl_pairs",
     "ratio_vs_trl_default_pairs",
     "peak_memory_ratio_vs_trl",
-    "ratio_vs_separate_k4",
     "dora_over_erm",
     "gamma_over_base",
 )
 CLAIMS |= {name: lambda name=name: speed(name) for name in SPEEDS}
+
+
+@claim
+def own_times() -> str:
+    """Milliseconds of the objectives alone, beside the seconds of a step."""
+    found = table("bench", "bench").groupby("quantity")["value"].median()
+    own = [f"{found[f'{name}_own_ms']:.2f} ms" for name in ("dora_over_erm", "gamma_over_base")]
+    return f"DoRA itself takes {own[0]} and gamma-SimPO {own[1]}"
+
+
+def layouts(quantile: float) -> str:
+    """Separate over shared rows, at a quantile of the prompt's share of a row's tokens."""
+    found = table("layouts", "bench").query("quantile == @quantile")["ratio"]
+    return f"{found.median():.2f} times | {span(found)}"
+
+
+QUANTILES = {"layouts_middle": 0.5, "layouts_upper": 0.75}
+CLAIMS |= {name: lambda quantile=q: layouts(quantile) for name, q in QUANTILES.items()}
+
+
+def sampled(threads: int) -> pd.DataFrame:
+    """Processes of the sampling bench, [work, alternation]."""
+    found = table("sampling", "bench").query("threads == @threads").copy()
+    found["cpu"] = found["user_s"] + found["system_s"]
+    return found.set_index(["work", "alternation"])
+
+
+def beside_generate(threads: int, quantity: str) -> "pd.Series":
+    """The kit's value over that of `generate`, turn by turn."""
+    found = sampled(threads)[quantity]
+    return found["kit"] / found["transformers"]
+
+
+@claim
+def sampling_cpu() -> str:
+    found = 1 / beside_generate(1, "cpu")
+    return f"{found.median():.2f} times | {span(found)}"
+
+
+@claim
+def sampling_replies() -> str:
+    found = beside_generate(2, "replies_per_second")
+    return f"{found.median():.2f} times | {span(found)}"
+
+
+@claim
+def sampling_memory() -> str:
+    found = beside_generate(1, "peak_mb")
+    return f"{found.median():.2f} | {span(found)}"
+
+
+def system_share(work: str) -> str:
+    found = sampled(1).loc[work]
+    share = 100 * found["system_s"] / found["cpu"]
+    return f"{share.median():.1f} % | {share.min():.1f} to {share.max():.1f}"
+
+
+SHARES = {"system_generate": "transformers", "system_kit": "kit", "system_training": "training"}
+CLAIMS |= {name: lambda work=work: system_share(work) for name, work in SHARES.items()}
 
 
 if __name__ == "__main__":

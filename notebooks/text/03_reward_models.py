@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 03 · Reward models: who says what is better, and how often is it right?
 #
-# **In one line.** May gold, which nothing trains on, judge? <!--claim judge_audit-->of 9 controls of its audit it fails 0; scores against the human reply: echo 0.000, nearly empty 0.055, off-topic 0.145, truncated 0.205, doubled 0.005, untrained model 0.125, contaminant 0.135, other human source 0.430<!--/claim-->; the judge before it gave the echo 0.92.
+# **In one line.** May gold, which nothing trains on, judge? <!--claim judge_audit-->of 14 controls of its audit it fails 0; scores against the human reply: echo 0.000, perturbed echo 0.000, shuffled echo 0.000, nearly empty 0.120, off-topic 0.200, truncated 0.275, doubled 0.000, with prompt words 0.145, padded 0.330, untrained model 0.235, contaminant 0.210, other human source 0.425<!--/claim-->; the judge before it gave the echo 0.92.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|

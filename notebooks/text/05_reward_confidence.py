@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 05 · Reward and confidence: do high rewards mean target-like responses?
 #
-# **In one line.** The slope of confidence on reward differs by <!--claim slope_difference-->+0.148 [-0.006, +0.302]<!--/claim--> between DoRA and
+# **In one line.** The slope of confidence on reward differs by <!--claim slope_difference-->+0.075 [-0.076, +0.226]<!--/claim--> between DoRA and
 # ERM: <!--claim slope_against_paper-->the paper's positive difference is not reproduced at this scale, and not refuted<!--/claim-->.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
@@ -78,7 +78,7 @@ for row in fits.to_dict("records"):
 print("DoRA minus ERM:", analysis.verdict(difference.iloc[0], places=3, verbs=("steeper by", "flatter by")))
 
 # %% [markdown]
-# In the committed run, <!--claim slopes-->erm: no difference shown: 0.08 [-0.02, 0.19], could have seen 0.15; dora: rises by 0.23 [0.11, 0.35]<!--/claim-->. Where no slope is shown, reward and confidence measure
+# In the committed run, <!--claim slopes-->erm: no difference shown: 0.02 [-0.14, 0.18], could have seen 0.23; dora: no difference shown: 0.09 [-0.04, 0.22], could have seen 0.18<!--/claim-->. Where no slope is shown, reward and confidence measure
 # different things. The reward is relevance of a reply to its prompt; the classifier sees who wrote it (notebook 03 found their correlation to
 # be about zero). In the paper the reward model was trained on the same human preferences that define the golden source,
 # which ties the two together. A slope needs a reward that has something to do with being golden.

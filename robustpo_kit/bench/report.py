@@ -129,11 +129,14 @@ def figure(results: dict[str, Any]) -> Figure:
     names = [f"{row['prompt_tokens']}/{row['k']}/{row['batch']}" for row in scaling]
     for place, layout in enumerate(("shared", "separate")):
         seconds = [row[layout] for row in scaling]
-        sizes.plot(names, seconds, "o-", color=plots.PALETTE[place], label=layout)
-    sizes.set(title="seconds a step", xlabel="prompt tokens / K / prompts", ylim=(0, None))
+        places = [0.4 * place + number for number in range(len(scaling))]
+        sizes.bar(places, seconds, 0.4, color=plots.PALETTE[place], label=layout)
+    sizes.set_xticks([0.2 + number for number in range(len(scaling))], names)
+    sizes.set(title="seconds a step", xlabel="prompt tokens / K / prompts")
     sizes.tick_params(axis="x", rotation=60)
     if scaling:
-        sizes.legend()
+        sizes.margins(y=0.25)
+        sizes.legend(loc="upper center", ncols=2)
     return canvas
 
 
