@@ -18,6 +18,7 @@ from robustpo_kit.analysis.paired import (
     paired_rows,
     simultaneous,
 )
+from robustpo_kit.analysis.papers import paper_values
 from robustpo_kit.analysis.sentences import among_all, verdict
 from robustpo_kit.analysis.study_tables import holm, study_table
 
@@ -35,6 +36,7 @@ __all__ = [
     "minimum_detectable",
     "normalise",
     "paired_rows",
+    "paper_values",
     "reward_confidence",
     "simultaneous",
     "slope_difference",
