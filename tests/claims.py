@@ -355,6 +355,18 @@ def toy_harm() -> str:
 
 
 @claim
+def real_harm() -> str:
+    """ERM at the strongest dose against itself on clean rows, in the declared outcomes."""
+    rows = table("contrasts", "studies/dose_real").query("kind == 'primary'")
+    harms = {"dpo_pl erm": "Plackett-Luce DPO under contamination", "dpo erm": "DPO under flips"}
+    words = []
+    for row in rows.to_dict("records"):
+        outcome = row["outcome"].replace("_", " ")
+        words.append(f"{harms[row['method']]}, {outcome}, {row['where']}: {verdict(row)}")
+    return "; ".join(words)
+
+
+@claim
 def toy_mass() -> str:
     """The valid mass that SFT leaves, and what each end of the table of losses makes of it."""
     started = table("toy_losses")["sft_mass"].mean()

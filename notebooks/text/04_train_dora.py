@@ -160,6 +160,30 @@ decision = h_of[~contaminated].mean() > h_of[contaminated].mean()
 print("mean h~ is higher on clean samples:", bool(decision))
 
 # %% [markdown]
+# **Is there anything to mend?** A robust method can only help where the plain mean is hurt. A study that was declared before
+# it ran (`data/studies/dose_real.json`: eight seeds, 128 training prompts) trains ERM at three doses, and looks at clean held-out rows without sampling:
+# *implicit accuracy* is the share of SmolLM2's replies over which the human one has the higher implicit reward
+# $\log\pi-\log\pi_\text{ref}$, *expected gold* the mean gold reward over fixed candidates, weighed by
+# $\pi/\pi_\text{ref}$. Contamination is of the golden slot, under Plackett-Luce on four replies; flips are of pairs, under DPO.
+
+# %%
+outcomes = nb.read_table("outcomes", run="studies/dose_real")
+trained = outcomes[outcomes["method"].str.endswith("erm")]
+by_seed = trained.groupby(["outcome", "method", "dose", "seed"], as_index=False)["value"].mean()
+table = analysis.mean_by(by_seed, ["outcome", "method", "dose"], "value", seed=nb.seed)
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+for ax, (outcome, title) in zip(axes, {"implicit_accuracy": "implicit accuracy", "expected_gold": "expected gold (sds)"}.items(), strict=True):
+    plots.lines_with_bands(table[table["outcome"] == outcome], ax, x="dose", y="value", by="method")
+    ax.set(xlabel="share contaminated (DPO-PL) or flipped (DPO)", ylabel=title)
+nb.save_figure("dose_real", figure, table)
+plt.show()
+contrasts = nb.read_table("contrasts", run="studies/dose_real")
+for row in contrasts[contrasts["kind"] == "primary"].to_dict("records"):
+    print(f"{row['method']:10s} {row['outcome']:17s} {row['where']}: {analysis.verdict(row)}")
+
+# %% [markdown]
+# Over eight seeds, <!--claim real_harm--><!--/claim-->.
+#
 # ## 5. Train
 #
 # Supervised fine-tuning on golden replies first (the reference), then LoRA by each method, all from the same start, with
