@@ -126,7 +126,7 @@ nb.read_table("classifier_metrics").round(3)
 
 # %%
 table = nb.read_table("classifier_reliability")
-figure, axes = plt.subplots(1, table["classifier"].nunique(), figsize=(7.6, 2.9), sharey=True)
+figure, axes = plt.subplots(1, table["classifier"].nunique(), figsize=(7.2, 2.8), sharey=True)
 for ax, (name, part) in zip(axes, table.groupby("classifier", sort=False), strict=True):
     head = part["head"].iloc[-1]
     plots.reliability(part[part["head"] == head], ax).label_outer()
@@ -158,7 +158,7 @@ table.groupby("source", sort=False)["c"].describe()[["count", "mean", "50%"]].ro
 
 # %%
 table = nb.read_table("h_by_sample")
-figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.6), sharey=True)
+figure, axes = plt.subplots(1, 3, figsize=(7, 2.4), sharey=True)
 for ax, (name, part) in zip(axes, table.groupby("classifier", sort=False), strict=True):
     plots.violins(part, ax, value="h", by="sample", ylabel=r"calibration factor $\tilde h(z)$")
     ax.set(title=name, ylabel=ax.get_ylabel() if ax is axes[0] else "")
@@ -195,7 +195,7 @@ table.round(2)
 studies = nb.read_table("toy_h_rank", run="reference")
 studies = studies.assign(golden_rows=studies["trusted"].map({True: "trusted", False: "contaminated, too"}))
 table = analysis.mean_by(studies, ["golden_rows", "classifier_rows"], "h_rank", seed=nb.seed)
-figure, ax = plt.subplots(figsize=(6, 3))
+figure, ax = plt.subplots(figsize=(5, 2.6))
 plots.lines_with_bands(table, ax, x="classifier_rows", y="h_rank", by="golden_rows")
 ax.set(xlabel="rows of four responses the classifier saw", ylabel=r"Spearman correlation of $\tilde h$ with the truth", xscale="log")
 nb.save_figure("toy_h_rank", figure, table)
