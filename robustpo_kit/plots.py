@@ -25,6 +25,7 @@ COLOURS = {
     "reweight": "#009E73",
     "dora": "#D55E00",
 }
+ROWS = ("golden", "base")  # of tables, by their whole name; elsewhere these words say what they say
 NAMES = {
     "human_correct": "human, correct",
     "human_wrong": "human, wrong",
@@ -58,7 +59,8 @@ def colour(name: str, place: int = 0) -> str:
 
 def label(name: str) -> str:
     """The readable name of a source or method; "LOSS AGGREGATOR" is read word by word."""
-    return NAMES.get(name) or " ".join(NAMES.get(word, word) for word in name.split())
+    words = (word if word in ROWS else NAMES.get(word, word) for word in name.split())
+    return NAMES.get(name) or " ".join(words)
 
 
 def _groups(table: pd.DataFrame, column: str) -> Iterator[tuple[int, str, pd.DataFrame]]:

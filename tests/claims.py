@@ -270,11 +270,30 @@ def slope_against_paper() -> str:
 
 @claim
 def gamma_against_base() -> str:
-    words = []
-    for policy, base in (("gamma-simpo", "SimPO"), ("gamma-dpo", "DPO")):
-        row = only("gamma_differences", policy=policy)
-        words.append(f"over {base} {verdict(row, 'score')}")
+    rows = among_all(table("gamma_differences"), "score").set_index("policy")
+    names = {"gamma-simpo": "SimPO", "gamma-dpo": "DPO"}
+    words = [f"over {name} {verdict(rows.loc[policy], 'score')}" for policy, name in names.items()]
     return "; ".join(words)
+
+
+@claim
+def rows_of_record() -> str:
+    """Rows and prompts of the run of record: to train on, and to evaluate on."""
+    trained = len(table("h_by_sample").query("classifier == 'frozen, per source'"))
+    judged = only("dora_quality", policy="sft")
+    return f"{trained} training rows, {judged['n']} evaluation rows of {judged['prompts']} prompts"
+
+
+@claim
+def proxy_and_confidence() -> str:
+    """Correlation of the proxy with the confidence that weighs, overall and within sources."""
+    rows = table("reward_correlation").query("model == 'proxy'").set_index("scope")
+    low, high = "pearson_low", "pearson_high"
+    words = [
+        f"{row['pearson']:.2f} [{row[low]:.2f}, {row[high]:.2f}] {scope}"
+        for scope, row in rows.iterrows()
+    ]
+    return ", ".join(words)
 
 
 @claim

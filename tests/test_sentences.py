@@ -87,3 +87,18 @@ def test_holm_over_a_table_reads_p_back_from_its_intervals():
     seen = [analysis.minimum_detectable(se * np.sqrt(10), 10, level=1 - 0.05 / 3) for se in ses]
     assert list(found["could_see"][:3]) == pytest.approx(seen)  # Holm's first step, of three
     assert np.isnan(found["could_see"][3])
+
+
+def test_what_has_no_p_or_no_error_is_said_without_one():
+    nothing = {"difference": 0.0, "low": 0.0, "high": 0.0, "seeds": 8}
+    assert analysis.verdict(nothing) == "no difference shown: 0.00 [0.00, 0.00]"
+    untested = {"difference": 0.3, "low": 0.1, "high": 0.5, "seeds": 8, "p_adjusted": np.nan}
+    assert analysis.verdict(untested).startswith("no difference shown: 0.30 [0.10, 0.50], could")
+
+
+def test_a_missing_p_is_read_back_from_its_interval():
+    row = {"difference": 0.0, "low": -0.01, "high": 0.01, "seeds": 8, "margin": 0.05}
+    table = pd.DataFrame([row | {"p_value": np.nan}, row | {"p_value": 0.9}])
+    found = analysis.among_all(table)
+    assert found["p_adjusted"][0] < 0.001 and found["p_adjusted"][1] == pytest.approx(0.9)
+    assert analysis.verdict(found.iloc[0]) == "no difference beyond 0.05: 0.00 [-0.01, 0.01]"

@@ -67,9 +67,11 @@ def verdict(
     beyond = low > 0 or high < 0
     if beyond and among < 1 - level:
         return effect
-    if beyond:
+    if beyond and not np.isnan(among):
         numbers += f" but p {among:.2f} among all"
     seen = _could_see(row, low, high, level)
+    if np.isnan(seen):
+        return f"no difference shown: {numbers}"
     return f"no difference shown: {numbers}, could have seen {_shown(seen, places)}"
 
 
@@ -93,7 +95,8 @@ def among_all(
         if margin is not None:
             found = Difference(middle, low, high, se, df, p_value, 0, 0)
             p_value = equivalence(found, margin)
-        p_values.append(row.get("p_value", p_value))
+        given = row.get("p_value", np.nan)
+        p_values.append(p_value if np.isnan(given) else given)
         errors.append((se, min(df, MANY)))
     first = 1 - (1 - level) / max(1, np.isfinite(p_values).sum())  # Holm's first step
     seen = [could_see(*error, first) for error in errors]
