@@ -183,6 +183,8 @@ for row in contrasts[contrasts["kind"] == "primary"].to_dict("records"):
 
 # %% [markdown]
 # Over eight seeds, <!--claim real_harm-->Plackett-Luce DPO under contamination, implicit accuracy, dose 0.6 against dose 0: no difference shown: -0.03 [-0.06, 0.00], could have seen 0.05; Plackett-Luce DPO under contamination, expected gold, dose 0.6 against dose 0: no difference shown: 0.00 [-0.03, 0.03], could have seen 0.05; DPO under flips, implicit accuracy, dose 0.45 against dose 0: no difference shown: -0.29 [-0.52, -0.07] but p 0.05 among all, could have seen 0.39<!--/claim-->.
+# As long as no harm of contamination is shown, this task is no test of a method against it. A guess at why: the proxy knows how
+# human a reply reads, so that the other human solution still ranks above SmolLM2's two wherever the golden slot is lost.
 #
 # ## 5. Train
 #
