@@ -178,6 +178,8 @@ def _judge(arguments: argparse.Namespace) -> int:
     table = judging.win_table(verdicts, audit, unaudited=arguments.unaudited, seed=arguments.seed)
     shown = table[["policy", "prompts", "win", "tie", "lose", "score", "audited"]]
     print(shown.round(3).to_string(index=False))
+    if untested := table["untested"].iloc[0]:
+        print(f"not tested of the judge, for want of their replies (--control): {untested}")
     if arguments.out:
         against = names[arguments.against]
         config = {"data": arguments.data, "judge": arguments.judge, "against": against}

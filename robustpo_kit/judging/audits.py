@@ -17,6 +17,9 @@ from robustpo_kit.rewards import replies_elsewhere
 OTHER_WAY_ROUND = {"A": "B", "B": "A", "C": "C"}
 NEARLY_EMPTY = "OK."
 PADDING = 3
+DRESS = "**Sure! Great question!** {}"
+ACCENTS = str.maketrans("aeiouAEIOU", "áéíóúÁÉÍÓÚ")
+LEAST = 20  # groups of rows: of fewer that all agree, an interval says nothing
 
 
 class Limit(NamedTuple):
@@ -33,23 +36,30 @@ class Limit(NamedTuple):
 
 
 CLEARLY_LOSES, LOSES = Limit("high", "<=", 0.35), Limit("high", "<=", 0.5)
+NOT_PREFERRED = Limit("low", "<=", 0.5)
 MAKES = {  # controls that are made of the rows: score against the golden reply
     "echo": CLEARLY_LOSES,  # the prompt itself
     "perturbed echo": CLEARLY_LOSES,  # with a word after every second one
     "shuffled echo": CLEARLY_LOSES,
+    "disguised echo": CLEARLY_LOSES,  # with accents, each word between underscores
     "nearly empty": CLEARLY_LOSES,
     "off-topic": CLEARLY_LOSES,  # a golden reply to another prompt, alike in length
     "truncated": LOSES,  # the first half of the golden reply
     "doubled": LOSES,  # the golden reply twice
     "with prompt words": LOSES,  # the golden reply, and the prompt's words after it
     "padded": LOSES,  # the golden reply, and PADDING golden replies to other prompts after it
+    "shuffled": LOSES,  # the words of the golden reply in another order
+    "dressed half": LOSES,  # its first half after DRESS
+    "dressed": NOT_PREFERRED,  # all of it after DRESS
+    "telegram": NOT_PREFERRED,  # the golden reply without the prompt's words
 }
 GIVEN = {  # controls whose replies the caller gives
     "untrained model": LOSES,
     "contaminant": LOSES,  # what stands in the golden slot of contaminated rows
-    "other human source": Limit("low", "<=", 0.5),  # not preferred
+    "other human source": NOT_PREFERRED,
 }
 OTHERS = ("swapped order", "length slope")
+TOO_FEW = "too few rows"
 NOTHING = Interval(np.nan, np.nan, np.nan, 0)
 AGREEMENT = Limit("low", ">=", 0.8)
 SLOPE = Limit("low", "<=", 0.05)  # of score, for twice the words: not clearly above it
@@ -78,7 +88,7 @@ def audit(
         A row a control: judge, fingerprint, control, n, value (score against the golden reply,
         win + tie/2; of "swapped order" the share of equal verdicts, of "length slope" the change of
         the score of the other replies for twice the words), low, high, rule, result (pass | fail |
-        not tested).
+        too few rows, which would pass but for LEAST groups | not tested).
 
     Raises:
         KitError: a row has no golden reply or no other.
@@ -162,16 +172,22 @@ def _made(rows: PreferenceSet, seed: int) -> dict[str, list[str]]:
         raise KitError(f"{rows.name}: no reply to another prompt; two groups are needed")
     shuffled = _shuffled([row.prompt for row in rows], seed)
     halves = [" ".join(text.split()[: max(1, len(text.split()) // 2)]) for text in golden]
+    prompts = [row.prompt for row in rows]
     return {
         "echo": [row.prompt for row in rows],
         "perturbed echo": [_perturbed(row.prompt) for row in rows],
         "shuffled echo": shuffled,
+        "disguised echo": [_disguised(prompt) for prompt in prompts],
         "nearly empty": [NEARLY_EMPTY] * len(rows),
         "off-topic": [str(other) for other in others],
         "truncated": halves,
         "doubled": [f"{text} {text}" for text in golden],
         "with prompt words": [" ".join(pair) for pair in zip(golden, shuffled, strict=True)],
         "padded": _padded(golden, [str(other) for other in others]),
+        "shuffled": _shuffled(golden, seed),
+        "dressed half": [DRESS.format(text) for text in halves],
+        "dressed": [DRESS.format(text) for text in golden],
+        "telegram": [_without_words(*pair) for pair in zip(golden, prompts, strict=True)],
     }
 
 
@@ -185,6 +201,17 @@ def _perturbed(text: str) -> str:
     """The text with "and" after every second word, so that no three of its words stay together."""
     words = text.split()
     return " ".join([word + " and" * (place % 2) for place, word in enumerate(words)])
+
+
+def _disguised(text: str) -> str:
+    """The text as an encoder may still read it, and a filter of words does not."""
+    return " ".join(f"_{word}_" for word in text.translate(ACCENTS).split())
+
+
+def _without_words(text: str, prompt: str) -> str:
+    """The text without words of the prompt; all of it where nothing else is in it."""
+    known = set(prompt.lower().split())
+    return " ".join(word for word in text.split() if word.lower() not in known) or text
 
 
 def _shuffled(texts: Sequence[str], seed: int) -> list[str]:
@@ -209,7 +236,8 @@ def _words(texts: Sequence[str]) -> np.ndarray:
 def _row(name: str, interval: Interval, limit: Limit, result: str | None = None) -> dict[str, Any]:
     rule = f"{limit.bound} {limit.relation} {limit.number}"
     if result is None:
-        result = "pass" if limit.holds(interval) else "fail"
+        passed = TOO_FEW if interval.clusters < LEAST else "pass"
+        result = passed if limit.holds(interval) else "fail"
     return {
         "control": name,
         "n": interval.clusters,
@@ -241,7 +269,7 @@ def _check(rows: PreferenceSet, given: Mapping[str, Sequence[str]]) -> None:
 def check_admitted(
     verdicts: pd.DataFrame, table: pd.DataFrame | None, *, unaudited: bool
 ) -> dict[str, Any]:
-    """How results of a judge are marked: judge, audited.
+    """How results of a judge are marked: judge, audited, untested (controls of the audit).
 
     Args:
         verdicts: with the columns judge and fingerprint; without the second, it is the name.
@@ -255,7 +283,7 @@ def check_admitted(
     if len(names) != 1:
         raise ValueError(f"verdicts, column judge: {names}; those of one judge are expected")
     if unaudited:
-        return {"judge": names[0], "audited": False}
+        return {"judge": names[0], "audited": False, "untested": ""}
     if table is None or _identities(table) != _identities(verdicts):
         raise ValueError(
             f"judge '{names[0]}': no audit of it, as it is now; give that of `judging.audit`, or "
@@ -266,14 +294,23 @@ def check_admitted(
         raise ValueError(
             f"judge '{names[0]}': its audit lacks {', '.join(missing)}; give the whole table"
         )
-    failed = table[table["result"] == "fail"]
+    failed = table[table["result"].isin(["fail", TOO_FEW])]
     if len(failed):
-        lines = [f"{row.control} {row.value:.2f}, not {row.rule}" for row in failed.itertuples()]
+        lines = [_why(row) for row in failed.to_dict("records")]
         raise ValueError(
             f"judge '{names[0]}': fails its audit ({'; '.join(lines)}); take another judge, or "
             "unaudited=True, which marks the table"
         )
-    return {"judge": names[0], "audited": True}
+    untested = table.loc[table["result"] == "not tested", "control"]
+    return {"judge": names[0], "audited": True, "untested": ", ".join(untested)}
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    """Why a control does not admit a judge, in words."""
+    if row["result"] == TOO_FEW:
+        return f"{row['control']}: {row['n']} groups of rows, {LEAST} are needed"
+    bound = row["rule"].split()[0]
+    return f"{row['control']} {row['value']:.2f}, {bound} {row[bound]:.2f}, not {row['rule']}"
 
 
 def _identities(table: pd.DataFrame) -> set[tuple[str, str]]:

@@ -86,6 +86,16 @@ class FunctionJudge:
 
     name: str
     ask: Callable[[Sequence[str], Sequence[str], Sequence[str]], list[str]]
+    version: str = ""  # of what it asks: model, prompt, settings
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the name, the version and the function's code; not of what that calls."""
+        body: list[str] = []
+        if code := getattr(self.ask, "__code__", None):
+            constants = [str(value) for value in code.co_consts if isinstance(value, str | float)]
+            body = [code.co_code.hex(), *code.co_names, *constants]
+        return digest(self.name, self.version, body, length=16)
 
     def verdicts(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]

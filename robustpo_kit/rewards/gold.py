@@ -6,18 +6,19 @@ prompt: an encoder likes the prompt's own words, in any order. It is without its
 which is what length does to the scores of replies to other prompts, where it cannot be content. The
 log-odds come from character n-grams, which no other model of the kit looks at, of other rows; to
 read as a model's is a fault, but to give ever more evidence of a human is no merit. Said is the
-share of words in runs that were said before, or the share from the prompt beyond what human replies
-have, whichever is more. A proxy ranks
-the training data instead: gold with a liking of long replies and noise, each a knob (Gao et al.
-2022, Scaling Laws for Reward Model Overoptimization, have the two rewards).
+share of words in runs that were said before, or the share from the prompt, whichever is more,
+beyond what nine of ten human replies have; relevance beyond that of nearly all human replies is no
+merit. A proxy ranks the training data instead: gold with a liking of long replies and noise, each a
+knob (Gao et al. 2022, Scaling Laws for Reward Model Overoptimization, have the two rewards).
 """
 
 import dataclasses
 import itertools
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,12 +35,21 @@ from robustpo_kit.rewards.pairs import replies_elsewhere
 
 ECHO = 8.0  # sds of relevance that a reply loses when all of it was said before
 USUAL = 0.9  # of human replies have no more of the prompt's words than the usual share
+MOST = 0.95  # of human replies are no more relevant than what relevance is capped at
 STEM = 5  # letters by which a word of the reply is one of the prompt
-WORD = re.compile(r"\w+")
+WORD = re.compile(r"[^\W_]+")  # an underscore or an accent hides no word from an encoder
 RUN = 3  # words in a row that count as said before
 PRIOR = 100  # n-grams that a reply is short of evidence by: odds of a few words stay near even
 SHARPNESS = 100.0  # scales shares of n-grams to about unit size, which PENALTY is for
 PENALTY = 3.0  # L2, of the log-odds
+
+
+class Usual(NamedTuple):
+    """What human replies have, by which a reply is held to have too much."""
+
+    relevance: float  # sds; MOST of human replies have no more
+    share: float  # of the prompt's words in a reply; USUAL of human ones have no more
+    runs: float  # share of words in runs that were said before; likewise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +64,7 @@ class GoldReward(Rewards):
     human: LinearScorer  # of `style_features`
     trained_rows: frozenset[str]  # of both parts, which share no group
     kappa: float
-    usual_share: float  # of the prompt's words in a reply; nine of ten human ones stay below
+    usual: Usual
 
     def __post_init__(self) -> None:
         if not 0 <= self.kappa < float("inf"):
@@ -75,16 +85,16 @@ class GoldReward(Rewards):
         pairs = list(zip(prompts, responses, strict=True))
         added = [new_words(prompt, response) for prompt, response in pairs]
         relevance = model.score(prompts, added, bias=-self.length_slope) / model.scale
+        runs = np.array([said_before(prompt, response) for prompt, response in pairs])
+        shares = np.array([share_of_prompt(prompt, response) for prompt, response in pairs])
+        said = np.maximum(_beyond(runs, self.usual.runs), _beyond(shares, self.usual.share))
         table = pd.DataFrame(
             {
-                "relevance": relevance,
+                "relevance": np.minimum(relevance, self.usual.relevance),
                 "human": self.human(style_features(responses)),
-                "said_before": [said_before(prompt, response) for prompt, response in pairs],
+                "said_before": said,
             }
         )
-        shares = np.array([share_of_prompt(prompt, response) for prompt, response in pairs])
-        beyond = (shares - self.usual_share) / (1 - self.usual_share)
-        table["said_before"] = np.maximum(table["said_before"], beyond)
         human = self.kappa * np.minimum(table["human"], 0)
         gold = table["relevance"] + human - ECHO * table["said_before"]
         return table.assign(gold=gold)
@@ -95,7 +105,7 @@ class GoldReward(Rewards):
 
     def fingerprint(self) -> str:
         """Of both parts and of what weighs them."""
-        settings = [self.length_slope, self.kappa, self.usual_share, ECHO, RUN, STEM]
+        settings = [self.length_slope, self.kappa, *self.usual, ECHO, RUN, STEM]
         return digest(self.relevance.fingerprint(), self.human.trained_state(), settings)
 
     def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
@@ -111,7 +121,7 @@ class GoldReward(Rewards):
             "length_slope": self.length_slope,
             "trained_rows": sorted(self.trained_rows),
             "kappa": self.kappa,
-            "usual_share": self.usual_share,
+            "usual": self.usual._asdict(),
         }
         state, encoder = self.human.trained_state(), self.relevance.encoder
         encoders.save_bundle(folder, "gold", state, about, encoder, {})
@@ -125,8 +135,8 @@ class GoldReward(Rewards):
         relevance = RewardModel.load(Path(folder) / "relevance", bundle.encoder)
         about = bundle.about
         trained_rows = frozenset(about["trained_rows"])
-        kappa, usual_share = about["kappa"], about["usual_share"]
-        return cls(relevance, about["length_slope"], human, trained_rows, kappa, usual_share)
+        slope, kappa, usual = about["length_slope"], about["kappa"], Usual(**about["usual"])
+        return cls(relevance, slope, human, trained_rows, kappa, usual)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,10 +208,25 @@ def fit_gold(
     human = encoders.fit_logistic(features, is_human, PENALTY, intercept=False)
     trained_rows = frozenset(row.row_id for row in preferences)
     slope = max(0.0, _slope_elsewhere(model, for_style, seed))  # a dislike is no liking to take out
+    gold = GoldReward(model, slope, human, trained_rows, kappa, Usual(np.inf, 0.0, 0.0))
     by_humans = replies[is_human]
-    pairs = zip(by_humans["prompt"], by_humans["response"], strict=True)
-    usual = float(np.quantile([share_of_prompt(*pair) for pair in pairs], USUAL))
-    return GoldReward(model, slope, human, trained_rows, kappa, min(usual, 0.5))
+    usual = _usual(gold, list(by_humans["prompt"]), list(by_humans["response"]))
+    return dataclasses.replace(gold, usual=usual)
+
+
+def _usual(gold: GoldReward, prompts: Sequence[str], responses: Sequence[str]) -> Usual:
+    """Of human replies, under a gold reward that holds nothing to be too much."""
+    pairs = list(zip(prompts, responses, strict=True))
+    relevance = gold.parts(prompts, responses)["relevance"]
+    shares = [share_of_prompt(*pair) for pair in pairs]
+    runs = [said_before(*pair) for pair in pairs]
+    share, run = (min(0.5, float(np.quantile(values, USUAL))) for values in (shares, runs))
+    return Usual(float(np.quantile(relevance, MOST)), share, run)
+
+
+def _beyond(shares: np.ndarray, usual: float) -> np.ndarray:
+    """How much of the way from the usual share to 1, at least 0."""
+    return np.maximum(0.0, (shares - usual) / (1 - usual))
 
 
 def _slope_elsewhere(model: RewardModel, preferences: PreferenceSet, seed: int) -> float:
@@ -231,7 +256,8 @@ def new_words(prompt: str, response: str) -> str:
     Words of STEM letters or more are one where their first STEM letters are.
     """
     known = _stems(prompt)
-    return WORD.sub(lambda found: "" if _stems(found[0]) <= known else found[0], response)
+    plain = _without_accents(response)
+    return WORD.sub(lambda found: "" if _stems(found[0]) <= known else found[0], plain)
 
 
 def share_of_prompt(prompt: str, response: str) -> float:
@@ -269,7 +295,13 @@ def said_before(prompt: str, response: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return WORD.findall(text.lower())
+    return WORD.findall(_without_accents(text).lower())
+
+
+def _without_accents(text: str) -> str:
+    """The text as an encoder that knows no accents reads it."""
+    letters = unicodedata.normalize("NFKD", text)
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
 
 def _runs(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
