@@ -111,7 +111,7 @@ distances = [
             np.repeat([0, 1], [len(texts_of[golden]), len(texts_of[name])]),
             [len(t.split()) for t in texts_of[golden] + texts_of[name]],
         ),
-        "energy_distance": analysis.energy_distance(vectors[golden], vectors[name]),
+        "energy_distance": analysis.energy_distance(vectors[golden], vectors[name], paired=True),
         "responses": len(texts_of[name]),
     }
     for name in list(sources)[1:]

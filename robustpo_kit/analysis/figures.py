@@ -131,20 +131,30 @@ def gap_quantiles(
     return pd.DataFrame([row]).assign(pairs=len(values))
 
 
-def energy_distance(first: np.ndarray, second: np.ndarray) -> float:
+def energy_distance(first: np.ndarray, second: np.ndarray, *, paired: bool = False) -> float:
     """Energy distance 2 E|X-Y| - E|X-X'| - E|Y-Y'| between two samples [n, d] and [m, d].
 
     Zero when both come from one distribution (Szekely and Rizzo, 2013).
 
+    Args:
+        first, second: samples, a row each.
+        paired: row i of both belongs to one prompt, and so is no pair of independent draws: such
+            pairs are left out between the samples, as a row with itself is within one.
+
     Raises:
-        ValueError: fewer than two rows.
+        ValueError: fewer than two rows, or unlike numbers of paired ones.
     """
     from scipy.spatial.distance import cdist, pdist
 
     if len(first) < 2 or len(second) < 2:
         raise ValueError("first, second: at least two rows each are needed")
+    between = cdist(first, second)
+    if paired:
+        if len(first) != len(second):
+            raise ValueError(f"first, second: {len(first)} and {len(second)} rows are not paired")
+        between = between[~np.eye(len(first), dtype=bool)]
     # unbiased within-sample means: pairs of different rows only
-    return float(2 * cdist(first, second).mean() - pdist(first).mean() - pdist(second).mean())
+    return float(2 * between.mean() - pdist(first).mean() - pdist(second).mean())
 
 
 def mean_by(

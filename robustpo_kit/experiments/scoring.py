@@ -95,7 +95,7 @@ def distance_by_draw(replies: np.ndarray, human: np.ndarray, row_ids: "pd.Series
     """
     draw = row_ids.groupby(row_ids).cumcount().to_numpy()
     distances = [
-        analysis.energy_distance(replies[draw == number], human[draw == number])
+        analysis.energy_distance(replies[draw == number], human[draw == number], paired=True)
         for number in range(draw.max() + 1)
     ]
     return float(np.mean(distances))

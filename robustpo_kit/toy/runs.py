@@ -117,7 +117,11 @@ def _measures(
 
 def settings_row(setting: Setting) -> dict[str, object]:
     """The knobs of a setting, as columns of a table."""
-    world = {"seed": setting.seed, "shift": setting.world.shift}
+    world = {
+        "seed": setting.seed,
+        "shift": setting.world.shift,
+        "support": setting.world.support,
+    }
     classifier = {"classifier_rows": setting.classifier_rows, "trusted": setting.trusted}
     return world | data_row(setting.data) | classifier
 
