@@ -49,6 +49,7 @@ class Profile:
     gold_features: str = "frozen"  # of the gold reward's relevance
     kappa: float = 0.5  # of the gold reward: sds of relevance for a nat of log-odds of being human
     style_bias: float = 0.0  # of the proxy that ranks: sds for one sd of log length
+    proxy_blindness: float = 0.0  # of the proxy: share of gold's kappa that it does not see
     proxy_noise: float = 0.5  # of the proxy: sd of its errors, in sds of relevance
     reward_epochs: int = 2
     folds: int = 3

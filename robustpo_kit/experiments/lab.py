@@ -117,7 +117,9 @@ class Lab:
 
     def proxy(self) -> ProxyReward:
         """What ranks the training set: gold with the profile's bias and noise."""
-        return ProxyReward(self.gold(), self.cfg.style_bias, self.cfg.proxy_noise, self.seed)
+        cfg = self.cfg
+        biases = (cfg.style_bias, cfg.proxy_noise, self.seed, cfg.proxy_blindness)
+        return ProxyReward(self.gold(), *biases)
 
     def audit(self) -> pd.DataFrame:
         """What the judge of replies, gold, makes of controls on held-out rows (`judging.audit`)."""

@@ -42,6 +42,7 @@ class ScoredRepliesStep(Step):
     gold: GoldStep
     style_bias: float  # of the proxy
     noise: float
+    blindness: float
     classifier: ClassifierStep
     seed: int  # of the order in which the judge sees two replies
 
@@ -53,7 +54,7 @@ class ScoredRepliesStep(Step):
         human = [golden_reply(row) for row in rows]
         ids = [mixture.digest(row.group) for row in rows]  # tables hold no human text
         gold = self.gold.load()
-        proxy = ProxyReward(gold, self.style_bias, self.noise, self.seed)
+        proxy = ProxyReward(gold, self.style_bias, self.noise, self.seed, self.blindness)
         judge = judging.RewardJudge(gold, name=GOLD_JUDGE)
         row_ids = [row.row_id for row in rows]
         verdicts = judging.compare(

@@ -182,6 +182,7 @@ class Steps:
             gold=self.gold,
             style_bias=self.cfg.style_bias,
             noise=self.cfg.proxy_noise,
+            blindness=self.cfg.proxy_blindness,
             classifier=self.witness(),
             seed=self.seed,
         )

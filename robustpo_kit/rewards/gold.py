@@ -141,12 +141,13 @@ class GoldReward(Rewards):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProxyReward(Rewards):
-    """What ranks the training data in gold's place: it likes long replies, and it errs."""
+    """What ranks the training data in gold's place: it likes long replies, is blind, and errs."""
 
     gold: GoldReward
     style_bias: float  # sds added for one sd of log length
     noise: float  # sd of an error that belongs to the prompt and response, in sds of relevance
     seed: int  # of the errors
+    blindness: float = 0.0  # share of gold's fault-finding in what reads as a model's that it lacks
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.style_bias) and 0 <= self.noise < float("inf")):
@@ -154,6 +155,8 @@ class ProxyReward(Rewards):
                 f"style_bias = {self.style_bias}, noise = {self.noise}: finite numbers are "
                 "expected, the noise not below 0"
             )
+        if not 0 <= self.blindness <= 1:
+            raise ValueError(f"blindness = {self.blindness}: a share in [0, 1] is expected")
 
     def seen_rows(self) -> frozenset[str]:
         """Those of gold."""
@@ -161,11 +164,15 @@ class ProxyReward(Rewards):
 
     def fingerprint(self) -> str:
         """Of gold, the bias and the errors."""
-        return digest(self.gold.fingerprint(), self.style_bias, self.noise, self.seed)
+        settings = [self.style_bias, self.noise, self.seed, self.blindness]
+        return digest(self.gold.fingerprint(), settings)
 
     def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
         prompts, responses = [prompt for prompt, _ in pairs], [reply for _, reply in pairs]
         scores = self.gold.score(prompts, responses, bias=self.style_bias + bias)
+        if self.blindness:
+            human = np.minimum(self.gold.parts(prompts, responses)["human"].to_numpy(), 0)
+            scores = scores - self.blindness * self.gold.kappa * human
         errors = [stream(self.seed, "proxy noise", *pair).standard_normal() for pair in pairs]
         return scores + self.noise * np.array(errors)
 
