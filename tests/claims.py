@@ -277,6 +277,20 @@ def gamma_against_base() -> str:
 
 
 @claim
+def detectors() -> str:
+    """AUC of h~ and of c of the slot for rows that are not contaminated, with and without cut."""
+    words = []
+    for samples, name in (("all", "of all rows"), ("none cut", "without cut replies")):
+        rows = [only("slot_detectors", weight=w, samples=samples) for w in DETECTORS]
+        found = ", ".join(f"{row['weight']} {interval(row, 'auc')}" for row in rows)
+        words.append(f"{name} ({rows[0]['contaminated']} contaminated of {rows[0]['n']}) {found}")
+    return "; ".join(words)
+
+
+DETECTORS = ("h~ relative", "c of the golden slot")
+
+
+@claim
 def rows_of_record() -> str:
     """Rows and prompts of the run of record: to train on, and to evaluate on."""
     trained = len(table("h_by_sample").query("classifier == 'frozen, per source'"))

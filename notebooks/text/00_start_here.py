@@ -116,13 +116,13 @@ sweep = nb.read_table("toy_sweep", run="reference")
 summary = toy.sweep.summarise_outcomes(sweep, ["win_rate", "win_rate_valid", "mass"], by=["condition"])
 nb.save_table("toy_summary", summary)
 conditions = list(dict.fromkeys(summary["condition"]))
-figure, axes = plt.subplots(2, len(conditions), figsize=(9, 3.4), sharey=True, sharex="row")
-for row, outcome in zip(axes, ["win_rate", "mass"], strict=True):
+figure, axes = plt.subplots(3, len(conditions), figsize=(9, 4.6), sharey=True, sharex="row")
+for row, outcome in zip(axes, ["win_rate", "win_rate_valid", "mass"], strict=True):
     part = summary[(summary["outcome"] == outcome) & (summary["method"] != "erm")]
     for ax, condition in zip(row, conditions, strict=True):
         cell = part[part["condition"] == condition]
         plots.bars_with_ci(cell, ax, name="method", value="difference", xlabel=f"{plots.label(outcome)} minus ERM's", reference=0.0)
-        ax.set_title(condition if outcome == "win_rate" else "")
+        ax.set_title(condition.replace(" 0", "\n0") if outcome == "win_rate" else "")
         ax.set_xlabel("" if ax is not row[2] else ax.get_xlabel())
 figure.tight_layout()
 nb.save_figure("toy_methods", figure, summary)

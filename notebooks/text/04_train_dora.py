@@ -248,7 +248,7 @@ plt.show()
 # %% [markdown]
 # The effective sample size $1/\sum p_i^2$ says how many samples a step really listened to: ERM to all of them, reweighting to
 # fewer because $\tilde h$ differs, DRO and DoRA to fewer the more losses differ beside $\lambda$. A value near 1 would mean that
-# one sample drives the step. In the committed run, <!--claim dora_samples-->of 8, on average: 8.0 (erm), 7.7 (dro), 7.2 (reweight), 2.6 (dora)<!--/claim-->.
+# one sample drives the step; the last step has what rows remain, here a single one. In the committed run, <!--claim dora_samples-->of 8, on average: 8.0 (erm), 7.7 (dro), 7.2 (reweight), 2.6 (dora)<!--/claim-->.
 #
 # ## 7. Who wins against the human reply
 
@@ -265,12 +265,13 @@ table[["judge", "policy", "prompts", "win", "tie", "lose", "score", "score_low",
 # The judge is gold, which nothing was trained on and which has passed the audit of notebook 03. What it cannot see, no
 # verdict here can: it knows relevance, how human a reply reads, and repetition.
 #
-# How the replies changed: length, proxy reward, classifier confidence, and the log ratio to the reference on own replies
-# (an indication of KL; sampling with top-k and top-p makes it no exact estimate).
+# How the replies changed: length, gold and proxy reward, classifier confidence, similarity to the human reply, the distance
+# between the embeddings of replies and of human ones, and the log ratio to the reference on own replies (an indication of KL;
+# sampling with top-k and top-p makes it no exact estimate). The golden replies were drawn from no policy and have none.
 
 # %%
 table = nb.read_table("dora_quality")
-table[["policy", "words", "reward", "confidence", "log_ratio", "distinct_2", "duplicates"]].round(2)
+table[["policy", "words", "gold", "reward", "confidence", "rouge_l", "chrf", "embedding_f1", "energy_distance", "log_ratio", "distinct_2"]].round(2)
 
 # %% [markdown]
 # Every method answers the same prompts, so differences are paired by prompt, and their intervals are narrower than two

@@ -126,6 +126,10 @@ plt.show()
 table[["policy", "prompts", "win", "tie", "lose", "score", "score_low", "score_high"]].round(2)
 
 # %%
+table = nb.read_table("gamma_quality")
+table[["policy", "words", "gold", "reward", "confidence", "rouge_l", "chrf", "embedding_f1", "energy_distance", "log_ratio", "distinct_2"]].round(2)
+
+# %%
 table = nb.read_table("gamma_differences")
 figure, ax = plt.subplots(figsize=(7, 2.2))
 plots.bars_with_ci(table, ax, name="policy", value="score", xlabel="score (win + tie/2) minus constant margin's (95 % CI)", reference=0.0)
