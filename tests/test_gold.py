@@ -130,6 +130,7 @@ def test_the_proxy_is_gold_with_bias_and_noise(gold, new):
     assert slope * gold.relevance.log_words[1] == pytest.approx(1.5)
     with pytest.raises(ValueError, match="noise = -1"):
         rewards.ProxyReward(gold, 0.0, -1.0, 0)
+    prompts, replies = texts(new, 2)  # a model's
     human = gold.parts(prompts, replies)["human"].clip(upper=0).to_numpy()
     blind = rewards.ProxyReward(gold, 0.0, 0.0, 0, blindness=0.5).score(prompts, replies)
     kept = gold.score(prompts, replies) - 0.5 * gold.kappa * human

@@ -188,9 +188,10 @@ def test_a_judge_that_knows_passes_and_is_admitted():
     judge = judging.FunctionJudge("knows", knows)
     table = judging.audit(judge, rows, given=given, seed=0, draws=200).set_index("control")
     tested = table[table["result"].isin(["pass", "fail"])]
-    assert (tested["result"] == "pass").all() and len(tested) == 11
-    assert (tested.drop("swapped order")["value"] == 0).all()
+    assert (tested["result"] == "pass").all() and len(tested) == 16
+    assert (tested.drop(["swapped order", "telegram"])["value"] == 0).all()
     assert table.loc["swapped order", "value"] == 1
+    assert 0 < table.loc["telegram", "value"] <= 0.5  # the same text where no word is the prompt's
     untested = table.index[table["result"] == "not tested"]
     assert list(untested) == ["untrained model", "other human source", "length slope"]
     replies = {"policy": [row.responses[1] for row in rows]}
@@ -198,6 +199,7 @@ def test_a_judge_that_knows_passes_and_is_admitted():
     table = table.reset_index()
     wins = judging.win_table(verdicts, table, draws=50)
     assert wins["audited"].all() and set(wins["judge"]) == {"knows"}
+    assert set(wins["untested"]) == {"untrained model, other human source, length slope"}
     with pytest.raises(ValueError, match="judge 'knows': no audit of it"):
         judging.win_table(verdicts, table.assign(judge="another"))
 
@@ -260,6 +262,39 @@ def of_echoes(prompts, first, second):
     return ["A" if share > 0 else "B" if share < 0 else "C" for share in shares]
 
 
+def of_dress(prompts, first, second):
+    """A reply is the better if it is polite."""
+    polite = [("Sure" in a) - ("Sure" in b) for a, b in zip(first, second, strict=True)]
+    return ["A" if more > 0 else "B" if more < 0 else "C" for more in polite]
+
+
+def test_an_audit_of_few_rows_admits_no_judge():
+    """Of two rows that agree an interval says nothing."""
+    judge = judging.RewardJudge(Known(), name="j")
+    rows = audited_rows(19).map(lambda row: replace(row, responses=(f"1 {row.row_id}", "no")))
+    table = judging.audit(judge, rows, seed=0, draws=100)
+    assert set(table["result"]) == {"too few rows", "fail", "not tested"}
+    table["result"] = table["result"].replace("fail", "pass")
+    texts = [row.responses[0] for row in rows]
+    verdicts = judging.compare(judge, texts, {"a": texts}, texts, seed=0)
+    with pytest.raises(ValueError, match="echo: 19 groups of rows, 20 are needed"):
+        judging.win_table(verdicts, table)
+
+
+def test_a_function_judge_is_known_by_what_it_asks():
+    first = judging.FunctionJudge("j", lambda p, a, b: ["A"] * len(p))
+    same = judging.FunctionJudge("j", lambda p, a, b: ["A"] * len(p))
+    assert first.fingerprint == same.fingerprint
+    others = [
+        replace(first, ask=lambda p, a, b: ["B"] * len(p)),
+        replace(first, version="2"),
+        replace(first, ask=lambda p, a, b: ["A" if "Sure" in text else "B" for text in a]),
+        replace(first, ask=lambda p, a, b: ["A" if "Please" in text else "B" for text in a]),
+    ]
+    known = {judge.fingerprint for judge in others}
+    assert len(known) == 4 and first.fingerprint not in known
+
+
 @pytest.mark.parametrize(
     ("judge", "failed"),
     [
@@ -270,8 +305,9 @@ def of_echoes(prompts, first, second):
         (ByLength(), {"doubled", "padded", "with prompt words"}),
         (AlwaysFirst(), {"swapped order"}),
         (judging.FunctionJudge("ties", lambda p, a, b: ["C"] * len(p)), {"echo", "off-topic"}),
+        (judging.FunctionJudge("of dress", of_dress), {"dressed", "dressed half"}),
     ],
-    ids=["echoes", "length", "position", "ties"],
+    ids=["echoes", "length", "position", "ties", "dress"],
 )
 def test_a_judge_with_a_weakness_is_refused(judge, failed):
     rows = audited_rows()
@@ -282,7 +318,9 @@ def test_a_judge_with_a_weakness_is_refused(judge, failed):
     for refuse in (judging.win_table, lambda *given: judging.difference_table(*given[:1], "a")):
         with pytest.raises(ValueError, match=f"judge '{judge.name}'"):
             refuse(verdicts, table)
-    with pytest.raises(ValueError, match=rf"fails its audit \(.*{min(failed)} \d.\d\d, not "):
+    with pytest.raises(
+        ValueError, match=rf"fails its audit \(.*{min(failed)} \d.\d\d, (low|high) "
+    ):
         judging.win_table(verdicts, table)
     marked = judging.win_table(verdicts, table, unaudited=True, draws=50)
     assert not marked["audited"].any()

@@ -305,7 +305,7 @@ def check_admitted(
     return {"judge": names[0], "audited": True, "untested": ", ".join(untested)}
 
 
-def _why(row: Mapping[str, Any]) -> str:
+def _why(row: Mapping[Any, Any]) -> str:
     """Why a control does not admit a judge, in words."""
     if row["result"] == TOO_FEW:
         return f"{row['control']}: {row['n']} groups of rows, {LEAST} are needed"

@@ -7,6 +7,7 @@ reading the papers' prompts fits too, as a `FunctionJudge`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,17 +92,25 @@ class FunctionJudge:
     @property
     def fingerprint(self) -> str:
         """Digest of the name, the version and the function's code; not of what that calls."""
-        body: list[str] = []
-        if code := getattr(self.ask, "__code__", None):
-            constants = [str(value) for value in code.co_consts if isinstance(value, str | float)]
-            body = [code.co_code.hex(), *code.co_names, *constants]
-        return digest(self.name, self.version, body, length=16)
+        code = getattr(self.ask, "__code__", None)
+        return digest(self.name, self.version, _spelled(code) if code else "", length=16)
 
     def verdicts(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
     ) -> list[str]:
         """A, B or C for each prompt, as the function answers."""
         return self.ask(prompts, first, second)
+
+
+def _spelled(code: CodeType) -> list[Any]:
+    """Instructions, names and constants of a function and of those inside it."""
+    parts: list[Any] = [code.co_code.hex(), *code.co_names]
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            parts.append(_spelled(value))
+        else:  # a set has no order of its own
+            parts.append(sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value))
+    return parts
 
 
 def compare(

@@ -7,9 +7,9 @@ which is what length does to the scores of replies to other prompts, where it ca
 log-odds come from character n-grams, which no other model of the kit looks at, of other rows; to
 read as a model's is a fault, but to give ever more evidence of a human is no merit. Said is the
 share of words in runs that were said before, or the share from the prompt, whichever is more,
-beyond what nine of ten human replies have; relevance beyond that of nearly all human replies is no
-merit. A proxy ranks the training data instead: gold with a liking of long replies and noise, each a
-knob (Gao et al. 2022, Scaling Laws for Reward Model Overoptimization, have the two rewards).
+beyond what a reply may quote; relevance beyond that of nearly all human replies is no merit. A
+proxy ranks the training data instead: gold with a liking of long replies, blindness and noise, each
+a knob (Gao et al. 2022, Scaling Laws for Reward Model Overoptimization, have the two rewards).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,8 @@ from robustpo_kit.rewards.models import RewardModel, Rewards, length_bias
 from robustpo_kit.rewards.pairs import replies_elsewhere
 
 ECHO = 8.0  # sds of relevance that a reply loses when all of it was said before
-USUAL = 0.9  # of human replies have no more of the prompt's words than the usual share
+OF_PROMPT = 0.5  # share of a reply that may be words of the prompt; few human ones have more
+REPEATED = 0.4  # share of it that may stand in runs which were said before; likewise
 MOST = 0.95  # of human replies are no more relevant than what relevance is capped at
 STEM = 5  # letters by which a word of the reply is one of the prompt
 WORD = re.compile(r"[^\W_]+")  # an underscore or an accent hides no word from an encoder
@@ -42,14 +43,6 @@ RUN = 3  # words in a row that count as said before
 PRIOR = 100  # n-grams that a reply is short of evidence by: odds of a few words stay near even
 SHARPNESS = 100.0  # scales shares of n-grams to about unit size, which PENALTY is for
 PENALTY = 3.0  # L2, of the log-odds
-
-
-class Usual(NamedTuple):
-    """What human replies have, by which a reply is held to have too much."""
-
-    relevance: float  # sds; MOST of human replies have no more
-    share: float  # of the prompt's words in a reply; USUAL of human ones have no more
-    runs: float  # share of words in runs that were said before; likewise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +57,7 @@ class GoldReward(Rewards):
     human: LinearScorer  # of `style_features`
     trained_rows: frozenset[str]  # of both parts, which share no group
     kappa: float
-    usual: Usual
+    most: float  # sds of relevance beyond which more is no merit
 
     def __post_init__(self) -> None:
         if not 0 <= self.kappa < float("inf"):
@@ -87,11 +80,11 @@ class GoldReward(Rewards):
         relevance = model.score(prompts, added, bias=-self.length_slope) / model.scale
         runs = np.array([said_before(prompt, response) for prompt, response in pairs])
         shares = np.array([share_of_prompt(prompt, response) for prompt, response in pairs])
-        said = np.maximum(_beyond(runs, self.usual.runs), _beyond(shares, self.usual.share))
+        said = np.maximum(_beyond(shares, OF_PROMPT), _beyond(runs, REPEATED))
         table = pd.DataFrame(
             {
-                "relevance": np.minimum(relevance, self.usual.relevance),
-                "human": self.human(style_features(responses)),
+                "relevance": np.minimum(relevance, self.most),
+                "human": self.human(style_features(added)),
                 "said_before": said,
             }
         )
@@ -105,7 +98,7 @@ class GoldReward(Rewards):
 
     def fingerprint(self) -> str:
         """Of both parts and of what weighs them."""
-        settings = [self.length_slope, self.kappa, *self.usual, ECHO, RUN, STEM]
+        settings = [self.length_slope, self.kappa, self.most, ECHO, OF_PROMPT, REPEATED, RUN, STEM]
         return digest(self.relevance.fingerprint(), self.human.trained_state(), settings)
 
     def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
@@ -121,7 +114,7 @@ class GoldReward(Rewards):
             "length_slope": self.length_slope,
             "trained_rows": sorted(self.trained_rows),
             "kappa": self.kappa,
-            "usual": self.usual._asdict(),
+            "most": self.most,
         }
         state, encoder = self.human.trained_state(), self.relevance.encoder
         encoders.save_bundle(folder, "gold", state, about, encoder, {})
@@ -135,8 +128,8 @@ class GoldReward(Rewards):
         relevance = RewardModel.load(Path(folder) / "relevance", bundle.encoder)
         about = bundle.about
         trained_rows = frozenset(about["trained_rows"])
-        slope, kappa, usual = about["length_slope"], about["kappa"], Usual(**about["usual"])
-        return cls(relevance, slope, human, trained_rows, kappa, usual)
+        slope, kappa, most = about["length_slope"], about["kappa"], about["most"]
+        return cls(relevance, slope, human, trained_rows, kappa, most)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -210,30 +203,21 @@ def fit_gold(
     model = fit_reward_model(
         for_relevance.map(_what_is_added), seed=seed, encoder=encoder, **relevance
     )
-    features = style_features(list(replies["response"]))
+    added = [new_words(*pair) for pair in zip(replies["prompt"], replies["response"], strict=True)]
+    features = style_features(added)
     # without an intercept, which would call a text of no evidence human
     human = encoders.fit_logistic(features, is_human, PENALTY, intercept=False)
     trained_rows = frozenset(row.row_id for row in preferences)
     slope = max(0.0, _slope_elsewhere(model, for_style, seed))  # a dislike is no liking to take out
-    gold = GoldReward(model, slope, human, trained_rows, kappa, Usual(np.inf, 0.0, 0.0))
+    gold = GoldReward(model, slope, human, trained_rows, kappa, np.inf)
     by_humans = replies[is_human]
-    usual = _usual(gold, list(by_humans["prompt"]), list(by_humans["response"]))
-    return dataclasses.replace(gold, usual=usual)
+    parts = gold.parts(list(by_humans["prompt"]), list(by_humans["response"]))
+    return dataclasses.replace(gold, most=float(parts["relevance"].quantile(MOST)))
 
 
-def _usual(gold: GoldReward, prompts: Sequence[str], responses: Sequence[str]) -> Usual:
-    """Of human replies, under a gold reward that holds nothing to be too much."""
-    pairs = list(zip(prompts, responses, strict=True))
-    relevance = gold.parts(prompts, responses)["relevance"]
-    shares = [share_of_prompt(*pair) for pair in pairs]
-    runs = [said_before(*pair) for pair in pairs]
-    share, run = (min(0.5, float(np.quantile(values, USUAL))) for values in (shares, runs))
-    return Usual(float(np.quantile(relevance, MOST)), share, run)
-
-
-def _beyond(shares: np.ndarray, usual: float) -> np.ndarray:
-    """How much of the way from the usual share to 1, at least 0."""
-    return np.maximum(0.0, (shares - usual) / (1 - usual))
+def _beyond(shares: np.ndarray, allowed: float) -> np.ndarray:
+    """How much of the way from the allowed share to 1, at least 0."""
+    return np.maximum(0.0, (shares - allowed) / (1 - allowed))
 
 
 def _slope_elsewhere(model: RewardModel, preferences: PreferenceSet, seed: int) -> float:
