@@ -68,6 +68,23 @@ def test_energy_distance_is_about_zero_for_one_source_and_grows_with_the_shift()
         analysis.energy_distance(first[:1], second)
 
 
+def test_energy_distance_of_pairs_leaves_pairs_out():
+    """Two rows that belong together lie closer than chance: unbiased only without such pairs."""
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(60, 3))
+    second = first + 0.1 * rng.normal(size=first.shape)
+    rough, exact = (analysis.energy_distance(first, second, paired=p) for p in (False, True))
+    distances = np.linalg.norm(first[:, None] - second, axis=-1)
+    kept = distances[~np.eye(60, dtype=bool)]
+    within = [2 * np.mean(kept)]
+    for sample in (first, second):
+        own = [np.linalg.norm(a - b) for i, a in enumerate(sample) for b in sample[:i]]
+        within.append(-np.mean(own))
+    assert exact == pytest.approx(sum(within)) and rough < exact and abs(exact) < 0.01
+    with pytest.raises(ValueError, match="60 and 59 rows are not paired"):
+        analysis.energy_distance(first, second[1:], paired=True)
+
+
 def test_quantiles_of_gaps():
     row = analysis.gap_quantiles([-1.0, 0.0, 0.05, 2.0]).iloc[0]
     assert (row["near_zero"], row["positive"], row["pairs"]) == (0.5, 0.5, 4)

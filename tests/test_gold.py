@@ -64,8 +64,26 @@ def test_what_the_prompt_has_is_no_answer_in_whatever_order(gold, new):
     fuller = [f"{reply} {' '.join(own)} {own[0]}" for reply, own in zip(human, words, strict=True)]
     own, echo, padded = (gold.parts(prompts, replies) for replies in (human, gapped, fuller))
     np.testing.assert_allclose(padded["relevance"], own["relevance"], atol=0.7)
-    assert (echo["said_before"] >= 0.6).all() and (own["said_before"] == 0).all()
-    assert (own["gold"] > echo["gold"] + 2).all() and (own["gold"] > padded["gold"]).all()
+    assert echo["said_before"].to_numpy() == pytest.approx((2 / 3 - 0.5) / 0.5)  # beyond a half
+    assert (own["said_before"] == 0).all()
+    assert (own["gold"] > echo["gold"] + 2).all() and (own["gold"] >= padded["gold"] - 1e-9).all()
+    rest = [f"{reply} {' '.join(own * 9)}" for reply, own in zip(human, words, strict=True)]
+    assert (own["gold"] > gold.parts(prompts, rest)["gold"] + 1).all()
+
+
+def test_accents_and_underscores_hide_no_word():
+    prompt = "how do I repair a cupboard"
+    for disguised in ("hów dó Í répáir á cúpbóárd", "_how_ _do_ _I_ _repair_ _a_ _cupboard_"):
+        assert rewards.said_before(prompt, disguised) == share_of_prompt(prompt, disguised) == 1
+        assert not re.search(r"[^\W_]", new_words(prompt, disguised))
+
+
+def test_relevance_beyond_that_of_nearly_all_humans_is_no_merit(gold, new):
+    prompts, replies = texts(new, 0)
+    more = dataclasses.replace(gold, most=float("inf")).parts(prompts, replies)["relevance"]
+    capped = gold.parts(prompts, replies)["relevance"]
+    np.testing.assert_array_equal(capped, np.minimum(more, gold.most))
+    assert (more > gold.most).any()
 
 
 def test_the_halves_share_no_group_and_none_is_scored(gold):
