@@ -25,6 +25,15 @@ class Candidates:
     lengths: np.ndarray  # [N, K] tokens
     rivals: Sequence[int]  # columns that the golden reply is held against
 
+    def __post_init__(self) -> None:
+        for name in ("gold", "reference_logps", "lengths"):
+            values = np.asarray(getattr(self, name), dtype=float)
+            rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
+            if len(rows):
+                raise ValueError(
+                    f"{name}, row '{self.row_ids[rows[0]]}': finite numbers are expected"
+                )
+
     def outcomes(self, logps: np.ndarray) -> pd.DataFrame:
         """The outcomes of a policy, row by row.
 

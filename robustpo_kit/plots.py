@@ -242,7 +242,7 @@ def gamma_versus_gap(table: pd.DataFrame, ax: Axes, *, gamma0: ArrayLike = ()) -
     for value in np.atleast_1d(gamma0):
         ax.axhline(value, color="#555555", lw=1, ls=":")
     ax.set(xlabel="reward gap $m = r_w - r_l$", ylabel=r"target margin $\gamma_i$")
-    ax.legend()
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # beside it would lie on the lines
     return ax
 
 

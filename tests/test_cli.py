@@ -356,6 +356,7 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
     assert row["prompts"] == "6" and row["audited"] == "False"
     assert float(row["win"]) + float(row["tie"]) + float(row["lose"]) == pytest.approx(1, abs=1e-5)
     assert records.read_json(tmp_path / "wins.json")["config"]["against"] == "source_0"
+    assert records.read_json(tmp_path / "wins.json")["config"]["audit"] is None
 
 
 def test_module_and_version():

@@ -337,6 +337,16 @@ def test_the_length_slope_is_that_of_a_judge_of_length():
     assert slope.loc["length slope", "result"] == "fail"
 
 
+def test_a_comparison_needs_texts_and_two_policies():
+    with pytest.raises(ValueError, match="replies: no policy"):
+        judging.compare(ByLength(), ["p"], {}, ["x"], seed=0)
+    with pytest.raises(ValueError, match="policy 'a', reply 0: None is no text"):
+        judging.compare(ByLength(), ["p"], {"a": [None]}, ["x"], seed=0)
+    alone = judging.compare(ByLength(), ["p"], {"a": ["xx"]}, ["x"], seed=0)
+    with pytest.raises(ValueError, match="of 'a' alone"):
+        judging.difference_table(alone, "a", unaudited=True)
+
+
 def test_an_audit_refuses_what_it_cannot_use():
     rows = audited_rows(4)
     with pytest.raises(ValueError, match="given: 'luck' with 4 replies"):

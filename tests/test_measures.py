@@ -1,5 +1,7 @@
 """Measures without sampling, against values by hand."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -53,6 +55,13 @@ def test_bad_scores_are_refused():
         candidates().outcomes(np.zeros(3))
     with pytest.raises(ValueError, match="finite: False"):
         candidates().outcomes(np.full((2, 3), np.nan))
+
+
+def test_candidates_without_a_number_are_refused_by_row():
+    known, gold = candidates(), GOLD.copy()
+    gold[1, 2] = np.nan
+    with pytest.raises(ValueError, match="gold, row 'b': finite numbers"):
+        dataclasses.replace(known, gold=gold)
 
 
 def test_tables_are_tidy():

@@ -117,6 +117,10 @@ def test_detectable_differences_known_beforehand():
             analysis.minimum_detectable(0.35, **numbers)
     with pytest.raises(ValueError, match="one seed cannot see beyond itself"):
         analysis.minimum_detectable(0.35, 1, 100, seed_sd=0.1)
+    with pytest.raises(ValueError, match=r"seeds = 2\.5: a whole number"):
+        analysis.minimum_detectable(0.35, 2.5)
+    with pytest.raises(ValueError, match="level = 95: a share"):
+        analysis.minimum_detectable(0.35, 8, level=95)
 
 
 def test_equivalence_is_a_ninety_percent_interval_within_the_margin():

@@ -199,6 +199,10 @@ def test_a_table_cannot_omit_what_was_declared(study):
         (table[table["seed"] != 2], "reweight minus erm in gold (dose 0.6) lacks seed 2 of 4"),
         (table[table["dose"] == 0], "reweight minus erm in gold (dose 0.6) lacks seed 0 of 4"),
         (table.assign(seed=table["seed"] + 1), "seed 4 was not declared"),
+        (
+            table[(table["row_id"] != 0) | (table["dose"] == 0)],
+            "reweight minus erm in gold (dose 0.6) has a number for 9 of 10 prompts of seed 0",
+        ),
         (table.assign(study="flips"), "the outcomes are of flips"),
         (table.drop(columns="dose"), "the outcomes lack the column 'dose'"),
     ):

@@ -144,6 +144,12 @@ def minimum_detectable(
         )
     if seeds == 1 and seed_sd > 0:
         raise ValueError(f"seed_sd = {seed_sd}: one seed cannot see beyond itself; take two")
+    for name, count in (("seeds", seeds), ("prompts", prompts)):
+        if count != int(count):
+            raise ValueError(f"{name} = {count}: a whole number is expected")
+    for name, share in (("level", level), ("power", power)):
+        if not 0 < share < 1:
+            raise ValueError(f"{name} = {share}: a share between 0 and 1 is expected")
     spread = np.sqrt(seed_sd**2 + effect_sd**2 / prompts)
     units = seeds
     if seeds == 1:

@@ -43,8 +43,8 @@ def study_table(
         and the difference as declared, the interval of an equivalence within its margin).
 
     Raises:
-        KitError: where a primary outcome, or a declared seed of one, is missing, where there are
-            seeds that were not declared, or rows of another study.
+        KitError: where a primary outcome, or a declared seed or a prompt of one, is missing, where
+            there are seeds that were not declared, or rows of another study.
     """
     if isinstance(study, str):
         study = Study.load(study)
@@ -54,6 +54,7 @@ def study_table(
     for row in primary:
         row["could_see"] = could_see(row["se"], row["df"], each)
     _check_seeds(study, primary)
+    _check_prompts(study, primary, outcomes)
     table = pd.DataFrame(primary).drop(columns=["pairs", "df"])
     table.insert(0, "kind", "primary")
     table["p_adjusted"] = holm(table["p_value"])
@@ -219,3 +220,20 @@ def _check_seeds(study: Study, rows: list[dict[str, Any]]) -> None:
                 f"({row['where']}) lacks seed {missing[0]} of {len(study.seeds)} declared; "
                 "run them all, then look"
             )
+
+
+def _check_prompts(study: Study, rows: list[dict[str, Any]], outcomes: pd.DataFrame) -> None:
+    """Refuse a primary contrast that lacks prompts of a seed, which would be a choice of them."""
+    for row in rows:
+        of_it = outcomes[outcomes["outcome"] == row["outcome"]]
+        sides = of_it[of_it["method"].isin([row["method"], row["baseline"]])]
+        asked = sides.groupby("seed")["row_id"].nunique()
+        paired = row["pairs"].groupby("seed").size()
+        for seed in study.seeds:
+            if paired[seed] < asked[seed]:
+                raise KitError(
+                    f"study {study.name}: {row['method']} minus {row['baseline']} in "
+                    f"{row['outcome']} ({row['where']}) has a number for {paired[seed]} of "
+                    f"{asked[seed]} prompts of seed {seed}; a method without one has failed, "
+                    "and the study is not done"
+                )

@@ -182,8 +182,10 @@ def _judge(arguments: argparse.Namespace) -> int:
         print(f"not tested of the judge, for want of their replies (--control): {untested}")
     if arguments.out:
         against = names[arguments.against]
+        controls = None if audit is None else audit.to_dict("records")
         config = {"data": arguments.data, "judge": arguments.judge, "against": against}
-        origin = records.provenance(config, arguments.seed, started)
+        config |= {"controls": dict(option.split("=", 1) for option in arguments.control)}
+        origin = records.provenance(config | {"audit": controls}, arguments.seed, started)
         records.write_table(Path(arguments.out), table, origin)
     return 0
 

@@ -192,9 +192,13 @@ def _made(rows: PreferenceSet, seed: int) -> dict[str, list[str]]:
 
 
 def _padded(golden: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Each golden reply, and after it the replies to other prompts of this row and the next."""
-    around = [*others, *others]
-    return [" ".join([text, *around[place : place + PADDING]]) for place, text in enumerate(golden)]
+    """Each golden reply, and after it PADDING replies to other prompts."""
+    padded = []
+    for place, text in enumerate(golden):
+        around = dict.fromkeys([*others[place:], *others[:place]])
+        padding = [other for other in around if other != text][:PADDING]
+        padded.append(" ".join([text, *padding]))
+    return padded
 
 
 def _perturbed(text: str) -> str:

@@ -142,13 +142,14 @@ def compare(
         swapped, judge (its name), fingerprint (`fingerprint_of`).
 
     Raises:
-        ValueError: where lengths differ, naming the argument or the policy, where the judge
-            learned from a row, or answers anything but A, B or C.
+        ValueError: where lengths differ, naming the argument or the policy, where there is no
+            policy or a reply is no text, where the judge learned from a row, or answers anything
+            but A, B or C.
     """
     _check_unseen(judge, row_ids)
     prompt_ids = list(prompts if prompt_ids is None else prompt_ids)
     _check_lengths(prompts, {"against": against, "prompt_ids": prompt_ids})
-    _check_lengths(prompts, replies)
+    _check_replies(prompts, replies)
     parts = []
     for policy, texts in replies.items():
         # one seed for all policies: they are judged in the same order on the same prompt
@@ -207,6 +208,17 @@ def _check_unseen(judge: Judge, row_ids: Sequence[str] | None) -> None:
             f"judge '{judge.name}': row '{min(seen)}' ({len(seen)} in all) was trained on; judge "
             "rows of another split"
         )
+
+
+def _check_replies(prompts: Sequence[str], replies: Mapping[str, Sequence[str]]) -> None:
+    """One text a prompt of each policy."""
+    if not replies:
+        raise ValueError("replies: no policy; give one with its replies")
+    _check_lengths(prompts, replies)
+    for policy, texts in replies.items():
+        for place, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"replies, policy '{policy}', reply {place}: {text!r} is no text")
 
 
 def _check_lengths(prompts: Sequence[str], others: Mapping[str, Sequence[Any]]) -> None:

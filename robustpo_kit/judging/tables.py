@@ -70,7 +70,8 @@ def difference_table(
         NAME, NAME_low, NAME_high for win, lose, score; judge, audited.
 
     Raises:
-        ValueError: the baseline is not among the policies; the judge as in `win_table`.
+        ValueError: the baseline is not among the policies, or is alone; the judge as in
+            `win_table`.
     """
     marks = check_admitted(verdicts, audit, unaudited=unaudited)
     outcomes = ["win", "lose", "score"]
@@ -79,6 +80,8 @@ def difference_table(
     policies = list(dict.fromkeys(verdicts["policy"]))
     if baseline not in policies:
         raise ValueError(f"baseline = '{baseline}': not among the policies {', '.join(policies)}")
+    if len(policies) == 1:
+        raise ValueError(f"verdicts: of '{baseline}' alone; another policy is needed")
     rows = []
     for policy in policies:
         if policy == baseline:
