@@ -89,11 +89,12 @@ def source_distances() -> str:
 
 
 def auc(classifier: str, head: str) -> str:
-    """AUC and ECE of a classifier as the README has them."""
+    """AUC, of all replies and of those that are not cut at the limit, and ECE of a classifier."""
     row = only("classifier_metrics", classifier=classifier, head=head, stage="temperature")
     before = only("classifier_metrics", classifier=classifier, head=head, stage="before")
     ece = f"ECE {before['ece']:.3f} before, {row['ece']:.3f} after temperature"
-    return f"AUC {interval(row, 'auc')}; {ece}"
+    whole = f"{interval(row, 'auc_whole')} without cut replies"
+    return f"AUC {interval(row, 'auc')}, {whole}; {ece}"
 
 
 @claim
@@ -112,8 +113,11 @@ def classifier_aucs() -> str:
         only("classifier_metrics", classifier="frozen, per source", head=head, stage="temperature")
         for head in ("smollm2", "human_wrong")
     ]
-    replies, wrong = (f"{row['auc']:.2f}" for row in rows)
-    return f"golden replies from SmolLM2's: AUC {replies}; from wrong human solutions: {wrong}"
+    replies, wrong = (f"{row['auc']:.2f} ({row['auc_whole']:.2f})" for row in rows)
+    return (
+        f"golden replies from SmolLM2's: AUC {replies}; from wrong human solutions: {wrong}; in "
+        "brackets without replies that are cut at the limit"
+    )
 
 
 @claim
@@ -390,7 +394,17 @@ def toy_harm() -> str:
 @claim
 def real_harm() -> str:
     """ERM at the strongest dose against itself on clean rows, in the declared outcomes."""
-    rows = table("contrasts", "studies/dose_real").query("kind == 'primary'")
+    return harm_of_erm("dose_real")
+
+
+@claim
+def blind_harm() -> str:
+    """The same where the proxy is blind to what reads as a model's."""
+    return harm_of_erm("dose_real_blind")
+
+
+def harm_of_erm(study: str) -> str:
+    rows = table("contrasts", f"studies/{study}").query("kind == 'primary'")
     harms = {"dpo_pl erm": "Plackett-Luce DPO under contamination", "dpo erm": "DPO under flips"}
     words = []
     for row in rows.to_dict("records"):

@@ -163,5 +163,6 @@ def test_an_undeclared_study_is_refused(declare, capsys):
 
 def test_every_declaration_of_the_project_can_run():
     names = [path.stem for path in paths.STUDIES.glob("*.json")]
-    assert "dose_real" in names
+    assert {"dose_real", "dose_real_blind"} <= set(names)
     assert len(experiments.study_runs(Study.load("dose_real"))) == 8 * (3 + 6)
+    assert len(experiments.study_runs(Study.load("dose_real_blind"))) == 10 * (3 + 6)

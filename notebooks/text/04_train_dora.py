@@ -160,31 +160,41 @@ decision = h_of[~contaminated].mean() > h_of[contaminated].mean()
 print("mean h~ is higher on clean samples:", bool(decision))
 
 # %% [markdown]
-# **Is there anything to mend?** A robust method can only help where the plain mean is hurt. A study that was declared before
-# it ran (`data/studies/dose_real.json`: eight seeds, 128 training prompts) trains ERM at three doses, and looks at clean held-out rows without sampling:
-# *implicit accuracy* is the share of SmolLM2's replies over which the human one has the higher implicit reward
-# $\log\pi-\log\pi_\text{ref}$, *expected gold* the mean gold reward over fixed candidates, weighed by
-# $\pi/\pi_\text{ref}$. Contamination is of the golden slot, under Plackett-Luce on four replies; flips are of pairs, under DPO.
+# **Is there anything to mend?** A robust method can only help where the plain mean is hurt. Two studies that were declared before
+# they ran (`data/studies/dose_real.json`, eight seeds, and `dose_real_blind.json`, ten others; 128 training prompts) train ERM at three
+# doses, and look at clean held-out rows without sampling: *implicit accuracy* is the share of SmolLM2's replies over which the
+# human one has the higher implicit reward $\log\pi-\log\pi_\text{ref}$, *expected gold* the mean gold reward over fixed
+# candidates, weighed by $\pi/\pi_\text{ref}$. Contamination is of the golden slot, under Plackett-Luce on four replies; flips are
+# of pairs, under DPO. In the first study the proxy that ranks sees all that gold sees. In the second it is blind to what reads as
+# a model's (`proxy_blindness = 1`), as a reward model that was trained on other replies would be.
 
 # %%
-outcomes = nb.read_table("outcomes", run="studies/dose_real")
-trained = outcomes[outcomes["method"].str.endswith("erm")]
-by_seed = trained.groupby(["outcome", "method", "dose", "seed"], as_index=False)["value"].mean()
-table = analysis.mean_by(by_seed, ["outcome", "method", "dose"], "value", seed=nb.seed)
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
-for ax, (outcome, title) in zip(axes, {"implicit_accuracy": "implicit accuracy", "expected_gold": "expected gold (sds)"}.items(), strict=True):
-    plots.lines_with_bands(table[table["outcome"] == outcome], ax, x="dose", y="value", by="method")
-    ax.set(xlabel="share contaminated (DPO-PL) or flipped (DPO)", ylabel=title)
-nb.save_figure("dose_real", figure, table)
+names = {"dose_real": "proxy sees what gold sees", "dose_real_blind": "proxy blind to models"}
+panels = {"implicit_accuracy": "implicit accuracy", "expected_gold": "expected gold (sds)"}
+figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), sharey="col")
+parts = []
+for row_of_axes, (name, title) in zip(axes, names.items(), strict=True):
+    outcomes = nb.read_table("outcomes", run=f"studies/{name}")
+    trained = outcomes[outcomes["method"].str.endswith("erm")]
+    by_seed = trained.groupby(["outcome", "method", "dose", "seed"], as_index=False)["value"].mean()
+    table = analysis.mean_by(by_seed, ["outcome", "method", "dose"], "value", seed=nb.seed)
+    for ax, (outcome, label) in zip(row_of_axes, panels.items(), strict=True):
+        plots.lines_with_bands(table[table["outcome"] == outcome], ax, x="dose", y="value", by="method")
+        ax.set(xlabel="share contaminated (DPO-PL) or flipped (DPO)", ylabel=label, title=title)
+    parts.append(table.assign(study=name))
+figure.tight_layout()
+nb.save_figure("dose_real", figure, pd.concat(parts))
 plt.show()
-contrasts = nb.read_table("contrasts", run="studies/dose_real")
-for row in contrasts[contrasts["kind"] == "primary"].to_dict("records"):
-    print(f"{row['method']:10s} {row['outcome']:17s} {row['where']}: {analysis.verdict(row)}")
+for name in names:
+    contrasts = nb.read_table("contrasts", run=f"studies/{name}")
+    for row in contrasts[contrasts["kind"] == "primary"].to_dict("records"):
+        print(f"{name:15s} {row['method']:10s} {row['outcome']:17s} {row['where']}: {analysis.verdict(row)}")
 
 # %% [markdown]
-# Over eight seeds, <!--claim real_harm-->Plackett-Luce DPO under contamination, implicit accuracy, dose 0.6 against dose 0: no difference shown: -0.03 [-0.06, 0.00], could have seen 0.05; Plackett-Luce DPO under contamination, expected gold, dose 0.6 against dose 0: no difference shown: 0.00 [-0.03, 0.03], could have seen 0.05; DPO under flips, implicit accuracy, dose 0.45 against dose 0: no difference shown: -0.29 [-0.52, -0.07] but p 0.05 among all, could have seen 0.39<!--/claim-->.
-# As long as no harm of contamination is shown, this task is no test of a method against it. A guess at why: the proxy knows how
-# human a reply reads, so that the other human solution still ranks above SmolLM2's two wherever the golden slot is lost.
+# Where the proxy sees all, over eight seeds: <!--claim real_harm--><!--/claim-->.
+# Where it is blind, over ten: <!--claim blind_harm--><!--/claim-->.
+# That is the task on which a method against contamination is tested. A guess at why the first is none: a proxy that knows how
+# human a reply reads still ranks the other human solution above SmolLM2's two wherever the golden slot is lost.
 #
 # ## 5. Train
 #
