@@ -11,6 +11,9 @@ and lme(x) = logsumexp(x) - log B. The log-mean-exp of a part of the step is ano
 | dora         | lam lme(h l / lam)       | h_i softmax(h l / lam)_i          | DoRA Eq. 9        |
 | dora_outside | mean(h) lam lme(l / lam) | mean(h) softmax(l / lam)_i        | DoRA Table 4      |
 | dr_dpo       | -lam lme(-l / lam)       | softmax(-l / lam)_i, a soft *min* | Wu et al. 2024    |
+| kldpo        | mean(w l), w held fixed  | w_i / B, w = e^((l - mean l)/lam) | Xu et al. 2025    |
+
+kldpo's w is at most 10, as in the authors' code, and not normalised.
 
 `AGGREGATORS` is the table of kinds: all that objectives and training know of one.
 """
@@ -28,6 +31,7 @@ from robustpo_kit.losses import check_number, check_positive
 
 COUPLINGS = ("separable", "log_sum_exp", "step")
 DEFAULT_LAM = 1.0  # of every kind that takes lam (DoRA Fig. 5)
+LARGEST_TILT = 10.0  # of kldpo
 
 
 class Aggregate(NamedTuple):
@@ -64,6 +68,11 @@ def _dora_outside(losses: Tensor, h: Tensor, *, lam: float) -> Aggregate:
 def _dr_dpo(losses: Tensor, *, lam: float) -> Aggregate:
     exponents = -losses / lam
     return Aggregate(-lam * _log_mean_exp(exponents), torch.softmax(exponents, dim=0))
+
+
+def _kldpo(losses: Tensor, *, lam: float) -> Aggregate:
+    tilts = ((losses - losses.mean()) / lam).exp().clamp(max=LARGEST_TILT).detach()
+    return Aggregate((tilts * losses).mean(), tilts / len(losses))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +125,7 @@ AGGREGATORS: dict[str, Aggregator] = {
     "dora": Aggregator(_dora, "log_sum_exp", needs_h=True),
     "dora_outside": Aggregator(_dora_outside, "step", needs_h=True),  # the mean of h is the step's
     "dr_dpo": Aggregator(_dr_dpo, "log_sum_exp", sign=-1),
+    "kldpo": Aggregator(_kldpo, "step"),
 }
 KINDS = tuple(AGGREGATORS)
 

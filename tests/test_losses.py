@@ -1,15 +1,18 @@
 """Losses against the papers' formulas at 50 digits, gradients, invariances, extremes, refusals."""
 
+import functools
+import itertools
 import math
 
 import mpmath as mp
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustpo_kit import losses
-from robustpo_kit.losses import BetaState, Scores
+from robustpo_kit.losses import AlphaState, BetaState, EtaState, Scores
 
 mp.mp.dps = 50
 LISTS = [name for name, row in losses.BASES.items() if row.responses == "list"]
@@ -74,6 +77,28 @@ def exact_simpo(row, beta, gamma0):
     return -mp.log(sigmoid(beta * row.s[0] / row.n[0] - beta * row.s[1] / row.n[1] - gamma0))
 
 
+def utilities(row, beta):
+    return [beta * (s - ref) for s, ref in zip(row.s, row.ref, strict=True)]
+
+
+def exact_shares(row, temperature):
+    return softmax([reward / mp.mpf(temperature) for reward in row.rewards])
+
+
+def exact_worst(row, beta, rho):
+    """At the probability p of the label that costs most, an end of its interval: linear in p."""
+    q, m = sigmoid(row.rewards[0] - row.rewards[1]), beta * row.d
+    radius = mp.sqrt(rho * q * (1 - q))
+    ends = (max(mp.mpf(0), q - radius), min(mp.mpf(1), q + radius))
+    return max(-p * mp.log(sigmoid(m)) - (1 - p) * mp.log(sigmoid(-m)) for p in ends)
+
+
+def exact_chi(row, beta, bound):
+    value = [mp.exp(row.s[k] - row.ref[k]) + row.s[k] - row.ref[k] for k in (0, 1)]
+    gap = beta * (value[0] - value[1])
+    return -mp.log(sigmoid(max(-2 * bound, min(2 * bound, gap))))
+
+
 def exact_kto(row, beta, z_chosen, z_rejected, weight=1):
     win, lose = row.s[0] - row.ref[0], row.s[1] - row.ref[1]
     return (
@@ -95,6 +120,10 @@ class Row:
             return sum(mp.mpf(v) for v in x.tolist()) / len(x)
 
         self.z = max(mp.mpf(0), mean(scores.kl_logps) - mean(scores.kl_ref_logps))
+        gaps = (scores.logps[:, 0] - scores.logps[:, 1]).tolist()
+        rank = sorted(range(len(gaps)), key=gaps.__getitem__).index(index)
+        ref_gap = sorted((scores.ref_logps[:, 0] - scores.ref_logps[:, 1]).tolist())[rank]
+        self.transported = mp.mpf(gaps[index]) - mp.mpf(ref_gap)
         self.z_win, self.z_lose = (
             max(mp.mpf(0), mean(scores.logps[:, k]) - mean(scores.ref_logps[:, k])) for k in (0, 1)
         )
@@ -159,6 +188,61 @@ EXACT = {  # name: (columns, keywords, the paper's formula)
     ),
     "kto": (2, {"beta": 0.1, "weight_rejected": 0.5}, lambda r: exact_kto(r, 0.1, r.z, r.z, 0.5)),
     "kto_pair": (2, {"beta": 0.1}, lambda r: exact_kto(r, 0.1, r.z_lose, r.z_win)),
+    "rsimpo": (
+        2,
+        {"beta": 2.0, "gamma0": 0.8, "epsilon": 0.2},
+        lambda r: 0.8 * exact_simpo(r, 2, 0.8) + 0.2 * exact_simpo(r, -2, 0.8),
+    ),
+    "rsimpo debiased": (
+        2,
+        {"beta": 2.0, "gamma_beta_ratio": 0.4, "epsilon": 0.25, "debiased": True},
+        lambda r: (3 * exact_simpo(r, 2, 0.8) - exact_simpo(r, -2, 0.8)) / 2,
+    ),
+    "ropo": (
+        2,
+        {"beta": 0.3},
+        lambda r: mp.mpf(56) / 225 * (14 * sigmoid(-0.3 * r.d) - mp.log(sigmoid(0.3 * r.d))),
+    ),
+    "dpo_pro": (2, {"beta": 0.3, "rho": 0.25}, lambda r: exact_worst(r, 0.3, 0.25)),
+    "dpo_pro wide": (2, {"beta": 0.3, "rho": 4.0}, lambda r: exact_worst(r, 0.3, 4)),
+    "chi_po": (2, {"beta": 0.05, "reward_bound": 3.0}, lambda r: exact_chi(r, 0.05, 3)),
+    "chi_po clipped": (2, {"beta": 1.0, "reward_bound": 0.5}, lambda r: exact_chi(r, 1, 0.5)),
+    "dpop": (
+        2,
+        {"beta": 0.1},
+        lambda r: -mp.log(sigmoid(0.1 * (r.d - 50 * max(mp.mpf(0), r.ref[0] - r.s[0])))),
+    ),
+    "hinge": (2, {"beta": 0.4}, lambda r: max(mp.mpf(0), 1 - 0.4 * r.d)),
+    "slic": (
+        2,
+        {"beta": 0.1, "lam": 0.5},
+        lambda r: max(mp.mpf(0), 1 - 0.1 * (r.s[0] - r.s[1])) - r.s[0] / 2,
+    ),
+    "slic mean": (
+        2,
+        {"beta": 0.1, "lam": 0.5, "reduction": "mean"},
+        lambda r: max(mp.mpf(0), 1 - 0.1 * (r.s[0] - r.s[1])) - r.s[0] / r.n[0] / 2,
+    ),
+    "simper": (2, {}, lambda r: mp.exp(r.s[1] / r.n[1]) - mp.exp(r.s[0] / r.n[0])),
+    "sppo": (
+        2,
+        {"beta": 0.125},
+        lambda r: ((r.s[0] - r.ref[0] - 4) ** 2 + (r.s[1] - r.ref[1] + 4) ** 2) / 2,
+    ),
+    "aot": (2, {"beta": 0.1}, lambda r: -mp.log(sigmoid(0.1 * r.transported))),
+    "infonca": (
+        5,
+        {"beta": 0.1, "temperature": 0.5},
+        lambda r: -mp.fdot(exact_shares(r, 0.5), map(mp.log, softmax(utilities(r, 0.1)))),
+    ),
+    "nca": (
+        5,
+        {"beta": 0.1, "temperature": 0.5},
+        lambda r: sum(
+            -p * mp.log(sigmoid(u)) - mp.log(sigmoid(-u)) / 5
+            for p, u in zip(exact_shares(r, 0.5), utilities(r, 0.1), strict=True)
+        ),
+    ),
     "dpo_pl": (5, {"beta": 0.1}, lambda r: exact_pl(r, 0.1)),
     "dpo_pl mean": (5, {"beta": 0.1, "reduction": "mean"}, lambda r: exact_pl(r, 0.1) / 5),
     "rrhf": (5, {"alpha": 0.5}, lambda r: exact_rrhf(r, 0.5)),
@@ -220,6 +304,9 @@ DEFAULTS = {  # of the papers, in the docstrings
     "orpo": {"lam": 0.1},
     "kto": {"weight_chosen": 1.0, "weight_rejected": 1.0},
     "kto_pair": {"detach_kl": False},
+    "ropo": {"alpha": 14.0},
+    "dpop": {"lam": 50.0},
+    "slic": {"reduction": "sum"},
     "dpo_pl": {"reduction": "sum"},
     "rrhf": {"alpha": 1.0, "reduction": "mean", "supervised": "best", "ranking": "sum"},
     "lire": {"reward_transform": "none", "reduction": "sum"},
@@ -323,7 +410,8 @@ def test_plackett_luce_of_two_is_dpo(scores, beta):
 @given(PAIR_SCORES, st.floats(-50, 50))
 def test_a_shift_of_policy_and_reference_changes_nothing(scores, shift):
     moved = scores._replace(logps=scores.logps + shift, ref_logps=scores.ref_logps + shift)
-    for name in ("dpo", "cdpo", "rdpo", "r_dpo_length", "ipo", "ipo mean", "exo"):
+    names = ("dpo", "cdpo", "rdpo", "r_dpo_length", "ipo", "ipo mean", "exo", "ropo", "dpo_pro")
+    for name in (*names, "chi_po", "hinge", "sppo", "dpop", "aot"):
         torch.testing.assert_close(call(name, moved), call(name, scores), rtol=1e-9, atol=1e-9)
 
 
@@ -331,7 +419,7 @@ def test_a_shift_of_policy_and_reference_changes_nothing(scores, shift):
 @given(SCORES, st.floats(-50, 50))
 def test_lists_ignore_a_shift_of_all_responses(scores, shift):
     moved = scores._replace(logps=scores.logps + shift)
-    for name in ("dpo_pl", "lire"):
+    for name in ("dpo_pl", "lire", "infonca"):
         torch.testing.assert_close(call(name, moved), call(name, scores), rtol=1e-9, atol=1e-9)
 
 
@@ -366,6 +454,34 @@ def test_rdpo_is_unbiased_under_flips(scores, beta, epsilon):
     mean = (1 - epsilon) * losses.rdpo(scores, beta=beta, epsilon=epsilon)
     mean = mean + epsilon * losses.rdpo(swapped, beta=beta, epsilon=epsilon)
     torch.testing.assert_close(mean, losses.dpo(scores, beta=beta), rtol=1e-9, atol=1e-9)
+    simpo = {"beta": 20 * beta, "gamma0": 1.5}
+    debiased = functools.partial(
+        losses.BASES["rsimpo"].loss, epsilon=epsilon, debiased=True, **simpo
+    )
+    mean = (1 - epsilon) * debiased(scores) + epsilon * debiased(swapped)
+    torch.testing.assert_close(mean, losses.simpo(scores, **simpo), rtol=1e-9, atol=1e-9)
+
+
+def test_no_doubt_and_no_ball_are_dpo():
+    """DPO-PRO of almost hard labels, and of a ball of size 0 label smoothing by q."""
+    scores, dpo_pro = toy(), losses.BASES["dpo_pro"].loss
+    sure = torch.tensor([[15.9, 0.0]], dtype=torch.float64).expand(5, 2)
+    found = dpo_pro(scores._replace(rewards=sure), beta=0.1, rho=0.1)
+    torch.testing.assert_close(found, losses.dpo(scores, beta=0.1), rtol=0, atol=1e-3)
+    evens = scores._replace(rewards=torch.zeros(5, 2, dtype=torch.float64))
+    smoothed = losses.cdpo(scores, beta=0.1, epsilon=0.5)
+    torch.testing.assert_close(dpo_pro(evens, beta=0.1, rho=0.0), smoothed)
+
+
+def test_ropo_weighs_a_pair_by_its_slope():
+    """Largest where the policy is unsure: a pair that it finds clearly flipped moves little."""
+    m = torch.linspace(-30, 30, 601, dtype=torch.float64, requires_grad=True)
+    scores = Scores(torch.stack([m, m * 0], 1), torch.zeros(601, 2).double(), torch.ones(601, 2))
+    loss = losses.BASES["ropo"].loss(scores, beta=1.0)
+    (slope,) = torch.autograd.grad(loss.sum(), m)
+    p = torch.sigmoid(m.detach())
+    torch.testing.assert_close(-slope, 56 / 225 * (1 - p) * (1 + 14 * p))
+    assert float(-slope[0]) == pytest.approx(56 / 225) and float(-slope.min()) > 0.98
 
 
 def test_dpo_starts_at_ln_2():
@@ -543,6 +659,123 @@ def test_beta_dpo_filter_keeps_its_share_and_prefers_typical_gaps():
     assert counts[0] < counts[1:].min()
 
 
+# --- moving means ---
+
+
+def test_beta_simpo_follows_its_recursion():
+    """M0 is of the steps before, and the constant margin lies inside the scaled gap."""
+    state, mean = BetaState(), 0.0
+    for step in range(4):
+        scores = toy(8, seed=step)
+        gaps = losses.simpo_gap(scores, beta=2.0)
+        scale = max(1e-3 / 2, 1 + 0.5 * (float(gaps.mean()) - mean))
+        found = losses.BASES["beta_simpo"].loss(
+            scores, beta=2.0, gamma_beta_ratio=0.4, alpha=0.5, keep=1.0, state=state
+        )
+        torch.testing.assert_close(found, losses.softplus(-scale * (gaps - 0.8)))
+        mean = 0.9 * mean + 0.1 * float(gaps.mean())
+        assert state.mean == pytest.approx(mean, rel=1e-12)
+
+
+def test_beta_simpo_averages_a_share_and_keeps_every_sample_in_the_loss():
+    scores, g = toy(10, seed=4, scale=2.0), torch.Generator().manual_seed(1)
+    settings = {"beta": 2.0, "gamma0": 0.8, "alpha": 0.5, "generator": g}
+    values = [
+        losses.BASES["beta_simpo"].loss(scores, state=BetaState(), **settings) for _ in range(9)
+    ]
+    gaps = losses.simpo_gap(scores, beta=2.0)
+    found = {round(float(v[0]), 9) for v in values}
+    assert all((v > 0).all() for v in values) and len(found) > 1
+    means = {float(gaps[list(kept)].mean()) for kept in itertools.combinations(range(10), 8)}
+    scales = [max(1e-3 / 2, 1 + 0.5 * mean) for mean in means]
+    assert found <= {round(float(losses.softplus(-s * (gaps[0] - 0.8))), 9) for s in scales}
+
+
+def alpha_dpo_by_hand(history, scores):
+    """As Adam corrects moments: 0.9 and 0.1 from 0, over 1 - 0.9^t; NumPy, no state of ours."""
+    mean = deviation = 0.0
+    for gaps in history:
+        mean = 0.9 * mean + 0.1 * np.mean(gaps)
+        deviation = 0.9 * deviation + 0.1 * np.std(gaps, ddof=1)
+    rest = 1 - 0.9 ** len(history)
+    z = (history[-1] - mean / rest) / (deviation / rest + 1e-4)
+    s, n = scores.logps.numpy(), scores.lengths.numpy()
+    logits = 2.5 * (s[:, 0] / n[:, 0] - s[:, 1] / n[:, 1] - 0.6 - 0.2 * z)
+    return np.log1p(np.exp(-logits))
+
+
+def test_alpha_dpo_follows_its_recursion():
+    state, history = AlphaState(), []
+    for step in range(4):
+        scores = toy(8, seed=step)
+        ratios = ((scores.logps - scores.ref_logps) / scores.lengths).numpy()
+        history.append(ratios[:, 0] - ratios[:, 1])
+        leaf = scores._replace(logps=scores.logps.clone().requires_grad_())
+        found = losses.BASES["alpha_dpo"].loss(
+            leaf, beta=2.5, gamma_beta_ratio=0.6, alpha=0.2, state=state
+        )
+        expected = torch.from_numpy(alpha_dpo_by_hand(history, scores))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        (gradient,) = torch.autograd.grad(found.sum(), leaf.logps)
+        slope = -2.5 * (1 - torch.exp(-expected)) / scores.lengths[:, 0]
+        torch.testing.assert_close(gradient[:, 0], slope)  # none through z
+
+
+def test_alpha_dpo_before_its_first_step_is_simpo():
+    """So is a policy that is its own reference: a deviation of 0 is no division."""
+    scores, state, settings = toy(), AlphaState(), {"beta": 2.5, "gamma0": 1.0}
+    simpo, alpha_dpo = losses.simpo(scores, **settings), losses.BASES["alpha_dpo"].loss
+    single = Scores(*(None if x is None else x[:1] for x in scores))
+    alpha_dpo(single, alpha=0.2, state=state, **settings)
+    assert (state.steps, state.mean) == (0, 0)
+    assert torch.equal(alpha_dpo(scores, alpha=0.2, state=state, training=False, **settings), simpo)
+    start = scores._replace(ref_logps=scores.logps)
+    assert torch.equal(alpha_dpo(start, alpha=0.2, state=state, **settings), simpo)
+    assert (state.steps, state.std) == (1, 0)
+
+
+def test_re_po_follows_its_recursion():
+    """The posterior by Bayes, eta by its moving mean after it, the slope sigmoid(m) - w."""
+    state, eta = EtaState(), 0.9
+    for step in range(4):
+        scores = toy(8, seed=step)
+        p = [float(sigmoid(0.3 * Row(scores, i).d)) for i in range(8)]
+        w = [x * eta / (x * eta + (1 - x) * (1 - eta)) for x in p]
+        values = [-a * math.log(x) - (1 - a) * math.log(1 - x) for a, x in zip(w, p, strict=True)]
+        leaf = scores._replace(logps=scores.logps.clone().requires_grad_())
+        found = losses.BASES["re_po"].loss(leaf, beta=0.3, state=state)
+        torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float64))
+        (gradient,) = torch.autograd.grad(found.sum(), leaf.logps)
+        slope = 0.3 * (torch.tensor(p) - torch.tensor(w))
+        torch.testing.assert_close(gradient[:, 0], slope.double(), rtol=1e-5, atol=1e-7)
+        eta = 0.9 * eta + 0.1 * sum(w) / 8
+        assert state.eta == pytest.approx(eta, rel=1e-12)
+    losses.BASES["re_po"].loss(scores, beta=0.3, state=state, training=False)
+    assert state.eta == pytest.approx(eta, rel=1e-12)
+
+
+def test_re_po_finds_the_share_of_right_labels():
+    """A calibrated policy, 25 % of labels turned: eta comes from 0.9 to 0.75."""
+    g, state = torch.Generator().manual_seed(0), EtaState(momentum=0.0)
+    for _ in range(60):
+        m = 2 * torch.randn(4000, generator=g, dtype=torch.float64)
+        right = torch.rand(4000, generator=g) < torch.sigmoid(m)
+        turned = torch.rand(4000, generator=g) < 0.25
+        gap = torch.where(right != turned, m, -m)
+        logps = torch.stack([gap, gap * 0], dim=1)
+        scores = Scores(logps, torch.zeros_like(logps), torch.ones_like(logps))
+        losses.BASES["re_po"].loss(scores, beta=1.0, state=state)
+    assert state.eta == pytest.approx(0.75, abs=0.02)
+
+
+def test_re_po_stays_finite_when_no_label_is_doubted():
+    state = EtaState()
+    state.load_state_dict({"momentum": 0.9, "eta": 1.0})
+    scores = toy(scale=1e4)
+    found = losses.BASES["re_po"].loss(scores, beta=1.0, state=state)
+    torch.testing.assert_close(found, losses.dpo(scores, beta=1.0))
+
+
 # --- refusals ---
 
 NAN = toy()._replace(logps=torch.full((5, 2), math.nan, dtype=torch.float64))
@@ -594,15 +827,47 @@ BAD = [
     ("lire", {"temperature": 1.0}, toy(5, 1), "logps"),
     ("lire", {"temperature": 1.0, "reward_transform": "log"}, toy(5, 4), "reward_transform"),
     ("sft", {}, NAN, "logps"),
+    ("rsimpo", {"beta": 2.0, "gamma0": 1.0, "epsilon": 0.5, "debiased": True}, toy(), "epsilon"),
+    ("rsimpo", {"beta": 2.0, "gamma0": 1.0, "epsilon": 1.0}, toy(), "epsilon"),
+    ("ropo", {"beta": 0.1, "alpha": 2.0}, toy(), "alpha"),
+    ("dpo_pro", {"beta": 0.1, "rho": -1.0}, toy(), "rho"),
+    ("dpo_pro", {"beta": 0.1, "rho": 0.1}, toy()._replace(rewards=None), "rewards"),
+    (
+        "dpo_pro",
+        {"beta": 0.1, "rho": 0.1},
+        toy()._replace(rewards=torch.tensor([[0.0, 20.0]] * 5)),
+        r"rewards: row 0 .* \[0.0, 20.0\], a hard label; dpo_pro needs soft ones",
+    ),
+    ("chi_po", {"beta": 0.1, "reward_bound": 0.0}, toy(), "reward_bound"),
+    ("dpop", {"beta": 0.1, "lam": -1.0}, toy(), "lam"),
+    ("slic", {"beta": 0.1, "lam": -1.0}, toy(), "lam"),
+    ("sppo", {"beta": 0.0}, toy(), "beta"),
+    ("aot", {"beta": 0.1}, toy()._replace(ref_logps=None), "ref_logps"),
+    ("infonca", {"beta": 0.1, "temperature": 0.0}, toy(5, 4), "temperature"),
+    ("nca", {"beta": 0.0, "temperature": 1.0}, toy(5, 4), "beta"),
+    (
+        "alpha_dpo",
+        {"beta": 2.0, "gamma0": 1.0, "alpha": -1.0, "state": AlphaState()},
+        toy(),
+        "alpha",
+    ),
+    (
+        "beta_simpo",
+        {"beta": 2.0, "gamma0": 1.0, "alpha": -1.0, "state": BetaState()},
+        toy(),
+        "alpha",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "keywords", "scores", "argument"), BAD)
 def test_bad_arguments_are_named(name, keywords, scores, argument):
     with pytest.raises(ValueError, match=argument):
-        getattr(losses, name)(scores, **keywords)
+        losses.BASES[name].loss(scores, **keywords)
 
 
 def test_every_loss_is_checked_against_a_formula():
     named = {name.split()[0] for name in EXACT}
-    assert set(losses.BASES) - {"beta_dpo"} == named
+    with_state = {name for name, row in losses.BASES.items() if row.state is not None}
+    assert set(losses.BASES) - with_state == named
+    assert with_state == {"beta_dpo", "beta_simpo", "alpha_dpo", "re_po"}  # their recursions

@@ -61,6 +61,21 @@ COUPLING = {  # spec: whether a sample's gradient depends on the other samples o
     "kto(beta=0.1)": "step",
     "kto_pair(beta=0.1)": "step",
     "beta_dpo(beta=0.1, alpha=0.5)": "step",
+    "rsimpo(beta=2.0, gamma0=0.8, epsilon=0.1)": "separable",
+    "beta_simpo(beta=2.0, gamma0=0.8, alpha=0.5, keep=1.0)": "step",
+    "alpha_dpo(beta=2.0, gamma0=0.8, alpha=0.2)": "step",
+    "re_po(beta=0.1)": "separable",
+    "ropo(beta=0.1)": "separable",
+    "dpo_pro(beta=0.1, rho=0.1)": "separable",
+    "chi_po(beta=0.05, reward_bound=5.0)": "separable",
+    "dpop(beta=0.1)": "separable",
+    "hinge(beta=0.1)": "separable",
+    "slic(beta=0.1, lam=0.5)": "separable",
+    "simper()": "separable",
+    "sppo(beta=0.1)": "separable",
+    "aot(beta=0.1)": "step",
+    "infonca(beta=0.1, temperature=0.5)": "separable",
+    "nca(beta=0.1, temperature=0.5)": "separable",
     "dpo_pl(beta=0.1)": "separable",
     "rrhf(alpha=0.5)": "separable",
     "lire(temperature=2.0)": "separable",
@@ -72,11 +87,13 @@ COUPLING = {  # spec: whether a sample's gradient depends on the other samples o
     "dora(dpo_pl, beta=0.1, lam=1.0)": "log_sum_exp",
     "dora_outside(lire, temperature=2.0)": "step",
     "dr_dpo(dpo, beta=0.1)": "log_sum_exp",
+    "kldpo(dpo, beta=0.1)": "step",
     "gamma(simpo, beta=10, gamma_beta_ratio=0.4, tau=10)": "step",
     "gamma(dpo, beta=0.1, gamma0=0.5, tau=1.0)": "step",
     "dora(gamma(cdpo, beta=0.1, epsilon=0.1, gamma0=0.5, tau=1.0), lam=2.0)": "step",
     "gamma(r_dpo_length, beta=0.1, alpha=0.01, gamma0=0.5, tau=1.0)": "step",
     "gamma(rdpo, beta=0.1, epsilon=0.1, gamma0=0.5, tau=1.0)": "step",
+    "gamma(rsimpo, beta=2.0, epsilon=0.1, gamma0=0.5, tau=1.0)": "step",
 }
 
 
@@ -113,7 +130,7 @@ def test_micro_batches_of_separable_objectives_add_up(spec):
     parts = []
     for rows in (slice(0, 2), slice(2, 6)):
         part = Scores(*(x if x is None else x[rows] for x in scores))
-        parts.append(gradient(objective, part, h[rows]) * len(part.logps) / 6)
+        parts.append(gradient(build(spec), part, h[rows]) * len(part.logps) / 6)
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-15)
 
 
@@ -308,9 +325,15 @@ def test_official_parity_starts_with_eight_normals_and_nineteen_updates():
 
 # --- state ---
 
-STATEFUL = (
+DRAWING = (
     "gamma(simpo, beta=10, gamma_beta_ratio=0.4, tau=10, capacity=20, solve_size=12)",
     "beta_dpo(beta=0.1, alpha=0.5, keep=0.5)",
+    "beta_simpo(beta=1, gamma0=0.4, alpha=0.5, keep=0.5)",
+)
+STATEFUL = (
+    *DRAWING,
+    "alpha_dpo(beta=10, gamma_beta_ratio=0.4, alpha=0.2)",
+    "re_po(beta=0.1, momentum=0.5)",
 )
 
 
@@ -336,7 +359,7 @@ def test_resume_is_bit_for_bit(spec):
         )
 
 
-@pytest.mark.parametrize("spec", STATEFUL)
+@pytest.mark.parametrize("spec", DRAWING)
 def test_the_runs_seed_reaches_what_the_objective_draws(spec):
     """Every seed of a run had the draws of seed 0; a seed of the spec itself still wins."""
 
@@ -425,7 +448,7 @@ def test_the_specs_of_the_differences_are_understood():
     text = (Path(__file__).parents[1] / "docs" / "differences.md").read_text()
     heads = "|".join((*losses.BASES, *robust.AGGREGATORS, "gamma"))
     specs = [spec for spec in re.findall(rf"`((?:{heads})\(.*?\))`", text) if "..." not in spec]
-    assert len(specs) == 8
+    assert len(specs) == 10
     for spec in specs:
         build(spec)
 
@@ -538,6 +561,8 @@ REFUSED = {
     "dora(cpo, beta=0.1, lam=1.0)": "'lam' is an argument of dora and cpo",
     "dro(beta_dpo, beta=0.1, alpha=0.1, keep=0.5)": "filter",
     "dr_dpo(kto, beta=0.1)": "soft minimum",
+    "dr_dpo(simper)": "soft minimum",
+    "gamma(alpha_dpo, beta=2, alpha=0.1, gamma0=1, tau=1)": "no target margin",
     "dpo(beta=__import__('os').getpid())": "must be a number",
     "__import__('os').system('true')": "expected a name",
     "dpo(beta=[0.1])": "must be a number",
@@ -562,6 +587,11 @@ BAD_VALUES = {
     "beta_dpo(beta=0.1, alpha=0.1, keep=0)": "keep",
     "dro(beta_dpo, beta=0.1, alpha=0.1, keep='all')": "keep",
     "beta_dpo(beta=0.1, alpha=0.1, seed=True)": "seed",
+    "re_po(beta=0.1, eta=1)": "eta",
+    "re_po(beta=0.1, momentum=1)": "momentum",
+    "alpha_dpo(beta=2, alpha=0.1)": "gamma0, gamma_beta_ratio",
+    "beta_simpo(beta=2, alpha=0.1, gamma0=1, keep=2)": "keep",
+    "rsimpo(beta=2, gamma0=1, epsilon=0.1, debiased=1)": "debiased",
 }
 BAD_OPTIONS = {
     "dora(dpo(beta=0.1), parity=authors)": "has the losses dpo_pl, lire, rrhf, not dpo",

@@ -31,7 +31,9 @@ FORMULAS = {  # by the words of the methods' table, as plain averages of exponen
     "dora": lambda x, h, lam: lam * np.log(np.mean(np.exp(h * x / lam))),
     "dora_outside": lambda x, h, lam: np.mean(h) * lam * np.log(np.mean(np.exp(x / lam))),
     "dr_dpo": lambda x, h, lam: -lam * np.log(np.mean(np.exp(-x / lam))),
+    "kldpo": lambda x, h, lam: np.mean(np.minimum(10, np.exp((x - np.mean(x)) / lam)) * x),
 }
+HELD = {"kldpo"}  # kinds whose weights are held fixed: no derivative of the value but of a step
 
 
 @pytest.mark.parametrize("lam", [0.5, 1.0, 7.0])
@@ -45,9 +47,19 @@ def test_value_and_weights(kind, lam):
     torch.testing.assert_close(
         robust.weights(losses, factors, kind=kind, lam=lam), gradient, rtol=1e-12, atol=1e-14
     )
-    assert torch.autograd.gradcheck(
+    assert kind in HELD or torch.autograd.gradcheck(
         lambda z: robust.aggregate(z, factors, kind=kind, lam=lam), losses
     )
+
+
+def test_kldpo_tilts_towards_high_losses_up_to_ten_times():
+    """Losses 0, 0, 3 around their mean of 1: e^-1, e^-1 and e^2, at a low lambda the cap."""
+    losses = tensor([0.0, 0.0, 3.0])
+    found = robust.aggregate_with_weights(losses, kind="kldpo")
+    tilts = tensor([math.exp(-1), math.exp(-1), math.exp(2)])
+    torch.testing.assert_close(found.weights, tilts / 3)
+    assert float(found.value) == pytest.approx(math.exp(2))
+    assert float(robust.weights(losses, kind="kldpo", lam=0.1)[2]) == pytest.approx(10 / 3)
 
 
 @quick

@@ -62,6 +62,7 @@ AGGREGATORS = (
     "dora({}, lam=0.7)",
     "dora_outside({})",
     "dr_dpo({})",
+    "kldpo({})",
 )
 SPECS = [
     *(
@@ -681,6 +682,7 @@ def ranks(folder: Path) -> None:
 RUNS = {
     "gamma": ("gamma(simpo(beta=2), gamma_beta_ratio=0.4, tau=3, capacity=6, solve_size=4)", 0.2),
     "beta": ("beta_dpo(beta=0.1, alpha=0.5, keep=0.75)", None),
+    "re_po": ("re_po(beta=0.1)", None),
 }
 KILLED_AT = 5  # of 8 steps; checkpoints at 2, 4, 6, 8
 
@@ -701,11 +703,11 @@ def killed(name: str, folder: Path) -> None:
     """The same run, which kills itself in the middle of a step, between two checkpoints."""
     real, calls = ExactStep.objective_gradient, []
 
-    def deadly(*arguments):
-        if len(calls) == KILLED_AT:  # one call a step: both objectives need the whole step
+    def deadly(*arguments, training=True):
+        if len(calls) == KILLED_AT:  # one call a step moves the objective's state
             os.kill(os.getpid(), signal.SIGKILL)
-        calls.append(1)
-        return real(*arguments)
+        calls.extend([1] * training)
+        return real(*arguments, training=training)
 
     ExactStep.objective_gradient = deadly
     run(name, folder)

@@ -114,10 +114,26 @@ def trl_dpo(trainers, loss_type, beta, label_smoothing=0.0, seed=0, reference=No
     return theirs, scores, tokens
 
 
+def twice_sppo(scores, beta):
+    """TRL leaves out the half."""
+    return 2 * losses.BASES["sppo"].loss(scores, beta=beta)
+
+
+def nca_of_a_pair(scores, beta):
+    """All of the reward's mass on the chosen one."""
+    rewards = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand_as(scores.logps)
+    scores = scores._replace(rewards=rewards)
+    return losses.BASES["nca"].loss(scores, beta=beta, temperature=1e-3)
+
+
 SAME = [
     ("sigmoid", {"beta": 0.1}, losses.dpo, {"beta": 0.1}),
     ("ipo", {"beta": 0.1}, losses.ipo, {"tau": 0.1, "reduction": "mean"}),
     ("robust", {"beta": 0.3, "label_smoothing": 0.2}, losses.rdpo, {"beta": 0.3, "epsilon": 0.2}),
+    ("hinge", {"beta": 0.1}, losses.BASES["hinge"].loss, {"beta": 0.1}),
+    ("aot", {"beta": 0.1, "label_smoothing": 0.0}, losses.BASES["aot"].loss, {"beta": 0.1}),
+    ("sppo_hard", {"beta": 0.1}, twice_sppo, {"beta": 0.1}),
+    ("nca_pair", {"beta": 0.1}, nca_of_a_pair, {"beta": 0.1}),
 ]
 
 

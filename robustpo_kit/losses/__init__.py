@@ -13,10 +13,10 @@ from robustpo_kit.losses.checks import (
     check_positive,
     check_whole,
 )
-from robustpo_kit.losses.coupled import BetaState, beta_dpo, kto, kto_pair
+from robustpo_kit.losses.coupled import beta_dpo, kto, kto_pair
 from robustpo_kit.losses.listwise import dpo_pl, lire, rrhf, sft
+from robustpo_kit.losses.noise import cdpo, rdpo
 from robustpo_kit.losses.pairwise import (
-    cdpo,
     cpo,
     dpo,
     dpo_gap,
@@ -24,7 +24,6 @@ from robustpo_kit.losses.pairwise import (
     ipo,
     orpo,
     r_dpo_length,
-    rdpo,
     simpo,
     simpo_gap,
     target_gamma0,
@@ -37,12 +36,15 @@ from robustpo_kit.losses.scores import (
     real_columns,
     softplus,
 )
+from robustpo_kit.losses.states import AlphaState, BetaState, EtaState
 from robustpo_kit.losses.table import BASES, TARGETS, Base, LossState
 
 __all__ = [
+    "AlphaState",
     "BASES",
     "Base",
     "BetaState",
+    "EtaState",
     "LossState",
     "Scores",
     "TARGETS",

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from robustpo_kit.losses.checks import check_at_least, check_between, check_positive
-from robustpo_kit.losses.pairwise import dpo_gap
+from robustpo_kit.losses.checks import check_at_least, check_between, check_positive, present
+from robustpo_kit.losses.pairwise import dpo_gap, ratio_gap, simpo_gap, target_gamma0
 from robustpo_kit.losses.scores import Scores, check_pair, checked_vector, log_ratios, softplus
+from robustpo_kit.losses.states import AlphaState, BetaState
 
 
 def kto(
@@ -54,35 +55,6 @@ def kto_pair(scores: Scores, *, beta: float, detach_kl: bool = False) -> Tensor:
     return (torch.sigmoid(beta * (z[1] - r[:, 0])) + torch.sigmoid(beta * (r[:, 1] - z[0]))) / 2
 
 
-class BetaState:
-    """Moving mean and deviation of the reward gap, what beta-DPO remembers between steps.
-
-    Both move by `momentum` from 0 and 1 (Wu et al. 2024, Eq. 9).
-    """
-
-    def __init__(self, momentum: float = 0.9) -> None:
-        check_between("momentum", momentum, 0.0, 1.0)
-        self.momentum, self.mean, self.std = momentum, 0.0, 1.0
-
-    def update(self, gaps: Tensor) -> None:
-        """Move mean and deviation towards those of `gaps` [B]; a single gap moves only the mean."""
-        keep = self.momentum
-        self.mean = keep * self.mean + (1 - keep) * float(gaps.mean())
-        if len(gaps) > 1:
-            self.std = keep * self.std + (1 - keep) * float(gaps.std())
-
-    def state_dict(self) -> dict[str, float]:
-        """Plain numbers."""
-        return {"momentum": self.momentum, "mean": self.mean, "std": self.std}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take over `state`; raises ValueError for a missing entry."""
-        if missing := [name for name in self.state_dict() if name not in state]:
-            raise ValueError(f"state: entry '{missing[0]}' is missing; not a BetaState")
-        self.momentum = float(state["momentum"])
-        self.mean, self.std = float(state["mean"]), float(state["std"])
-
-
 def beta_dpo(
     scores: Scores,
     *,
@@ -122,9 +94,109 @@ def beta_dpo(
     chosen = torch.ones_like(gaps)
     if training and keep < 1:
         chosen = _gaussian_draw(gaps, state, keep, generator)
-    mean = (chosen * gaps).sum() / chosen.sum()
-    scale = (1 + alpha * (mean - state.mean)).clamp(min=1e-3 / beta)  # beta_t / beta
+    scale = _guided_scale(gaps, chosen, state, beta, alpha)
     return chosen * (len(chosen) / chosen.sum()) * softplus(-scale * gap)
+
+
+def beta_simpo(
+    scores: Scores,
+    *,
+    beta: float,
+    alpha: float,
+    state: BetaState,
+    gamma0: float | None = None,
+    gamma_beta_ratio: float | None = None,
+    keep: float = 0.8,
+    generator: torch.Generator | None = None,
+    training: bool = True,
+) -> Tensor:
+    """beta-SimPO: sp(-beta_t (u - gamma0) / beta), u = beta (a_w - a_l), beta_t as in `beta_dpo`.
+
+    As gamma-PO's Tables 3 and 4 have it by their code: mean M is over the share `keep` of the gaps
+    u, every sample stays in the loss, and M0 is of the steps before this one.
+
+    Args:
+        scores: of pairs.
+        beta: beta at the mean gap, > 0.
+        alpha: how far beta follows the batch's mean gap, >= 0.
+        state: moving mean and deviation of the gap.
+        gamma0, gamma_beta_ratio: the target margin, as `simpo` takes it.
+        keep: share of the batch whose gaps are averaged, in (0, 1].
+        generator: of the draws, on the CPU.
+        training: False leaves `state` alone and averages all gaps.
+
+    Returns:
+        [B]
+    """
+    check_at_least("alpha", alpha, 0.0)
+    check_between("keep", keep, 0.0, 1.0, open_low=True, closed_high=True)
+    gap = simpo_gap(scores, beta=beta)
+    target = target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio)
+    gaps = gap.detach()
+    chosen = torch.ones_like(gaps)
+    if training and keep < 1:
+        chosen = _gaussian_draw(gaps, state, keep, generator)
+    scale = _guided_scale(gaps, chosen, state, beta, alpha)
+    if training:
+        state.update(gaps)
+    return softplus(scale * (target - gap))
+
+
+def alpha_dpo(
+    scores: Scores,
+    *,
+    beta: float,
+    alpha: float,
+    state: AlphaState,
+    gamma0: float | None = None,
+    gamma_beta_ratio: float | None = None,
+    training: bool = True,
+) -> Tensor:
+    """AlphaDPO: sp(-(u - gamma0 - beta alpha z)), u = beta (a_w - a_l) (Wu et al. 2025).
+
+    z is the difference of r_k / n_k, standardised by the moving mean and deviation in `state` and
+    without gradient: pairs that the policy already tells apart get the larger margin.
+
+    Args:
+        scores: of pairs, with a reference.
+        beta: scale of the log-probabilities per token, > 0.
+        alpha: margin per deviation, in units of beta, >= 0.
+        state: moving mean and deviation, which this batch moves before they are used.
+        gamma0, gamma_beta_ratio: the target margin, as `simpo` takes it.
+        training: False leaves `state` alone.
+
+    Returns:
+        [B]
+    """
+    check_at_least("alpha", alpha, 0.0)
+    gap = simpo_gap(scores, beta=beta)
+    target = target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio)
+    ratios = ratio_gap(scores, "mean").detach()
+    if training:
+        state.update(ratios)
+    return softplus(target + beta * alpha * state.standardised(ratios) - gap)
+
+
+def aot(scores: Scores, *, beta: float) -> Tensor:
+    """AOT, paired: sp(-beta (x_(i) - y_(i))), both in order (Melnyk et al. 2024).
+
+    x = s_w - s_l, y the same of the reference: each sample's x against the y of equal rank in the
+    step, so that the one distribution comes to dominate the other. Returns [B].
+    """
+    check_positive("beta", beta)
+    check_pair(scores, reference=True)
+    ref_logps = present("ref_logps", scores.ref_logps)
+    gaps, ref_gaps = (x[:, 0] - x[:, 1] for x in (scores.logps, ref_logps))
+    ranks = gaps.argsort().argsort()
+    return softplus(-beta * (gaps - ref_gaps.sort().values[ranks]))
+
+
+def _guided_scale(
+    gaps: Tensor, chosen: Tensor, state: BetaState, beta: float, alpha: float
+) -> Tensor:
+    """beta_t / beta by the mean of the `chosen` gaps [B]."""
+    mean = (chosen * gaps).sum() / chosen.sum()
+    return (1 + alpha * (mean - state.mean)).clamp(min=1e-3 / beta)
 
 
 def _gaussian_draw(

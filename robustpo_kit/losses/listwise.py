@@ -18,6 +18,7 @@ from robustpo_kit.losses.scores import (
     mean_logps,
     mean_nll,
     real_columns,
+    softplus,
 )
 
 
@@ -101,7 +102,7 @@ def lire(
     check_list(scores)
     real, rewards = real_columns(scores), column_rewards(scores)
     if reward_transform == "softmax":
-        rewards = rewards.masked_fill(~real, -math.inf).softmax(dim=-1)
+        rewards = _reward_shares(scores, 1.0)
     policy = (column_logps(scores) / temperature).masked_fill(~real, -math.inf).softmax(dim=-1)
     total = -(policy * rewards).sum(dim=-1)
     if check_reduction(reduction) == "mean":
@@ -109,10 +110,52 @@ def lire(
     return total
 
 
+def infonca(scores: Scores, *, beta: float, temperature: float) -> Tensor:
+    """InfoNCA: -sum_k p_k log softmax(beta r)_k, p = softmax(R / T) (Chen et al. 2024).
+
+    Args:
+        scores: of lists, with a reference and rewards.
+        beta: strength of the reference, > 0.
+        temperature: T > 0; towards 0 only the best response has a share.
+
+    Returns:
+        [B]
+    """
+    utility, shares = _utility_and_shares(scores, beta, temperature)
+    padding = ~real_columns(scores)
+    lowest = torch.finfo(utility.dtype).min
+    return -(shares * utility.masked_fill(padding, lowest).log_softmax(dim=-1)).sum(dim=-1)
+
+
+def nca(scores: Scores, *, beta: float, temperature: float) -> Tensor:
+    """NCA: sum_k [p_k sp(-beta r_k) + sp(beta r_k) / K], p = softmax(R / T) (Chen et al. 2024).
+
+    Arguments as `infonca` takes them; it also holds the likelihood of the best. Returns [B].
+    """
+    utility, shares = _utility_and_shares(scores, beta, temperature)
+    real = real_columns(scores)
+    uniform = real.to(utility.dtype) / real.sum(dim=-1, keepdim=True)
+    return (shares * softplus(-utility) + uniform * softplus(utility)).sum(dim=-1)
+
+
 def sft(scores: Scores, *, reduction: str = "mean") -> Tensor:
     """Supervised negative log-likelihood of column 0: -a_0, or -s_0 with `reduction` "sum". [B]."""
     check_scores(scores, columns=1)
     return mean_nll(scores, reduction)
+
+
+def _utility_and_shares(scores: Scores, beta: float, temperature: float) -> tuple[Tensor, Tensor]:
+    """beta r and softmax(R / temperature), [B, K] each; 0 in padded columns."""
+    check_positive("beta", beta)
+    check_positive("temperature", temperature)
+    check_list(scores, reference=True)
+    return beta * log_ratios(scores), _reward_shares(scores, temperature)
+
+
+def _reward_shares(scores: Scores, temperature: float) -> Tensor:
+    """softmax(R / temperature) over each row's responses [B, K]; 0 in padded columns."""
+    rewards = column_rewards(scores) / temperature
+    return rewards.masked_fill(~real_columns(scores), -math.inf).softmax(dim=-1)
 
 
 def _ranking(scores: Scores) -> tuple[Tensor, Tensor]:

@@ -34,44 +34,6 @@ def dpo(scores: Scores, *, beta: float, margin: Tensor | None = None) -> Tensor:
     return softplus(target_margin(margin, gap) - gap)  # [B]
 
 
-def cdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None) -> Tensor:
-    """Conservative DPO, label smoothing: (1-e) sp(-beta D) + e sp(beta D) (Mitchell 2023).
-
-    gamma-PO calls this loss "rDPO" (Eq. 5, with a margin on either side Eq. 13).
-
-    Args:
-        scores: of pairs, with a reference.
-        beta: strength of the reference, > 0.
-        epsilon: share of labels taken to be flipped, in [0, 1).
-        margin: [B], a target margin in units of beta D on the side of each label.
-
-    Returns:
-        [B]
-    """
-    check_between("epsilon", epsilon, 0.0, 1.0)
-    as_labelled, flipped = _both_labels(scores, beta, margin)
-    return (1 - epsilon) * as_labelled + epsilon * flipped
-
-
-def rdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None) -> Tensor:
-    """Robust DPO: [(1-e) sp(-beta D) - e sp(beta D)] / (1-2e) (Chowdhury et al. 2024).
-
-    Unbiased where a share e of the labels is flipped.
-
-    Args:
-        scores: of pairs, with a reference.
-        beta: strength of the reference, > 0.
-        epsilon: the flip rate, in [0, 0.5).
-        margin: [B], a target margin in units of beta D on the side of each label.
-
-    Returns:
-        [B]; values can be negative.
-    """
-    check_between("epsilon", epsilon, 0.0, 0.5)
-    as_labelled, flipped = _both_labels(scores, beta, margin)
-    return ((1 - epsilon) * as_labelled - epsilon * flipped) / (1 - 2 * epsilon)
-
-
 def r_dpo_length(
     scores: Scores,
     *,
@@ -113,11 +75,7 @@ def ipo(scores: Scores, *, tau: float, reduction: str = "sum") -> Tensor:
     and TRL do.
     """
     check_positive("tau", tau)
-    check_pair(scores, reference=True)
-    ratios = log_ratios(scores)
-    if check_reduction(reduction) == "mean":
-        ratios = ratios / response_lengths(scores)
-    return (ratios[:, 0] - ratios[:, 1] - 1 / (2 * tau)) ** 2
+    return (ratio_gap(scores, reduction) - 1 / (2 * tau)) ** 2
 
 
 def exo(scores: Scores, *, beta: float, epsilon: float = 1e-3) -> Tensor:
@@ -159,14 +117,7 @@ def simpo(
         ValueError: several or none of the three targets are given.
     """
     gap = simpo_gap(scores, beta=beta)
-    if margin is not None:
-        if gamma0 is not None or gamma_beta_ratio is not None:
-            raise ValueError(
-                "margin: takes the place of gamma0 and gamma_beta_ratio; give only one of the three"
-            )
-        return softplus(target_margin(margin, gap) - gap)
-    target = target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio)
-    return softplus(target - gap)
+    return softplus(simpo_target(gap, margin, beta, gamma0, gamma_beta_ratio) - gap)
 
 
 def cpo(scores: Scores, *, beta: float, lam: float = 1.0, reduction: str = "sum") -> Tensor:
@@ -203,12 +154,85 @@ def orpo(scores: Scores, *, lam: float = 0.1) -> Tensor:
     return -a[:, 0] + lam * softplus(odds[:, 1] - odds[:, 0])
 
 
+def hinge(scores: Scores, *, beta: float) -> Tensor:
+    """Hinge on DPO's gap: max(0, 1 - beta D) (Liu et al. 2024, RSO). Returns [B]."""
+    return F.relu(1 - dpo_gap(scores, beta=beta))
+
+
+def slic(scores: Scores, *, beta: float, lam: float, reduction: str = "sum") -> Tensor:
+    """SLiC: max(0, 1 - beta (s_w - s_l)) + lam * NLL(y_w) (Zhao et al. 2023; their margin 1/beta).
+
+    `reduction` of the NLL as `cpo` takes it. Returns [B].
+    """
+    check_positive("beta", beta)
+    check_at_least("lam", lam, 0.0)
+    check_pair(scores)
+    s = scores.logps
+    return F.relu(1 - beta * (s[:, 0] - s[:, 1])) + lam * mean_nll(scores, reduction)
+
+
+def simper(scores: Scores) -> Tensor:
+    """SimPER: e^a_l - e^a_w, of inverse perplexities (Xiao et al. 2025). In (-1, 1), [B]."""
+    check_pair(scores)
+    likelihoods = mean_logps(scores).exp()
+    return likelihoods[:, 1] - likelihoods[:, 0]
+
+
+def sppo(scores: Scores, *, beta: float) -> Tensor:
+    """SPPO: [(r_w - 1/(2 beta))^2 + (r_l + 1/(2 beta))^2] / 2 (Wu et al. 2025, Eq. 4.7).
+
+    With a probability of winning of 1 for the chosen and 0 for the rejected response; 1 / beta is
+    their eta, 1000. Returns [B].
+    """
+    check_positive("beta", beta)
+    check_pair(scores, reference=True)
+    r, aim = log_ratios(scores), 1 / (2 * beta)
+    return ((r[:, 0] - aim) ** 2 + (r[:, 1] + aim) ** 2) / 2
+
+
+def dpop(scores: Scores, *, beta: float, lam: float = 50.0) -> Tensor:
+    """DPO-positive: sp(-beta (D - lam max(0, -r_w))), which holds s_w up (Pal et al. 2024). [B]."""
+    check_at_least("lam", lam, 0.0)
+    gap = dpo_gap(scores, beta=beta)
+    return softplus(beta * lam * F.relu(-log_ratios(scores)[:, 0]) - gap)
+
+
+def chi_po(scores: Scores, *, beta: float, reward_bound: float) -> Tensor:
+    """chi-PO: sp(-clip(beta (f(r_w) - f(r_l)), +-2R)), f(r) = e^r + r (Huang et al. 2025, Alg. 1).
+
+    The exponential comes of a chi-squared divergence beside the KL. It is held at e^20, where any
+    clip has long taken over. Nothing moves a pair whose gap is outside +-2R.
+
+    Args:
+        scores: of pairs, with a reference.
+        beta: strength of the reference, > 0.
+        reward_bound: R > 0, the largest reward.
+
+    Returns:
+        [B]
+    """
+    check_positive("beta", beta)
+    check_positive("reward_bound", reward_bound)
+    check_pair(scores, reference=True)
+    r = log_ratios(scores)
+    f = r.clamp(max=20.0).exp() + r
+    gap = beta * (f[:, 0] - f[:, 1])
+    return softplus(-gap.clamp(-2 * reward_bound, 2 * reward_bound))
+
+
+def ratio_gap(scores: Scores, reduction: str = "sum") -> Tensor:
+    """D [B]; with `reduction` "mean" the difference of r_k / n_k."""
+    check_pair(scores, reference=True)
+    ratios = log_ratios(scores)
+    if check_reduction(reduction) == "mean":
+        ratios = ratios / response_lengths(scores)
+    return ratios[:, 0] - ratios[:, 1]
+
+
 def dpo_gap(scores: Scores, *, beta: float) -> Tensor:
     """Reward gap of DPO and its kin: beta D [B]."""
     check_positive("beta", beta)
-    check_pair(scores, reference=True)
-    r = log_ratios(scores)
-    return beta * (r[:, 0] - r[:, 1])
+    return beta * ratio_gap(scores)
 
 
 def simpo_gap(scores: Scores, *, beta: float) -> Tensor:
@@ -236,6 +260,23 @@ def target_gamma0(
     )
 
 
+def simpo_target(
+    gap: Tensor,
+    margin: Tensor | None,
+    beta: float,
+    gamma0: float | None,
+    gamma_beta_ratio: float | None,
+) -> Tensor | float:
+    """What SimPO and its kin take off the gap [B]: `margin` [B] or the constant, exactly one."""
+    if margin is None:
+        return target_gamma0(beta=beta, gamma0=gamma0, gamma_beta_ratio=gamma_beta_ratio)
+    if gamma0 is not None or gamma_beta_ratio is not None:
+        raise ValueError(
+            "margin: takes the place of gamma0 and gamma_beta_ratio; give only one of the three"
+        )
+    return target_margin(margin, gap)
+
+
 def _log1mexp(x: Tensor) -> Tensor:
     """log(1 - e^x) for x < 0, exact on both sides of -ln 2.
 
@@ -245,10 +286,3 @@ def _log1mexp(x: Tensor) -> Tensor:
     small = torch.where(near, x, -1.0)
     large = torch.where(near, -1.0, x)
     return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
-
-
-def _both_labels(scores: Scores, beta: float, margin: Tensor | None) -> tuple[Tensor, Tensor]:
-    """DPO loss of the pair as labelled and with its label flipped, each against the same target."""
-    gap = dpo_gap(scores, beta=beta)
-    target = target_margin(margin, gap)
-    return softplus(target - gap), softplus(target + gap)

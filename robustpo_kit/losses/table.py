@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from robustpo_kit.losses import coupled, listwise, pairwise
+from robustpo_kit.losses import coupled, listwise, noise, pairwise, states
 
 SUPPLIED = ("scores", "margin", "state", "generator", "training")  # what the objective fills in
 TARGETS = ("gamma0", "gamma_beta_ratio")  # a constant target margin, in either published form
@@ -26,7 +26,8 @@ class Base:
     """A base loss and what it needs of its scores; its keywords are those of its function.
 
     A loss that draws has an argument `generator`, and a spec may give its `seed`; one that treats
-    evaluation in another way has an argument `training`.
+    evaluation in another way has an argument `training`. A loss whose state moves before it is
+    read is coupled; one that reads first is not, as the parts of a step all see the old state.
     """
 
     loss: Callable[..., Tensor]
@@ -86,8 +87,8 @@ class Base:
 
 BASES: dict[str, Base] = {
     "dpo": Base(pairwise.dpo, "pair", gap=pairwise.dpo_gap),
-    "cdpo": Base(pairwise.cdpo, "pair", gap=pairwise.dpo_gap),
-    "rdpo": Base(pairwise.rdpo, "pair", gap=pairwise.dpo_gap),
+    "cdpo": Base(noise.cdpo, "pair", gap=pairwise.dpo_gap),
+    "rdpo": Base(noise.rdpo, "pair", gap=pairwise.dpo_gap),
     "r_dpo_length": Base(pairwise.r_dpo_length, "pair", gap=pairwise.dpo_gap),
     "ipo": Base(pairwise.ipo, "pair", logp="reduction"),
     "exo": Base(pairwise.exo, "pair"),
@@ -99,8 +100,34 @@ BASES: dict[str, Base] = {
     "kto": Base(coupled.kto, "pair", needs_kl=True, coupled=True, bounded=True),
     "kto_pair": Base(coupled.kto_pair, "pair", coupled=True, bounded=True),
     "beta_dpo": Base(
-        coupled.beta_dpo, "pair", coupled=True, state=coupled.BetaState, share_kept="keep"
+        coupled.beta_dpo, "pair", coupled=True, state=states.BetaState, share_kept="keep"
     ),
+    "rsimpo": Base(
+        noise.rsimpo, "pair", needs_reference=False, logp="mean", gap=pairwise.simpo_gap
+    ),
+    "beta_simpo": Base(
+        coupled.beta_simpo,
+        "pair",
+        needs_reference=False,
+        logp="mean",
+        coupled=True,
+        state=states.BetaState,
+    ),
+    "alpha_dpo": Base(
+        coupled.alpha_dpo, "pair", logp="mean", coupled=True, state=states.AlphaState
+    ),
+    "re_po": Base(noise.re_po, "pair", state=states.EtaState),
+    "ropo": Base(noise.ropo, "pair"),
+    "dpo_pro": Base(noise.dpo_pro, "pair", needs_rewards=True),
+    "chi_po": Base(pairwise.chi_po, "pair"),
+    "dpop": Base(pairwise.dpop, "pair"),
+    "hinge": Base(pairwise.hinge, "pair"),
+    "slic": Base(pairwise.slic, "pair", needs_reference=False),
+    "simper": Base(pairwise.simper, "pair", needs_reference=False, logp="mean", bounded=True),
+    "sppo": Base(pairwise.sppo, "pair"),
+    "aot": Base(coupled.aot, "pair", coupled=True),
+    "infonca": Base(listwise.infonca, "list", needs_rewards=True),
+    "nca": Base(listwise.nca, "list", needs_rewards=True),
     "dpo_pl": Base(listwise.dpo_pl, "list", needs_rewards=True),
     "rrhf": Base(
         listwise.rrhf, "list", needs_reference=False, needs_rewards=True, logp="reduction"
