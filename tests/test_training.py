@@ -74,6 +74,7 @@ SPECS = [
     "gamma(simpo(beta=2), gamma_beta_ratio=0.4, tau=3, capacity=6, solve_size=4)",
     "dora(gamma(dpo(beta=0.1), gamma0=0.4, tau=2), lam=1.0)",
     "beta_dpo(beta=0.1, alpha=0.5, keep=0.75)",
+    "dro(re_po(beta=0.1, momentum=0.5), lam=0.7)",
     "kto(beta=0.1)",
     "rrhf(alpha=1.0)",
     "lire(temperature=2.0)",

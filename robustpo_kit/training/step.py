@@ -277,7 +277,7 @@ def online(step: ExactStep, model: nn.Module, cut: CutStep) -> StepResult:
         with step.exchange.micro_batch(model, last=False):
             logps = step.logps(model, cut, places)
             whole_logps[places] = logps.detach()
-            part = step.part_gradient(logps, cut.rows_at(places))
+            part = step.part_gradient(logps, cut.rows_at(places), training=False)  # as `separable`
             if part is None:
                 continue
             part_mass = step.objective.log_mass(part.value.loss.detach(), len(places))
