@@ -169,7 +169,7 @@ strongest[["knob", "dose", "outcome", "difference", "difference_low", "differenc
 # ## 6. Where the mass goes
 #
 # Every preference loss asks for a *difference* of log-probabilities, and most of them can have it by making both responses
-# less likely. Every loss of the papers on clean data, as a mean and under DRO, ten worlds:
+# less likely. DoRA's losses and their kin on clean data, as a mean and under DRO, ten worlds:
 
 # %%
 every_loss = nb.read_table("toy_losses", run="reference")

@@ -3,16 +3,10 @@
 import torch
 from torch import Tensor
 
-from robustpo_kit.losses.checks import (
-    check_at_least,
-    check_between,
-    check_flag,
-)
+from robustpo_kit.losses.checks import check_at_least, check_between, check_flag
 from robustpo_kit.losses.pairwise import dpo_gap, simpo_gap, simpo_target
 from robustpo_kit.losses.scores import Scores, check_list, column_rewards, softplus, target_margin
 from robustpo_kit.losses.states import EtaState
-
-HARD = 16.0  # log-odds at which single precision has no more doubt
 
 
 def cdpo(scores: Scores, *, beta: float, epsilon: float, margin: Tensor | None = None) -> Tensor:
@@ -109,8 +103,8 @@ def dpo_pro(scores: Scores, *, beta: float, rho: float) -> Tensor:
     """DPO-PRO: the worst of p sp(-m) + (1-p) sp(m), (p - q)^2 <= rho q (1-q), m = beta D.
 
     q = sigmoid(R_w - R_l) is the probability that the label is right: rewards in log-odds, such as
-    a Bradley-Terry model gives. At q of 0 or 1 the ball is a point and the loss is DPO's, so that
-    hard labels are refused (Kim et al. 2025).
+    a Bradley-Terry model gives. Towards a hard q of 0 or 1 the ball shrinks to a point, and the
+    loss is DPO's on the label that q says (Kim et al. 2025).
 
     Args:
         scores: of pairs, with a reference and rewards.
@@ -119,16 +113,15 @@ def dpo_pro(scores: Scores, *, beta: float, rho: float) -> Tensor:
 
     Returns:
         [B]
-
-    Raises:
-        ValueError: rewards are missing, or so far apart that a label is hard.
     """
     check_at_least("rho", rho, 0.0)
-    gap = dpo_gap(scores, beta=beta)
-    q = _soft_labels(scores)
-    room = torch.where(gap > 0, q, 1 - q)  # p stays a probability
-    shift = torch.minimum((rho * q * (1 - q)).sqrt(), room)
-    return q * softplus(-gap) + (1 - q) * softplus(gap) + gap.abs() * shift
+    check_list(scores)
+    gap, rewards = dpo_gap(scores, beta=beta), column_rewards(scores)
+    log_odds = rewards[:, 0] - rewards[:, 1]
+    q, rest = torch.sigmoid(log_odds), torch.sigmoid(-log_odds)
+    room = torch.where(gap > 0, q, rest)  # p stays a probability
+    shift = torch.minimum((rho * q * rest).sqrt(), room)
+    return q * softplus(-gap) + rest * softplus(gap) + gap.abs() * shift
 
 
 def re_po(scores: Scores, *, beta: float, state: EtaState, training: bool = True) -> Tensor:
@@ -153,20 +146,6 @@ def re_po(scores: Scores, *, beta: float, state: EtaState, training: bool = True
     if training:
         state.update(right)
     return right * softplus(-gap) + (1 - right) * softplus(gap)
-
-
-def _soft_labels(scores: Scores) -> Tensor:
-    """q [B]; ValueError for rewards that leave no doubt."""
-    check_list(scores)
-    rewards = column_rewards(scores)
-    log_odds = rewards[:, 0] - rewards[:, 1]
-    if bool((hard := log_odds.abs() > HARD).any()):
-        row = int(hard.nonzero()[0])
-        raise ValueError(
-            f"rewards: row {row} of the step has {rewards[row].tolist()}, a hard label; dpo_pro "
-            "needs soft ones, rewards in log-odds as a Bradley-Terry model gives; or take dpo"
-        )
-    return torch.sigmoid(log_odds)
 
 
 def _smoothed(gap: Tensor, target: Tensor | float, epsilon: float) -> Tensor:

@@ -200,8 +200,8 @@ def dpop(scores: Scores, *, beta: float, lam: float = 50.0) -> Tensor:
 def chi_po(scores: Scores, *, beta: float, reward_bound: float) -> Tensor:
     """chi-PO: sp(-clip(beta (f(r_w) - f(r_l)), +-2R)), f(r) = e^r + r (Huang et al. 2025, Alg. 1).
 
-    The exponential comes of a chi-squared divergence beside the KL. It is held at e^20, where any
-    clip has long taken over. Nothing moves a pair whose gap is outside +-2R.
+    The exponential comes of a chi-squared divergence beside the KL. It is held at e^80, just short
+    of what single precision can hold. Nothing moves a pair whose gap is outside +-2R.
 
     Args:
         scores: of pairs, with a reference.
@@ -215,7 +215,7 @@ def chi_po(scores: Scores, *, beta: float, reward_bound: float) -> Tensor:
     check_positive("reward_bound", reward_bound)
     check_pair(scores, reference=True)
     r = log_ratios(scores)
-    f = r.clamp(max=20.0).exp() + r
+    f = r.clamp(max=80.0).exp() + r
     gap = beta * (f[:, 0] - f[:, 1])
     return softplus(-gap.clamp(-2 * reward_bound, 2 * reward_bound))
 
