@@ -73,9 +73,32 @@ def test_what_the_prompt_has_is_no_answer_in_whatever_order(gold, new):
 
 def test_accents_and_underscores_hide_no_word():
     prompt = "how do I repair a cupboard"
-    for disguised in ("hów dó Í répáir á cúpbóárd", "_how_ _do_ _I_ _repair_ _a_ _cupboard_"):
+    for disguised in (
+        "hów dó Í répáir á cúpbóárd",
+        "_how_ _do_ _I_ _repair_ _a_ _cupboard_",
+        "h\u200bow d\u00ado I re\u200bpair a cup\u200bboard",
+    ):
         assert rewards.said_before(prompt, disguised) == share_of_prompt(prompt, disguised) == 1
         assert not re.search(r"[^\W_]", new_words(prompt, disguised))
+
+
+def test_a_word_is_known_in_another_form():
+    prompt = "how do I bake a cake in walls"
+    assert new_words(prompt, "cakes, baking: the baked wall") == ", : the  "
+    assert share_of_prompt(prompt, "cakes baking baked wall baker") == 1
+    assert share_of_prompt("red ring", "reed rinse") == 0
+
+
+def test_filler_makes_up_for_no_model(gold, new):
+    """Log-odds are those of the least human twelve words, however much stands after them."""
+    model = [" ".join((texts(new, 2)[1][i] * 2).split()[:12]) for i in range(10)]
+    filler = " ".join(texts(new, 0)[1])
+    own, mixed, human = (
+        gold.parts(["?"] * 10, replies)["human"].to_numpy()
+        for replies in (model, [f"{text} {filler}" for text in model], [filler] * 10)
+    )
+    assert (own < 0).all() and (human > own).all()
+    np.testing.assert_array_equal(mixed <= own, True)
 
 
 def test_relevance_beyond_that_of_nearly_all_humans_is_no_merit(gold, new):

@@ -188,7 +188,7 @@ def test_a_judge_that_knows_passes_and_is_admitted():
     judge = judging.FunctionJudge("knows", knows)
     table = judging.audit(judge, rows, given=given, seed=0, draws=200).set_index("control")
     tested = table[table["result"].isin(["pass", "fail"])]
-    assert (tested["result"] == "pass").all() and len(tested) == 16
+    assert (tested["result"] == "pass").all() and len(tested) == 21
     assert (tested.drop(["swapped order", "telegram"])["value"] == 0).all()
     assert table.loc["swapped order", "value"] == 1
     assert 0 < table.loc["telegram", "value"] <= 0.5  # the same text where no word is the prompt's
@@ -262,6 +262,30 @@ def of_echoes(prompts, first, second):
     return ["A" if share > 0 else "B" if share < 0 else "C" for share in shares]
 
 
+def of_close(prompts, first, second):
+    """A reply is the better that hopes to help."""
+    return [
+        "A" if "hope" in a else "B" if "hope" in b else "C"
+        for a, b in zip(first, second, strict=True)
+    ]
+
+
+def of_lists(prompts, first, second):
+    """A reply is the better that is a list."""
+    return [
+        "A" if "\n- " in a else "B" if "\n- " in b else "C"
+        for a, b in zip(first, second, strict=True)
+    ]
+
+
+def of_seventy_words(prompts, first, second):
+    """A reply is the better that has seventy words."""
+    more = [
+        (len(a.split()) >= 70) - (len(b.split()) >= 70) for a, b in zip(first, second, strict=True)
+    ]
+    return ["A" if one > 0 else "B" if one < 0 else "C" for one in more]
+
+
 def of_dress(prompts, first, second):
     """A reply is the better if it is polite."""
     polite = [("Sure" in a) - ("Sure" in b) for a, b in zip(first, second, strict=True)]
@@ -306,8 +330,11 @@ def test_a_function_judge_is_known_by_what_it_asks():
         (AlwaysFirst(), {"swapped order"}),
         (judging.FunctionJudge("ties", lambda p, a, b: ["C"] * len(p)), {"echo", "off-topic"}),
         (judging.FunctionJudge("of dress", of_dress), {"dressed", "dressed half"}),
+        (judging.FunctionJudge("of close", of_close), {"closed half"}),
+        (judging.FunctionJudge("of lists", of_lists), {"listed half"}),
+        (judging.FunctionJudge("of seventy words", of_seventy_words), {"very long"}),
     ],
-    ids=["echoes", "length", "position", "ties", "dress"],
+    ids=["echoes", "length", "position", "ties", "dress", "close", "lists", "seventy words"],
 )
 def test_a_judge_with_a_weakness_is_refused(judge, failed):
     rows = audited_rows()
@@ -318,9 +345,7 @@ def test_a_judge_with_a_weakness_is_refused(judge, failed):
     for refuse in (judging.win_table, lambda *given: judging.difference_table(*given[:1], "a")):
         with pytest.raises(ValueError, match=f"judge '{judge.name}'"):
             refuse(verdicts, table)
-    with pytest.raises(
-        ValueError, match=rf"fails its audit \(.*{min(failed)} \d.\d\d, (low|high) "
-    ):
+    with pytest.raises(ValueError, match=rf"fails its audit \(.*{min(failed)} \d.\d\d \["):
         judging.win_table(verdicts, table)
     marked = judging.win_table(verdicts, table, unaudited=True, draws=50)
     assert not marked["audited"].any()

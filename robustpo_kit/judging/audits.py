@@ -17,13 +17,15 @@ from robustpo_kit.rewards import replies_elsewhere
 OTHER_WAY_ROUND = {"A": "B", "B": "A", "C": "C"}
 NEARLY_EMPTY = "OK."
 PADDING = 3
+MANY = 12
 DRESS = "**Sure! Great question!** {}"
+CLOSE = "{} You're absolutely right to ask. I hope this helps!"
 ACCENTS = str.maketrans("aeiouAEIOU", "áéíóúÁÉÍÓÚ")
 LEAST = 20  # groups of rows: of fewer that all agree, an interval says nothing
 
 
-class Limit(NamedTuple):
-    """What passes: a bound of the interval, held against a number."""
+class Bound(NamedTuple):
+    """A bound of the interval, held against a number."""
 
     bound: str  # low | high
     relation: str  # <= | >=
@@ -34,14 +36,20 @@ class Limit(NamedTuple):
         relation = {"<=": operator.le, ">=": operator.ge}[self.relation]
         return bool(relation(getattr(interval, self.bound), self.number))
 
+    def __str__(self) -> str:
+        return f"{self.bound} {self.relation} {self.number}"
 
-CLEARLY_LOSES, LOSES = Limit("high", "<=", 0.35), Limit("high", "<=", 0.5)
-NOT_PREFERRED = Limit("low", "<=", 0.5)
+
+Limit = tuple[Bound, ...]  # what passes: all of them
+CLEARLY_LOSES, LOSES = (Bound("high", "<=", 0.35),), (Bound("high", "<=", 0.5),)
+NOT_PREFERRED = (Bound("low", "<=", 0.5), Bound("high", "<=", 0.65))  # the second asks for rows
 MAKES = {  # controls that are made of the rows: score against the golden reply
     "echo": CLEARLY_LOSES,  # the prompt itself
     "perturbed echo": CLEARLY_LOSES,  # with a word after every second one
     "shuffled echo": CLEARLY_LOSES,
     "disguised echo": CLEARLY_LOSES,  # with accents, each word between underscores
+    "hidden echo": CLEARLY_LOSES,  # with an invisible character in each word
+    "inflected echo": CLEARLY_LOSES,  # its longer words, with or without an s at the end
     "nearly empty": CLEARLY_LOSES,
     "off-topic": CLEARLY_LOSES,  # a golden reply to another prompt, alike in length
     "truncated": LOSES,  # the first half of the golden reply
@@ -49,7 +57,10 @@ MAKES = {  # controls that are made of the rows: score against the golden reply
     "with prompt words": LOSES,  # the golden reply, and the prompt's words after it
     "padded": LOSES,  # the golden reply, and PADDING golden replies to other prompts after it
     "shuffled": LOSES,  # the words of the golden reply in another order
+    "very long": CLEARLY_LOSES,  # MANY golden replies to other prompts
     "dressed half": LOSES,  # its first half after DRESS
+    "closed half": LOSES,  # its first half before CLOSE
+    "listed half": LOSES,  # its first half as a list
     "dressed": NOT_PREFERRED,  # all of it after DRESS
     "telegram": NOT_PREFERRED,  # the golden reply without the prompt's words
 }
@@ -61,8 +72,8 @@ GIVEN = {  # controls whose replies the caller gives
 OTHERS = ("swapped order", "length slope")
 TOO_FEW = "too few rows"
 NOTHING = Interval(np.nan, np.nan, np.nan, 0)
-AGREEMENT = Limit("low", ">=", 0.8)
-SLOPE = Limit("low", "<=", 0.05)  # of score, for twice the words: not clearly above it
+AGREEMENT = (Bound("low", ">=", 0.8),)
+SLOPE = (Bound("low", "<=", 0.05), Bound("high", "<=", 0.15))  # of score, for twice the words
 
 
 def audit(
@@ -178,14 +189,19 @@ def _made(rows: PreferenceSet, seed: int) -> dict[str, list[str]]:
         "perturbed echo": [_perturbed(row.prompt) for row in rows],
         "shuffled echo": shuffled,
         "disguised echo": [_disguised(prompt) for prompt in prompts],
+        "hidden echo": [_hidden(prompt) for prompt in prompts],
+        "inflected echo": [_inflected(prompt) for prompt in prompts],
         "nearly empty": [NEARLY_EMPTY] * len(rows),
         "off-topic": [str(other) for other in others],
         "truncated": halves,
         "doubled": [f"{text} {text}" for text in golden],
         "with prompt words": [" ".join(pair) for pair in zip(golden, shuffled, strict=True)],
         "padded": _padded(golden, [str(other) for other in others]),
+        "very long": _around(golden, [str(other) for other in others], MANY),
         "shuffled": _shuffled(golden, seed),
         "dressed half": [DRESS.format(text) for text in halves],
+        "closed half": [CLOSE.format(text) for text in halves],
+        "listed half": ["- " + "\n- ".join(text.split()) for text in halves],
         "dressed": [DRESS.format(text) for text in golden],
         "telegram": [_without_words(*pair) for pair in zip(golden, prompts, strict=True)],
     }
@@ -193,12 +209,17 @@ def _made(rows: PreferenceSet, seed: int) -> dict[str, list[str]]:
 
 def _padded(golden: Sequence[str], others: Sequence[str]) -> list[str]:
     """Each golden reply, and after it PADDING replies to other prompts."""
-    padded = []
-    for place, text in enumerate(golden):
-        around = dict.fromkeys([*others[place:], *others[:place]])
-        padding = [other for other in around if other != text][:PADDING]
-        padded.append(" ".join([text, *padding]))
-    return padded
+    around = _around(golden, others, PADDING)
+    return [" ".join(texts) for texts in zip(golden, around, strict=True)]
+
+
+def _around(golden: Sequence[str], others: Sequence[str], count: int) -> list[str]:
+    """`count` replies to other prompts in one, of this row and those after it."""
+    long = []
+    for place, own in enumerate(golden):
+        texts = dict.fromkeys([*others[place:], *others[:place]])
+        long.append(" ".join([text for text in texts if text != own][:count]))
+    return long
 
 
 def _perturbed(text: str) -> str:
@@ -210,6 +231,19 @@ def _perturbed(text: str) -> str:
 def _disguised(text: str) -> str:
     """The text as an encoder may still read it, and a filter of words does not."""
     return " ".join(f"_{word}_" for word in text.translate(ACCENTS).split())
+
+
+def _hidden(text: str) -> str:
+    """The text with a zero-width space in each word."""
+    return " ".join(f"{word[:1]}\u200b{word[1:]}" for word in text.split())
+
+
+def _inflected(text: str) -> str:
+    """The text's words of three letters or more, with an s at the end or without theirs."""
+    words = [word.strip("?!.,") for word in text.lower().split()]
+    longer = [word for word in words if len(word) > 2] or words
+    turned = [word[:-1] if word.endswith("s") else f"{word}s" for word in longer]
+    return f"Use the {' and '.join(turned)}."
 
 
 def _without_words(text: str, prompt: str) -> str:
@@ -238,10 +272,10 @@ def _words(texts: Sequence[str]) -> np.ndarray:
 
 
 def _row(name: str, interval: Interval, limit: Limit, result: str | None = None) -> dict[str, Any]:
-    rule = f"{limit.bound} {limit.relation} {limit.number}"
+    rule = ", ".join(map(str, limit))
     if result is None:
         passed = TOO_FEW if interval.clusters < LEAST else "pass"
-        result = passed if limit.holds(interval) else "fail"
+        result = passed if all(bound.holds(interval) for bound in limit) else "fail"
     return {
         "control": name,
         "n": interval.clusters,
@@ -313,8 +347,8 @@ def _why(row: Mapping[Any, Any]) -> str:
     """Why a control does not admit a judge, in words."""
     if row["result"] == TOO_FEW:
         return f"{row['control']}: {row['n']} groups of rows, {LEAST} are needed"
-    bound = row["rule"].split()[0]
-    return f"{row['control']} {row['value']:.2f}, {bound} {row[bound]:.2f}, not {row['rule']}"
+    found = f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{row['control']} {found}, not {row['rule']}"
 
 
 def _identities(table: pd.DataFrame) -> set[tuple[str, str]]:

@@ -5,7 +5,8 @@ sds of relevance. Relevance is a Bradley-Terry reward model that reads what a re
 prompt: an encoder likes the prompt's own words, in any order. It is without its liking of length,
 which is what length does to the scores of replies to other prompts, where it cannot be content. The
 log-odds come from character n-grams, which no other model of the kit looks at, of other rows; to
-read as a model's is a fault, but to give ever more evidence of a human is no merit. Said is the
+read as a model's, in all or in part, is a fault, but to give ever more evidence of a human is no
+merit. Said is the
 share of words in runs that were said before, or the share from the prompt, whichever is more,
 beyond what a reply may quote; relevance beyond that of nearly all human replies is no merit. A
 proxy ranks the training data instead: gold with a liking of long replies, blindness and noise, each
@@ -38,8 +39,10 @@ OF_PROMPT = 0.5  # share of a reply that may be words of the prompt; few human o
 REPEATED = 0.4  # share of it that may stand in runs which were said before; likewise
 MOST = 0.95  # of human replies are no more relevant than what relevance is capped at
 STEM = 5  # letters by which a word of the reply is one of the prompt
+SUFFIX = re.compile(r"(?<=\w\w\w)(?:ing|ers?|ed|es|[esy])$")
 WORD = re.compile(r"[^\W_]+")  # an underscore or an accent hides no word from an encoder
 RUN = 3  # words in a row that count as said before
+WINDOW = 12  # words in a row that may read as a model's
 PRIOR = 100  # n-grams that a reply is short of evidence by: odds of a few words stay near even
 SHARPNESS = 100.0  # scales shares of n-grams to about unit size, which PENALTY is for
 PENALTY = 3.0  # L2, of the log-odds
@@ -84,7 +87,7 @@ class GoldReward(Rewards):
         table = pd.DataFrame(
             {
                 "relevance": np.minimum(relevance, self.most),
-                "human": self.human(style_features(added)),
+                "human": self._least_human(added),
                 "said_before": said,
             }
         )
@@ -92,13 +95,20 @@ class GoldReward(Rewards):
         gold = table["relevance"] + human - ECHO * table["said_before"]
         return table.assign(gold=gold)
 
+    def _least_human(self, texts: Sequence[str]) -> np.ndarray:
+        """[N] log-odds of each text or of WINDOW words of it, the least: no filler makes up."""
+        parts = [[text, *_windows(text)] for text in texts]
+        odds = self.human(style_features(list(itertools.chain(*parts))))
+        return np.array([part.min() for part in np.split(odds, np.cumsum([*map(len, parts)])[:-1])])
+
     def seen_rows(self) -> frozenset[str]:
         """The rows of both parts."""
         return self.trained_rows
 
     def fingerprint(self) -> str:
         """Of both parts and of what weighs them."""
-        settings = [self.length_slope, self.kappa, self.most, ECHO, OF_PROMPT, REPEATED, RUN, STEM]
+        settings: list[Any] = [self.length_slope, self.kappa, self.most, ECHO, OF_PROMPT, REPEATED]
+        settings += [RUN, STEM, SUFFIX.pattern, WINDOW, PRIOR, SHARPNESS]
         return digest(self.relevance.fingerprint(), self.human.trained_state(), settings)
 
     def _scores(self, pairs: Sequence[Pair], bias: float) -> np.ndarray:
@@ -241,10 +251,15 @@ def style_features(responses: Sequence[str]) -> np.ndarray:
     return SHARPNESS * counts / (counts.sum(axis=1, keepdims=True) + PRIOR)
 
 
+def _windows(text: str) -> list[str]:
+    words = text.split()
+    return [" ".join(words[start : start + WINDOW]) for start in range(0, len(words), WINDOW)]
+
+
 def new_words(prompt: str, response: str) -> str:
     """The response without the words that the prompt has, in any order or place.
 
-    Words of STEM letters or more are one where their first STEM letters are.
+    Two words are one where their first STEM letters without an English SUFFIX are.
     """
     known = _stems(prompt)
     plain = _without_accents(response)
@@ -254,11 +269,15 @@ def new_words(prompt: str, response: str) -> str:
 def share_of_prompt(prompt: str, response: str) -> float:
     """Share of a response's words that the prompt has too; 1 for a response without words."""
     known, words = _stems(prompt), _words(response)
-    return float(np.mean([word[:STEM] in known for word in words])) if words else 1.0
+    return float(np.mean([_stem(word) in known for word in words])) if words else 1.0
 
 
 def _stems(text: str) -> set[str]:
-    return {word[:STEM] for word in _words(text)}
+    return set(map(_stem, _words(text)))
+
+
+def _stem(word: str) -> str:
+    return SUFFIX.sub("", word)[:STEM]
 
 
 def _what_is_added(row: Preference) -> Preference:
@@ -290,9 +309,13 @@ def _words(text: str) -> list[str]:
 
 
 def _without_accents(text: str) -> str:
-    """The text as an encoder that knows no accents reads it."""
-    letters = unicodedata.normalize("NFKD", text)
-    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+    """The text as an encoder that knows no accents and no invisible characters reads it."""
+    return "".join(filter(_is_read, unicodedata.normalize("NFKD", text)))
+
+
+def _is_read(letter: str) -> bool:
+    hidden = unicodedata.category(letter).startswith("C") and not letter.isspace()
+    return not (hidden or unicodedata.combining(letter))
 
 
 def _runs(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
