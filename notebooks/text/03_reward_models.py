@@ -111,9 +111,11 @@ nb.read_table("reward_correlation")[["model", "scope", "n", "pearson", "spearman
 # bound of its interval is held against a limit (`rule`), and a judge that fails one line is refused by `judging.win_table`,
 # which names the line. *Untrained model*: replies of SmolLM2 as it comes. *Contaminant*: what stands in the golden slot of
 # contaminated rows. *Other human source*: the wrong solution, subtly wrong, which must not be preferred. *Length slope*: how
-# much the score of the other replies rises when they have twice the words. *Perturbed echo* has "and" after every second word
-# of the prompt, *padded* is the human reply with three to other prompts after it: the first gold that passed for a judge here
-# liked both, and its audit did not ask.
+# much the score of the other replies rises when they have twice the words. Each other line is a weakness that a judge here
+# had, or was made to have, while its audit did not ask: *perturbed echo* has "and" after every second word of the prompt,
+# *disguised* one has accents and underscores, *hidden* one an invisible character in each word, *inflected* one its longer
+# words with or without an s; *padded* is the human reply with three to other prompts after it, *very long* twelve of them alone;
+# *dressed*, *closed* and *listed* halves are polite or in markdown; *telegram* is the human reply without the prompt's words.
 
 # %%
 nb.save_table("judge_audit", lab.audit())
@@ -134,7 +136,7 @@ audit.drop(columns=["judge", "fingerprint"], errors="ignore").round(2)
 
 # %%
 assert (audit["result"] != "fail").all()
-print("CHECK the shipped judge passes its audit: pass")
+print("CHECK the shipped judge fails no control of its audit: pass")
 
 # %% [markdown]
 # ## Exercises
