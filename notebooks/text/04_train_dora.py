@@ -171,17 +171,20 @@ print("mean h~ is higher on clean samples:", bool(decision))
 # %%
 names = {"dose_real": "proxy sees what gold sees", "dose_real_blind": "proxy blind to models"}
 panels = {"implicit_accuracy": "implicit accuracy", "expected_gold": "expected gold (sds)"}
-figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), sharey="col")
+harms = {"dpo_pl erm": "DPO-PL, contaminated", "dpo erm": "DPO, flipped"}
+figure, axes = plt.subplots(2, 2, figsize=(8, 5.2), sharex=True, sharey="col")
 parts = []
 for row_of_axes, (name, title) in zip(axes, names.items(), strict=True):
     outcomes = nb.read_table("outcomes", run=f"studies/{name}")
-    trained = outcomes[outcomes["method"].str.endswith("erm")]
+    trained = outcomes[outcomes["method"].isin(harms)].replace({"method": harms})
     by_seed = trained.groupby(["outcome", "method", "dose", "seed"], as_index=False)["value"].mean()
     table = analysis.mean_by(by_seed, ["outcome", "method", "dose"], "value", seed=nb.seed)
     for ax, (outcome, label) in zip(row_of_axes, panels.items(), strict=True):
         plots.lines_with_bands(table[table["outcome"] == outcome], ax, x="dose", y="value", by="method")
-        ax.set(xlabel="share contaminated (DPO-PL) or flipped (DPO)", ylabel=label, title=title)
+        ax.set(xlabel="", ylabel=label, title=f"{title}, {outcomes['seed'].nunique()} seeds")
     parts.append(table.assign(study=name))
+for ax in axes[1]:
+    ax.set_xlabel("share contaminated or flipped")
 figure.tight_layout()
 nb.save_figure("dose_real", figure, pd.concat(parts))
 plt.show()
