@@ -172,7 +172,7 @@ print("mean h~ is higher on clean samples:", bool(decision))
 names = {"dose_real": "proxy sees what gold sees", "dose_real_blind": "proxy blind to models"}
 panels = {"implicit_accuracy": "implicit accuracy", "expected_gold": "expected gold (sds)"}
 harms = {"dpo_pl erm": "DPO-PL, contaminated", "dpo erm": "DPO, flipped"}
-figure, axes = plt.subplots(2, 2, figsize=(8, 5.2), sharex=True, sharey="col")
+figure, axes = plt.subplots(2, 2, figsize=(7.4, 4.6), sharex=True, sharey="col")
 parts = []
 for row_of_axes, (name, title) in zip(axes, names.items(), strict=True):
     outcomes = nb.read_table("outcomes", run=f"studies/{name}")
