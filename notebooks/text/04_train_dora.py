@@ -181,11 +181,14 @@ for row_of_axes, (name, title) in zip(axes, names.items(), strict=True):
     table = analysis.mean_by(by_seed, ["outcome", "method", "dose"], "value", seed=nb.seed)
     for ax, (outcome, label) in zip(row_of_axes, panels.items(), strict=True):
         plots.lines_with_bands(table[table["outcome"] == outcome], ax, x="dose", y="value", by="method")
-        ax.set(xlabel="", ylabel=label, title=f"{title}, {outcomes['seed'].nunique()} seeds")
+        ax.set(xlabel="", ylabel=label)
+        ax.set_title(f"{title}, {outcomes['seed'].nunique()} seeds", fontsize=10)
+        ax.get_legend().remove()
     parts.append(table.assign(study=name))
 for ax in axes[1]:
     ax.set_xlabel("share contaminated or flipped")
-figure.tight_layout()
+figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=2)
+figure.tight_layout(rect=(0, 0.07, 1, 1))
 nb.save_figure("dose_real", figure, pd.concat(parts))
 plt.show()
 for name in names:
