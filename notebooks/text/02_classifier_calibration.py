@@ -2,7 +2,7 @@
 # # 02 · Classifier calibration: can the classifier be believed, and what is h~?
 #
 # **In one line.** A BERT learns the source, not correctness: it
-# tells <!--claim classifier_aucs-->golden replies from SmolLM2's: AUC 0.96; from wrong human solutions: 0.52<!--/claim-->.
+# tells <!--claim classifier_aucs-->golden replies from SmolLM2's: AUC 0.96 (0.96); from wrong human solutions: 0.52 (0.52); in brackets without replies that are cut at the limit<!--/claim-->.
 # Its mean $\tilde h$ of samples: <!--claim h_means-->1.11 clean, 0.83 contaminated<!--/claim-->.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
@@ -189,7 +189,7 @@ plt.show()
 table.round(2)
 
 # %% [markdown]
-# In the committed run: <!--claim detectors--><!--/claim-->. Where the rows that the limit cut are left out, too few contaminated ones
+# In the committed run: <!--claim detectors-->of all rows (22 contaminated of 73) h~ relative 0.80 [0.64, 0.93], c of the golden slot 0.94 [0.86, 0.99]; without cut replies (3 contaminated of 54) h~ relative 0.81 [0.37, 1.00], c of the golden slot 0.78 [0.35, 1.00]<!--/claim-->. Where the rows that the limit cut are left out, too few contaminated ones
 # remain to say which weight is the better detector; length may carry the rest.
 #
 # ## 5. Against known truth

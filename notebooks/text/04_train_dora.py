@@ -197,8 +197,8 @@ for name in names:
         print(f"{name:15s} {row['method']:10s} {row['outcome']:17s} {row['where']}: {analysis.verdict(row)}")
 
 # %% [markdown]
-# Where the proxy sees all, over eight seeds: <!--claim real_harm--><!--/claim-->.
-# Where it is blind, over ten: <!--claim blind_harm--><!--/claim-->.
+# Where the proxy sees all, over eight seeds: <!--claim real_harm-->Plackett-Luce DPO under contamination, implicit accuracy, dose 0.6 against dose 0: no difference shown: -0.03 [-0.06, 0.00], could have seen 0.05; Plackett-Luce DPO under contamination, expected gold, dose 0.6 against dose 0: no difference shown: 0.00 [-0.03, 0.03], could have seen 0.05; DPO under flips, implicit accuracy, dose 0.45 against dose 0: no difference shown: -0.29 [-0.52, -0.07] but p 0.05 among all, could have seen 0.39<!--/claim-->.
+# Where it is blind, over ten: <!--claim blind_harm-->Plackett-Luce DPO under contamination, implicit accuracy, dose 0.6 against dose 0: loses 0.57 [0.45, 0.70]; Plackett-Luce DPO under contamination, expected gold, dose 0.6 against dose 0: loses 0.72 [0.53, 0.90]; DPO under flips, implicit accuracy, dose 0.45 against dose 0: loses 0.25 [0.12, 0.39]<!--/claim-->.
 # That is the task on which a method against contamination is tested. A guess at why the first is none: a proxy that knows how
 # human a reply reads still ranks the other human solution above SmolLM2's two wherever the golden slot is lost.
 #
