@@ -116,7 +116,7 @@ sweep = nb.read_table("toy_sweep", run="reference")
 summary = toy.sweep.summarise_outcomes(sweep, ["win_rate", "win_rate_valid", "mass"], by=["condition"])
 nb.save_table("toy_summary", summary)
 conditions = list(dict.fromkeys(summary["condition"]))
-figure, axes = plt.subplots(3, len(conditions), figsize=(9, 4.6), sharey=True, sharex="row")
+figure, axes = plt.subplots(3, len(conditions), figsize=(8.6, 4.4), dpi=85, sharey=True, sharex="row")
 for row, outcome in zip(axes, ["win_rate", "win_rate_valid", "mass"], strict=True):
     part = summary[(summary["outcome"] == outcome) & (summary["method"] != "erm")]
     for ax, condition in zip(row, conditions, strict=True):

@@ -146,7 +146,7 @@ nb.read_table("source_distances").round(2)
 
 # %% [markdown]
 # Synthetic replies are longer, the two human columns alike, and in embedding space the picture repeats. Against the golden
-# column: <!--claim source_distances-->SmolLM2 AUC 0.88, energy distance 0.061; the wrong human solution AUC 0.50, energy distance -0.003<!--/claim-->. **Source is not correctness**: a classifier of sources will trust a wrong human solution. Keep
+# column: <!--claim source_distances-->SmolLM2 AUC 0.88, energy distance 0.061; the wrong human solution AUC 0.50, energy distance 0.000<!--/claim-->. **Source is not correctness**: a classifier of sources will trust a wrong human solution. Keep
 # this in mind in notebook 02.
 
 # %%

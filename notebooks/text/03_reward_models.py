@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 03 · Reward models: who says what is better, and how often is it right?
 #
-# **In one line.** May gold, which nothing trains on, judge? <!--claim judge_audit-->of 14 controls of its audit it fails 0; scores against the human reply: echo 0.000, perturbed echo 0.000, shuffled echo 0.000, nearly empty 0.120, off-topic 0.200, truncated 0.275, doubled 0.000, with prompt words 0.145, padded 0.330, untrained model 0.235, contaminant 0.210, other human source 0.425<!--/claim-->; the judge before it gave the echo 0.92.
+# **In one line.** May gold, which nothing trains on, judge? <!--claim judge_audit-->of 24 controls of its audit it fails 0; scores against the human reply: echo 0.000, perturbed echo 0.000, shuffled echo 0.000, disguised echo 0.000, hidden echo 0.000, inflected echo 0.185, nearly empty 0.090, off-topic 0.180, truncated 0.325, doubled 0.005, with prompt words 0.305, padded 0.235, very long 0.145, shuffled 0.385, dressed half 0.075, closed half 0.235, listed half 0.190, dressed 0.140, telegram 0.505, untrained model 0.145, contaminant 0.135, other human source 0.430<!--/claim-->; the judge before it gave the echo 0.92.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
