@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from robustpo_kit.analysis import among_all, verdict
+from robustpo_kit.analysis import among_all, mean_difference, paired_rows, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
@@ -391,26 +391,70 @@ def toy_harm() -> str:
     return f"over {row['n']:.0f} worlds, {'; '.join(words)}"
 
 
+SEEING, BLIND = "dose_real", "dose_real_blind"
+
+
 @claim
 def real_harm() -> str:
-    """ERM at the strongest dose against itself on clean rows, in the declared outcomes."""
-    return harm_of_erm("dose_real")
+    """Contamination of 0.6 against none, where the proxy sees what gold sees."""
+    return harm_of_erm(SEEING, "dpo_pl erm")
 
 
 @claim
 def blind_harm() -> str:
     """The same where the proxy is blind to what reads as a model's."""
-    return harm_of_erm("dose_real_blind")
+    return harm_of_erm(BLIND, "dpo_pl erm")
 
 
-def harm_of_erm(study: str) -> str:
-    rows = table("contrasts", f"studies/{study}").query("kind == 'primary'")
-    harms = {"dpo_pl erm": "Plackett-Luce DPO under contamination", "dpo erm": "DPO under flips"}
-    words = []
-    for row in rows.to_dict("records"):
-        outcome = row["outcome"].replace("_", " ")
-        words.append(f"{harms[row['method']]}, {outcome}, {row['where']}: {verdict(row)}")
+@claim
+def flips_harm() -> str:
+    """Flips of 0.45 against none, in both studies; no proxy ranks pairs."""
+    counts = [len(set(table("outcomes", f"studies/{study}")["seed"])) for study in (SEEING, BLIND)]
+    found = [harm_of_erm(study, "dpo erm") for study in (SEEING, BLIND)]
+    return "; ".join(f"{n} seeds: {words}" for n, words in zip(counts, found, strict=True))
+
+
+@claim
+def mild_harm() -> str:
+    """Dose 0.3 in the second study, exploratory."""
+    rows = table("contrasts", f"studies/{BLIND}").query("kind == 'exploratory'")
+    rows = rows[rows["where"].str.startswith("dose 0.3")]
+    harms = {"dpo_pl erm": "contamination", "dpo erm": "flips"}
+    words = [
+        f"{harms[row['method']]}, {row['outcome'].replace('_', ' ')}, {verdict(row)}"
+        for row in rows.to_dict("records")
+        if row["outcome"] in ("implicit_accuracy", "expected_gold")
+    ]
     return "; ".join(words)
+
+
+@claim
+def below_sft() -> str:
+    """What the strongest doses leave of training, against the SFT policy, exploratory."""
+    outcomes = table("outcomes", f"studies/{BLIND}")
+    words = []
+    for method, harm, dose in (("dpo_pl erm", "contamination", 0.6), ("dpo erm", "flips", 0.45)):
+        for outcome in ("implicit_accuracy", "expected_gold"):
+            where = {"where": {"dose": dose}, "against": {}}
+            found = mean_difference(paired_rows(outcomes, method, "sft", outcome, **where))
+            span = f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+            words.append(f"{harm} {dose}, {outcome.replace('_', ' ')} {span}")
+    return "; ".join(words)
+
+
+@claim
+def flips_likelihood() -> str:
+    """Log-likelihood of golden replies under flips, nats a token."""
+    rows = table("contrasts", f"studies/{BLIND}").query("outcome == 'golden_logp'")
+    row = rows[(rows["method"] == "dpo erm") & rows["where"].str.startswith("dose 0.45")].iloc[0]
+    return verdict(row.to_dict(), verbs=("rises by", "falls by"))
+
+
+def harm_of_erm(study: str, method: str) -> str:
+    rows = table("contrasts", f"studies/{study}").query("kind == 'primary' and method == @method")
+    return "; ".join(
+        f"{row['outcome'].replace('_', ' ')} {verdict(row)}" for row in rows.to_dict("records")
+    )
 
 
 @claim

@@ -163,7 +163,9 @@ strongest = dose_summary[dose_summary.groupby(["knob", "outcome"])["dose"].trans
 strongest[["knob", "dose", "outcome", "difference", "difference_low", "difference_high", "n"]].round(3)
 
 # %% [markdown]
-# The differences are to clean data, paired by world: <!--claim toy_harm-->over 24 worlds, with 80 % contaminated rows ERM loses 0.14 [0.07, 0.20]; with 50 % flipped rankings ERM loses 0.11 [0.07, 0.16]<!--/claim-->. Harm that a method could mend is there.
+# The differences are to clean data, paired by world: <!--claim toy_harm-->over 24 worlds, with 80 % contaminated rows ERM loses 0.14 [0.07, 0.20]; with 50 % flipped rankings ERM loses 0.11 [0.07, 0.16]<!--/claim-->. Under
+# contamination there is harm that a method could mend; where half of the rankings are turned the labels say nothing, and there is
+# nothing to mend them by.
 
 # %% [markdown]
 # ## 6. Where the mass goes

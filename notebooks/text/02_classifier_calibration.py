@@ -171,7 +171,7 @@ table.groupby(["classifier", "sample"], sort=False)["h"].describe()[["count", "m
 
 # %% [markdown]
 # What it shows, and what it does not. A contaminated sample lost its golden reply, so its $\tilde h$ is lower by about that
-# reply's $c$. The later notebooks use the classifier on the right: its means
+# reply's $c$ less the contaminant's. The later notebooks use the classifier on the right: its means
 # are <!--claim h_means-->1.11 clean, 0.83 contaminated<!--/claim-->. But $\tilde h$ is a mean over all four responses: it does not know *which slot* claims to be golden. The
 # wrong human solution keeps its share in both kinds of sample, and the violins overlap as far as $c$ is uncertain.
 

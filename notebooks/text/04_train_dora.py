@@ -2,8 +2,8 @@
 # # 04 · Train DoRA: do ERM, DRO, reweighting and DoRA differ, loss by loss?
 #
 # **In one line.** The score against the human reply goes <!--claim dora_scores-->from 0.440 (SFT) to 0.480 with Plackett-Luce DPO (ERM) and 0.465 (DoRA)<!--/claim-->;
-# and <!--claim dora_against_erm-->0 of 5 differences to ERM are shown<!--/claim-->. It is one seed of
-# 72 prompts, at strengths and distances that are not made equal (section 8).
+# and <!--claim dora_against_erm-->0 of 5 differences to ERM are shown<!--/claim-->. It is one seed, at
+# strengths and distances that are not made equal (section 8).
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
@@ -164,14 +164,15 @@ print("mean h~ is higher on clean samples:", bool(decision))
 # they ran (`data/studies/dose_real.json`, eight seeds, and `dose_real_blind.json`, ten others; 128 training prompts) train ERM at three
 # doses, and look at clean held-out rows without sampling: *implicit accuracy* is the share of SmolLM2's replies over which the
 # human one has the higher implicit reward $\log\pi-\log\pi_\text{ref}$, *expected gold* the mean gold reward over fixed
-# candidates, weighed by $\pi/\pi_\text{ref}$. Contamination is of the golden slot, under Plackett-Luce on four replies; flips are
-# of pairs, under DPO. In the first study the proxy that ranks sees all that gold sees. In the second it is blind to what reads as
-# a model's (`proxy_blindness = 1`), as a reward model that was trained on other replies would be.
+# candidates, weighed by $\pi/\pi_\text{ref}$. Contamination is of the golden slot, which is labelled first in every row while the
+# proxy ranks the rest, under Plackett-Luce on four replies. In the first study the proxy sees all that gold sees; in the second
+# it is blind to what reads as a model's (`proxy_blindness = 1`), as a reward model might be. Flips are of pairs of the human and
+# SmolLM2's reply, under DPO, and no proxy ranks those: on flips the second study is the first one on other seeds.
 
 # %%
 names = {"dose_real": "proxy sees what gold sees", "dose_real_blind": "proxy blind to models"}
 panels = {"implicit_accuracy": "implicit accuracy", "expected_gold": "expected gold (sds)"}
-harms = {"dpo_pl erm": "DPO-PL, contaminated", "dpo erm": "DPO, flipped"}
+harms = {"dpo_pl erm": "DPO-PL, contaminated", "dpo erm": "DPO, flipped (no proxy)"}
 figure, axes = plt.subplots(2, 2, figsize=(7.0, 4.4), dpi=85, sharex=True, sharey="col")
 parts = []
 for row_of_axes, (name, title) in zip(axes, names.items(), strict=True):
@@ -197,10 +198,19 @@ for name in names:
         print(f"{name:15s} {row['method']:10s} {row['outcome']:17s} {row['where']}: {analysis.verdict(row)}")
 
 # %% [markdown]
-# Where the proxy sees all, over eight seeds: <!--claim real_harm-->Plackett-Luce DPO under contamination, implicit accuracy, dose 0.6 against dose 0: no difference shown: -0.03 [-0.06, 0.00], could have seen 0.05; Plackett-Luce DPO under contamination, expected gold, dose 0.6 against dose 0: no difference shown: 0.00 [-0.03, 0.03], could have seen 0.05; DPO under flips, implicit accuracy, dose 0.45 against dose 0: no difference shown: -0.29 [-0.52, -0.07] but p 0.05 among all, could have seen 0.39<!--/claim-->.
-# Where it is blind, over ten: <!--claim blind_harm-->Plackett-Luce DPO under contamination, implicit accuracy, dose 0.6 against dose 0: loses 0.57 [0.45, 0.70]; Plackett-Luce DPO under contamination, expected gold, dose 0.6 against dose 0: loses 0.72 [0.53, 0.90]; DPO under flips, implicit accuracy, dose 0.45 against dose 0: loses 0.25 [0.12, 0.39]<!--/claim-->.
-# That is the task on which a method against contamination is tested. A guess at why the first is none: a proxy that knows how
-# human a reply reads still ranks the other human solution above SmolLM2's two wherever the golden slot is lost.
+# Contamination of 60 % against none: where the proxy sees all, <!--claim real_harm-->implicit accuracy no difference shown: -0.03 [-0.06, 0.00], could have seen 0.05; expected gold no difference shown: 0.00 [-0.03, 0.03], could have seen 0.05<!--/claim-->;
+# where it is blind, <!--claim blind_harm-->implicit accuracy loses 0.57 [0.45, 0.70]; expected gold loses 0.72 [0.53, 0.90]<!--/claim-->. Flips of 45 % against none, <!--claim flips_harm-->8 seeds: implicit accuracy no difference shown: -0.29 [-0.52, -0.07] but p 0.05 among all, could have seen 0.39; 10 seeds: implicit accuracy loses 0.25 [0.12, 0.39]<!--/claim-->.
+# At 30 %, in the second study, nothing is shown: <!--claim mild_harm-->contamination, implicit accuracy, no difference shown: -0.12 [-0.29, 0.05], could have seen 0.22; flips, implicit accuracy, no difference shown: -0.01 [-0.03, 0.01], could have seen 0.03; contamination, expected gold, no difference shown: -0.16 [-0.36, 0.04], could have seen 0.26; flips, expected gold, no difference shown: -0.01 [-0.06, 0.05], could have seen 0.07<!--/claim-->.
+#
+# Against SFT, <!--claim below_sft-->contamination 0.6, implicit accuracy -0.11 [-0.25, +0.04]; contamination 0.6, expected gold -0.14 [-0.34, +0.06]; flips 0.45, implicit accuracy +0.24 [+0.11, +0.37]; flips 0.45, expected gold +0.24 [+0.09, +0.40]<!--/claim-->: after contamination
+# nothing shows that training helped, as a label that puts a model's reply first in most rows is learned; after flips it did, and
+# the log-likelihood of golden replies <!--claim flips_likelihood-->rises by 1.70 [1.45, 1.95]<!--/claim--> nats a token
+# under them, perhaps since contradictory pairs push a policy hither and thither. A guess at why the first study shows no harm: a proxy that knows how human a reply
+# reads still ranks the other human solution above SmolLM2's two wherever the golden slot is lost. (`dose_real` ran with gold as
+# it was the day before; the two are not compared by a test.)
+#
+# So contamination of 60 % under a blind proxy is a task on which a method against it could be tested. None has been yet: what
+# follows trains under a proxy that sees, at 30 %, near which no harm was shown.
 #
 # ## 5. Train
 #
@@ -317,7 +327,7 @@ for row in analysis.among_all(table, "score").to_dict("records"):
 #   papers' gains of 3 to 11 points. Where no difference is shown and they could not have been seen, they are *neither
 #   reproduced nor refuted at this scale*. And one seed says nothing of another: the changelog has runs whose other draws,
 #   or whose other judge, turned what was shown of DoRA.
-# - **Strength and distance are not equal.** Steps listen to so many samples: <!--claim dora_samples-->of 8, on average: 8.0 (erm), 6.4 (dro), 7.2 (reweight), 2.3 (dora)<!--/claim-->;
+# - **Strength and distance were not made equal.** Steps listen to so many samples: <!--claim dora_samples-->of 8, on average: 8.0 (erm), 6.4 (dro), 7.2 (reweight), 2.3 (dora)<!--/claim-->;
 #   policies have moved so far, in nats of log ratio to the reference: <!--claim dora_distance-->ERM 0.87 [0.56, 1.17], DoRA 0.84 [0.51, 1.18], DRO 0.49 [0.21, 0.76]<!--/claim-->.
 #   Either may turn a difference round, or hide one: exercise 3.
 

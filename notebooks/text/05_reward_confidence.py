@@ -78,8 +78,8 @@ for row in fits.to_dict("records"):
 print("DoRA minus ERM:", analysis.verdict(difference.iloc[0], places=3, verbs=("steeper by", "flatter by")))
 
 # %% [markdown]
-# In the committed run, <!--claim slopes-->erm: no difference shown: -0.05 [-0.15, 0.06], could have seen 0.15; dora: no difference shown: 0.06 [-0.08, 0.21], could have seen 0.21<!--/claim-->. Where no slope is shown, reward and confidence measure
-# different things. The reward is the proxy of notebook 03, whose $\kappa$ ties it to how human a reply reads, and so to confidence; correlation
+# In the committed run, <!--claim slopes-->erm: no difference shown: -0.05 [-0.15, 0.06], could have seen 0.15; dora: no difference shown: 0.06 [-0.08, 0.21], could have seen 0.21<!--/claim-->. Where no slope is shown, a
+# hundred replies cannot tell it from none. The reward is the proxy of notebook 03, whose $\kappa$ ties it to how human a reply reads, and so to confidence; correlation
 # on the candidates: <!--claim proxy_and_confidence-->0.53 [0.45, 0.60] overall, 0.21 [0.07, 0.32] within sources, 0.30 [0.03, 0.54] within human_correct, 0.11 [-0.09, 0.31] within human_wrong, 0.21 [0.03, 0.35] within smollm2<!--/claim-->. In the paper the reward model was trained on the same human
 # preferences that define the golden source, which ties the two together likewise.
 #

@@ -144,7 +144,7 @@ for row in analysis.among_all(table, "score").to_dict("records"):
 # time.
 #
 # Here, one seed and 73 pairs: <!--claim gamma_against_base-->over SimPO no difference shown: 0.07 [-0.02, 0.16], could have seen 0.14; over DPO no difference shown: 0.03 [-0.06, 0.11], could have seen 0.14<!--/claim-->, to hold against the paper's gains. The median step
-# takes <!--claim gamma_seconds-->2.7 against 2.8 s over SimPO, 2.7 against 2.6 s over DPO<!--/claim-->, on a busy machine (table `gamma_step_seconds`).
+# takes <!--claim gamma_seconds-->2.7 against 2.8 s over SimPO, 2.7 against 2.6 s over DPO<!--/claim-->, with as many runs side by side as there are cores (table `gamma_step_seconds`).
 
 # %%
 table = nb.read_table("gamma_curves")
