@@ -1,5 +1,6 @@
 """Statistics as tidy tables: what a study declares, and what stands behind the papers' figures."""
 
+from robustpo_kit.analysis.cells import cell_table, which_method
 from robustpo_kit.analysis.declarations import Contrast, Study
 from robustpo_kit.analysis.figures import (
     energy_distance,
@@ -27,6 +28,7 @@ __all__ = [
     "Difference",
     "Study",
     "among_all",
+    "cell_table",
     "energy_distance",
     "equivalence",
     "gap_quantiles",
@@ -43,4 +45,5 @@ __all__ = [
     "study_table",
     "training_curves",
     "verdict",
+    "which_method",
 ]

@@ -59,16 +59,17 @@ class Study:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def load(cls, name: str, folder: Path = paths.STUDIES) -> "Study":
-        """The study NAME of `folder`.
+    def load(cls, name: str, folder: Path | None = None) -> "Study":
+        """The study NAME of `folder`, by default the project's.
 
         Raises:
             KitError: naming file and field: no such file, a field that is missing, unknown or
                 wrong, or a contrast of methods or doses that the study does not have.
         """
-        path = Path(folder) / f"{name}.json"
+        folder = folder or paths.STUDIES
+        path = folder / f"{name}.json"
         if not path.exists():
-            known = ", ".join(sorted(other.stem for other in Path(folder).glob("*.json"))) or "none"
+            known = ", ".join(sorted(other.stem for other in folder.glob("*.json"))) or "none"
             raise KitError(f"{paths.show(path)}: no such study; there are: {known}")
         return cls.parse(records.read_json(path), path)
 

@@ -202,8 +202,9 @@ def simultaneous(
         factor = stats.t.isf((1 - level) / 2 / differences, count - 1)
         return Bands(float(factor), np.minimum(1, 2 * differences * tails))
     residuals = np.nan_to_num(units - np.nanmean(units, axis=0))
-    means = _signs(count, flips, seed) @ residuals / count
-    variances = ((residuals**2).mean(axis=0) - means**2) / (count - 1)
+    counts = np.isfinite(units).sum(axis=0)
+    means = _signs(count, flips, seed) @ residuals / counts
+    variances = ((residuals**2).sum(axis=0) / counts - means**2) / np.maximum(counts - 1, 1)
     largest = np.abs(means / np.sqrt(np.maximum(variances, 1e-300))).max(axis=1)
     p_values = (largest[:, None] >= np.abs(t_values)).mean(axis=0)
     return Bands(float(np.quantile(largest, level)), np.maximum(p_values, 1 / len(largest)))

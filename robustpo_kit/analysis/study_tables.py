@@ -49,7 +49,7 @@ def study_table(
     if isinstance(study, str):
         study = Study.load(study)
     _check(study, outcomes)
-    primary = [_row(outcomes, contrast, level) for contrast in study.primary]
+    primary = [contrast_row(outcomes, contrast, level) for contrast in study.primary]
     each = 1 - (1 - level) / len(primary)  # Holm's first step
     for row in primary:
         row["could_see"] = could_see(row["se"], row["df"], each)
@@ -64,11 +64,11 @@ def study_table(
     margins = table["margin"].astype(float)
     table["shown"] &= margins.isna() | within(table["low"], table["high"], margins)
     others = [c for c in _exploratory(study, outcomes) if c not in _undirected(study.primary)]
-    rows = [_row(outcomes, contrast, level) for contrast in others]
+    rows = [contrast_row(outcomes, contrast, level) for contrast in others]
     rows = [row for row in rows if row["seeds"] > 0]
     if not rows:
         return table
-    return pd.concat([table, _bands(rows, level, seed)], ignore_index=True)
+    return pd.concat([table, banded(rows, level, seed)], ignore_index=True)
 
 
 def holm(p_values: Iterable[float]) -> np.ndarray:
@@ -82,7 +82,7 @@ def holm(p_values: Iterable[float]) -> np.ndarray:
     return adjusted
 
 
-def _row(outcomes: pd.DataFrame, contrast: Contrast, level: float) -> dict[str, Any]:
+def contrast_row(outcomes: pd.DataFrame, contrast: Contrast, level: float) -> dict[str, Any]:
     """One contrast as a row, with its pairs; without any pair, its seeds are 0."""
     pairs = paired_rows(
         outcomes,
@@ -139,7 +139,7 @@ def _listed(where: Mapping[str, Any]) -> str:
     return ", ".join(f"{column} {value}" for column, value in where.items()) or "all rows"
 
 
-def _bands(rows: list[dict[str, Any]], level: float, seed: int) -> pd.DataFrame:
+def banded(rows: list[dict[str, Any]], level: float, seed: int) -> pd.DataFrame:
     """Exploratory rows with simultaneous intervals and p values, over seeds or one seed's prompts.
 
     Rows of one value (one seed, one prompt) have no error, and stay without an interval.
