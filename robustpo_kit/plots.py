@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 # Okabe and Ito (2008): distinguishable for every common form of colour vision
@@ -50,6 +51,8 @@ NAMES = {
     "reweight+oracle": "reweighting, true h~",
     "dora+oracle": "DoRA, true h~",
 }
+VERDICTS = {"win": "#7fb8d8", "tie": "#d9d9d9", "lose": "#f2b880", "open": "#ffffff"}
+GRID = "#e6e6e6"
 
 
 def colour(name: str, place: int = 0) -> str:
@@ -310,3 +313,37 @@ def smoothing(table: pd.DataFrame, ax: Axes, *, delta: float) -> Axes:
     )
     ax.legend()
     return ax
+
+
+def verdict_map(table: pd.DataFrame, ax: Axes, *, xlabel: str, legend: bool = True) -> Axes:
+    """Where each method wins, ties and loses: a row a method and baseline, a column a dose.
+
+    Numbers are differences; colour says what their intervals show, and white that they show none.
+
+    Args:
+        table: of `analysis.cell_table`, one outcome.
+        ax: where to draw.
+        xlabel: what a dose is.
+        legend: whether colours are named.
+    """
+    pairs = [tuple(pair) for pair in table[["method", "baseline"]].to_numpy()]
+    rows, doses = list(dict.fromkeys(pairs)), sorted(set(table["dose"]))
+    for pair, (_, row) in zip(pairs, table.iterrows(), strict=True):
+        x, y = doses.index(row["dose"]), rows.index(pair)
+        text = f"{round(row['difference'], 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}")
+        weight = "bold" if row["verdict"] in ("win", "lose") else "normal"
+        ax.add_patch(_cell(x - 0.5, y - 0.5, row["verdict"]))
+        ax.text(x, y, text, ha="center", va="center", weight=weight)
+    ax.set_xticks(range(len(doses)), [f"{dose:g}" for dose in doses])
+    names = [f"{label(method)} \N{MINUS SIGN} {label(baseline)}" for method, baseline in rows]
+    ax.set_yticks(range(len(rows)), names)
+    ax.set(xlabel=xlabel, xlim=(-0.5, len(doses) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    ax.grid(False)
+    if legend:
+        boxes = [_cell(0, 0, verdict) for verdict in VERDICTS]
+        ax.legend(boxes, VERDICTS, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    return ax
+
+
+def _cell(x: float, y: float, verdict: str) -> Rectangle:
+    return Rectangle((x, y), 1, 1, facecolor=VERDICTS[verdict], edgecolor=GRID)
