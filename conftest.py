@@ -1,5 +1,6 @@
 """What every test process and nbval kernel sees: profile smoke, one thread, no GPU, a hash seed."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -136,3 +137,34 @@ def demo(tmp_path, monkeypatch) -> DemoProject:
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).relative_to(paths.ROOT))
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     return DemoProject(tmp_path)
+
+
+@pytest.fixture
+def settings():
+    """start() sets the style of the whole process; put it back."""
+    import matplotlib
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    with matplotlib.rc_context(), pd.option_context("display.precision", 6), np.printoptions():
+        yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_printoptions(profile="default")
+
+
+@pytest.fixture
+def declare(request, tmp_path, monkeypatch):
+    """A function that writes the test module's DECLARED, with changes, as the study `small`."""
+    from robustpo_kit import paths
+
+    for name in ("STUDIES", "RUNS", "RESULTS"):
+        monkeypatch.setattr(paths, name, tmp_path / name.lower())
+
+    def write(**changes):
+        paths.STUDIES.mkdir(exist_ok=True)
+        declared = request.module.DECLARED | changes
+        (paths.STUDIES / "small.json").write_text(json.dumps(declared))
+        return "small"
+
+    return write

@@ -37,20 +37,6 @@ DECLARED = {
 }
 
 
-@pytest.fixture
-def declare(tmp_path, monkeypatch):
-    """A function that writes a declaration `small`, with changes, into a folder of its own."""
-    for name in ("STUDIES", "RUNS", "RESULTS"):
-        monkeypatch.setattr(paths, name, tmp_path / name.lower())
-
-    def write(**changes):
-        paths.STUDIES.mkdir(exist_ok=True)
-        (paths.STUDIES / "small.json").write_text(json.dumps(DECLARED | changes))
-        return "small"
-
-    return write
-
-
 def test_a_study_runs_in_parts_and_writes_tidy_tables(declare, capsys):
     name = declare()
     assert main(["study", name, "--limit", "2", "--workers", "1"]) == 0

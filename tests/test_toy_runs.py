@@ -104,12 +104,12 @@ def test_every_later_loss_takes_a_step(spec):
 def test_the_weights_of_a_run_by_name():
     setting = dataclasses.replace(SMALL, data=DataConfig(rows=400, contamination=0.5))
     clean = ~toy.setting.draw_data(setting).policy_data.contaminated.numpy()
-    assert (toy.runs.weights(setting, "mask").numpy() == clean).all()
-    exact = toy.runs.weights(setting, "slot_oracle").numpy()
+    assert (toy.setting.weights(setting, "mask").numpy() == clean).all()
+    exact = toy.setting.weights(setting, "slot_oracle").numpy()
     assert exact.max() <= 1 / 0.5 and exact.mean() == pytest.approx(1, abs=0.1)
-    oracle = toy.runs.weights(setting, "oracle").numpy()
+    oracle = toy.setting.weights(setting, "oracle").numpy()
     assert roc_auc_score(clean, exact) > roc_auc_score(clean, oracle)
-    estimated = toy.runs.weights(setting, "slot").numpy()
+    estimated = toy.setting.weights(setting, "slot").numpy()
     assert np.corrcoef(estimated, exact)[0, 1] > 0.3
 
 

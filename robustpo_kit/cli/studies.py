@@ -16,6 +16,9 @@ def add_study(commands: Commands) -> None:
         "--limit", type=int, metavar="N", help="stop after so many runs (default: all)"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    parser.add_argument(
+        "--tune", action="store_true", help="first: tune its methods on worlds of their own"
+    )
     parser.set_defaults(run=_study)
 
 
@@ -24,7 +27,9 @@ def _study(arguments: argparse.Namespace) -> int:
 
     if not sys.stderr.isatty():
         os.environ.setdefault("ROBUSTPO_PROGRESS", "log")
-    left = experiments.run_study(arguments.name, limit=arguments.limit, workers=arguments.workers)
+    left = experiments.run_study(
+        arguments.name, limit=arguments.limit, workers=arguments.workers, tune=arguments.tune
+    )
     if left:
         print(f"{left} runs left: the same command goes on")
         return 0

@@ -1,14 +1,15 @@
-"""Declared studies on real text (`analysis.Study`): every run of them and no other, resumable."""
+"""Declared studies (`analysis.Study`): every run of them and no other, resumable."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robustpo_kit import objectives, paths, profiles, records
+from robustpo_kit import objectives, paths, profiles, records, toy
 from robustpo_kit.analysis import Study, study_table
 from robustpo_kit.errors import KitError
 from robustpo_kit.experiments.study_run import ROWS, StudyRun, check_run, study_run
@@ -16,13 +17,25 @@ from robustpo_kit.measures import OUTCOMES
 from robustpo_kit.toy import sweep
 
 
-def run_study(name: str, *, limit: int | None = None, workers: int | None = None) -> int:
+class Work(NamedTuple):
+    """The runs of a study, or of its tuning, and the tables that are made of their results."""
+
+    name: str  # of what finished runs are kept in
+    function: Callable[[Any], dict[str, object]]
+    runs: Sequence[Any]
+    tables: Callable[[pd.DataFrame], dict[str, pd.DataFrame]]
+
+
+def run_study(
+    name: str, *, limit: int | None = None, workers: int | None = None, tune: bool = False
+) -> int:
     """Do the runs of a study that are missing; with the last one its tables are written.
 
     Args:
         name: of the declaration.
         limit: at most so many runs now.
         workers: processes; None: one a core.
+        tune: the runs that tune the methods of a study in the toy world, which its own need.
 
     Returns:
         How many runs are left.
@@ -31,19 +44,19 @@ def run_study(name: str, *, limit: int | None = None, workers: int | None = None
         KitError: the declaration is missing, wrong, or another one than the runs began with; or
             runs have failed, and the next call tries those again.
     """
-    study, started = Study.load(name, paths.STUDIES), time.time()
-    runs = study_runs(study)
-    kept = paths.work("studies") / f"{name}.jsonl"
+    study, started = Study.load(name), time.time()
+    in_toy_world = study.settings.get("world") == "toy"
+    work = (_toy_work if in_toy_world else _real_work)(study, tune=tune)
+    kept = paths.work("studies") / f"{work.name}.jsonl"
     _hold_to_declaration(study, kept.with_suffix(".declared.json"))
-    table = sweep.sweep(study_run, runs, kept, workers=workers, desc=name, limit=limit)
+    runs, function = work.runs, work.function
+    table = sweep.sweep(function, runs, kept, workers=workers, desc=work.name, limit=limit)
     if len(table) < len(runs):
         return len(runs) - len(table)
-    outcomes = outcome_table(study, runs, table)
     record = records.provenance(dataclasses.asdict(study), study.seeds[0], started)
     record["seconds_of_runs"] = round(float(table["seconds"].sum()), 1)
-    folder = study_folder(name)
-    records.write_table(folder / "outcomes.csv", outcomes, record)
-    records.write_table(folder / "contrasts.csv", study_table(study, outcomes), record)
+    for title, made in work.tables(table).items():
+        records.write_table(study_folder(name) / f"{title}.csv", made, record)
     return 0
 
 
@@ -64,13 +77,45 @@ def _hold_to_declaration(study: Study, path: Path) -> None:
         )
 
 
+def _real_work(study: Study, *, tune: bool) -> Work:
+    """On real text."""
+    if tune:
+        raise KitError(f"study {study.name}: nothing to tune; leave --tune out")
+    runs = study_runs(study)
+
+    def tables(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        outcomes = outcome_table(study, runs, results)
+        return {"outcomes": outcomes, "contrasts": study_table(study, outcomes)}
+
+    return Work(study.name, study_run, runs, tables)
+
+
+def _toy_work(study: Study, *, tune: bool) -> Work:
+    """In the toy world."""
+    declared = toy.declared.read(study)
+    if tune:
+        cells = toy.phase.tuning_cells(declared)
+        runs = [cell.run for cell in cells]
+        chosen = functools.partial(toy.phase.choose, cells)
+        return Work(f"{study.name}.tuning", toy.runs.path, runs, lambda t: {"tuned": chosen(t)})
+    path = study_folder(study.name) / "tuned.csv"
+    if not path.exists():
+        raise KitError(
+            f"{paths.show(path)}: missing; methods are tuned before they are compared: "
+            f"`robustpo study {study.name} --tune`"
+        )
+    cells = toy.phase.study_cells(declared, pd.read_csv(path))
+    tables = functools.partial(toy.phase.result_tables, declared, cells)
+    return Work(study.name, toy.runs.path, [cell.run for cell in cells], tables)
+
+
 def study_folder(name: str) -> Path:
     """Where the tables of a study are written."""
     return paths.RESULTS / "studies" / name
 
 
 def study_runs(study: Study) -> list[StudyRun]:
-    """All runs of a declaration, seed by seed.
+    """All runs of a declaration on real text, seed by seed.
 
     Raises:
         KitError: naming the setting, the method's field or the primary outcome that is wrong.

@@ -1,5 +1,27 @@
 """The toy world: small enough to enumerate, so that truth is known."""
 
-from robustpo_kit.toy import data, language, runs, setting, study, sweep, truth, world
+from robustpo_kit.toy import (
+    data,
+    declared,
+    language,
+    phase,
+    runs,
+    setting,
+    study,
+    sweep,
+    truth,
+    world,
+)
 
-__all__ = ["data", "language", "runs", "setting", "study", "sweep", "truth", "world"]
+__all__ = [
+    "data",
+    "declared",
+    "language",
+    "phase",
+    "runs",
+    "setting",
+    "study",
+    "sweep",
+    "truth",
+    "world",
+]

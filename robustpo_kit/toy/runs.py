@@ -2,25 +2,33 @@
 
 import copy
 import dataclasses
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from robustpo_kit import objectives
-from robustpo_kit.calibration import slot_ratios, slot_weights
+from robustpo_kit.data import PreferenceSet
 from robustpo_kit.policies import Policy
-from robustpo_kit.records import RunRecord
 from robustpo_kit.toy.data import DataConfig, proxy_reward
 from robustpo_kit.toy.language import policy_logps
-from robustpo_kit.toy.setting import Setting, draw_data, estimate, start, train
-from robustpo_kit.toy.truth import Enumeration, evaluate, true_h, true_slot_weight
-from robustpo_kit.toy.world import GOLDEN, World
+from robustpo_kit.toy.setting import (
+    H_SOURCES,
+    Setting,
+    Start,
+    draw_data,
+    estimate,
+    start,
+    train,
+    weights,
+)
+from robustpo_kit.toy.truth import Enumeration, evaluate, true_h
+from robustpo_kit.toy.world import GOLDEN, World, held_out
 
-# h of a run: h~ by the classifier and by the truth, the slot weight by both, 0 for bad rows
-H_SOURCES = ("estimated", "oracle", "slot", "slot_oracle", "mask")
+PLACES = 6  # digits after the point that a path keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +37,17 @@ class Run:
 
     objective: str = "dpo_pl(beta=0.1)"  # a spec of objectives.build
     h: str = "estimated"  # for objectives that need it, one of H_SOURCES
+    sft_h: str = "ones"  # of the rows of SFT, one of H_SOURCES
     setting: Setting = Setting()
     epochs: int = 3
     learning_rate: float = 2e-3
     batch_size: int = 32  # prompts an optimizer step
+    points: int = 1  # n of `path`, after (1/n)^2, (2/n)^2 .. 1 of the steps: a policy moves early
 
     def __post_init__(self) -> None:
-        if self.h not in H_SOURCES:
-            raise ValueError(f"h = '{self.h}': one of {', '.join(H_SOURCES)} is expected")
+        for name in ("h", "sft_h"):
+            if (value := getattr(self, name)) not in H_SOURCES:
+                raise ValueError(f"{name} = '{value}': one of {', '.join(H_SOURCES)} is expected")
 
     @property
     def method(self) -> str:
@@ -50,69 +61,111 @@ class Run:
         return name
 
 
+class Ready(NamedTuple):
+    """A run before its first step."""
+
+    first: Start
+    h: Tensor | None  # [N] where the objective needs it
+    prefs: PreferenceSet  # as the objective takes them
+    policy: Policy  # a copy of the start's
+
+
 def run(config: Run) -> dict[str, object]:
     """One run from SFT to exact evaluation: a flat row of settings and measures.
 
     Measures are those of `truth.evaluate` over the held-out prompts, exact; sft_NAME are those of
     the start, and `seen_win_rate` is over the prompts of the data.
     """
-    setting, objective = config.setting, objectives.build(config.objective)
-    world, data, first, reference = start(setting)
-    prefs = data.prefs
-    h_columns: dict[str, object] = {"h": "none", "h_rank": float("nan")}
-    if objective.needs_h:
-        h = weights(setting, config.h)
+    ready, setting = _ready(config), config.setting
+    history = _train(config, ready)
+    world, data, _, before = ready.first
+    objective = objectives.build(config.objective)
+    row = settings_row(setting) | {"method": config.method, "loss": objective.base}
+    row |= {"objective": objective.spec, "h": "none", "h_rank": float("nan")}
+    if ready.h is not None:
         exact = true_h(world, data.prompt_ids, data.response_ids)
-        h_columns = {"h": config.h, "h_rank": _rank_correlation(h, exact)}
+        row |= {"h": config.h, "h_rank": _rank_correlation(ready.h, exact)}
+    row |= _measures(world, setting.data, policy_logps(ready.policy, world), before)
+    for name in ("ess", "max_weight"):
+        row[name] = float(np.mean([step[name] for step in history]))
+    return row
+
+
+def path(config: Run) -> dict[str, object]:
+    """One run as the measures of its `points` behind those of its start.
+
+    Returns:
+        `path`, by measure of `truth.evaluate` its values over the held-out prompts; `ess`, the
+        effective sample size of a step, on average.
+    """
+    ready, setting = _ready(config), config.setting
+    world = held_out(ready.first.world)
+    watch = _Watch(ready.policy, world, config.points)
+    history = _train(config, ready, watch)
+    rows = ready.first.world.held_out_prompts
+    before = Enumeration(*(part[rows] for part in ready.first.distribution))
+    proxy, every = proxy_reward(world, setting.data), world.held_out_prompts
+    points = [
+        evaluate(world, point, every, reference=before, proxy=proxy)
+        for point in (before, *watch.seen)
+    ]
+    measures = {name: [round(point[name], PLACES) for point in points] for name in points[0]}
+    return {"path": measures, "ess": float(np.mean([step["ess"] for step in history]))}
+
+
+class _Watch(TrainerCallback):
+    """Enumerates a policy in training at its `points`, the last of which is its end."""
+
+    def __init__(self, policy: Policy, world: World, points: int):
+        self.policy, self.world, self.points = policy, world, points
+        self.seen: list[Enumeration] = []
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        due = (len(self.seen) + 1) ** 2 * state.max_steps
+        if state.global_step * self.points**2 >= due:
+            self.seen.append(policy_logps(self.policy, self.world))
+
+
+def _ready(config: Run) -> Ready:
+    objective = objectives.build(config.objective)
+    first, h = start(config.setting, config.sft_h), None
+    prefs, policy = first.data.prefs, first.policy
+    if objective.needs_h:
+        h = weights(config.setting, config.h)
         prefs = prefs.with_h(h.numpy())
     if objective.responses == "pair":
         prefs = prefs.pairs("best_worst")
-    policy = Policy(copy.deepcopy(first.model), first.tokenizer, first.template)
-    record = train(
-        policy,
-        prefs,
+    policy = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.template)
+    return Ready(first, h, prefs, policy)
+
+
+def _train(config: Run, ready: Ready, *watch: TrainerCallback) -> list[dict[str, Any]]:
+    """Train the policy of a run; a row of means a step."""
+    return train(
+        ready.policy,
+        ready.prefs,
         config.objective,
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         batch_size=config.batch_size,
-        seed=setting.seed,
+        seed=config.setting.seed,
+        watch=watch,
     )
-    row = settings_row(setting) | {"method": config.method, "loss": objective.base}
-    row["objective"] = objective.spec
-    after = policy_logps(policy, world)
-    return row | h_columns | _measures(world, setting.data, after, reference, record)
-
-
-def weights(setting: Setting, source: str) -> Tensor:
-    """h [N] of the policy's data, by a name of H_SOURCES; `mask` is 1 for clean rows, else 0."""
-    world, data, _ = draw_data(setting)
-    if source == "estimated":
-        return estimate(setting).h
-    if source == "oracle":
-        return true_h(world, data.prompt_ids, data.response_ids)
-    if source == "mask":
-        return (~data.contaminated).double()
-    slot = torch.tensor([[row.golden] for row in data.prefs])
-    if source == "slot_oracle":
-        slot_ids = data.response_ids.gather(1, slot)[:, 0]
-        return true_slot_weight(world, setting.data, data.prompt_ids, slot_ids)
-    c = estimate(setting).probs.gather(1, slot)[:, 0].numpy()
-    ratios = slot_ratios(c, imbalance=setting.data.responses - 1)  # golden is one column of K
-    return torch.from_numpy(slot_weights(ratios).weights)
 
 
 def _measures(
-    world: World, data: DataConfig, after: Enumeration, before: Enumeration, record: RunRecord
+    world: World, data: DataConfig, after: Enumeration, before: Enumeration
 ) -> dict[str, float]:
-    """Exact measures of the trained policy, and means over its steps of what drove them."""
-    held_out, proxy = world.held_out_prompts, proxy_reward(world, data)
-    row = evaluate(world, after, held_out, reference=before, proxy=proxy)
+    """Exact measures of the trained policy and of its start."""
+    rows, proxy = world.held_out_prompts, proxy_reward(world, data)
+    row = evaluate(world, after, rows, reference=before, proxy=proxy)
     row["seen_win_rate"] = evaluate(world, after, world.train_prompts)["win_rate"]
-    sft = evaluate(world, before, held_out, proxy=proxy)
-    row |= {f"sft_{name}": sft[name] for name in ("win_rate", "win_rate_valid", "gold", "mass")}
-    for name in ("ess", "max_weight"):
-        row[name] = float(np.mean([step[name] for step in record.history]))
-    return row
+    sft = evaluate(world, before, rows, proxy=proxy)
+    return row | {
+        f"sft_{name}": sft[name] for name in ("win_rate", "win_rate_valid", "gold", "mass")
+    }
 
 
 def settings_row(setting: Setting) -> dict[str, object]:

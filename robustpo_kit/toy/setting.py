@@ -1,4 +1,4 @@
-"""What runs of one setting share: world, data, the policy after SFT, the classifier's h~."""
+"""What runs of one setting share: world, data, the policy after SFT, weights of its rows."""
 
 import contextlib
 import dataclasses
@@ -6,25 +6,28 @@ import functools
 import gc
 import math
 import tempfile
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import processors
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, TrainerCallback
 
 from robustpo_kit import calibration, encoders, objectives, policies, training
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.encoders import FineTune
 from robustpo_kit.policies import Policy
-from robustpo_kit.records import RunRecord, stream_seed, torch_stream
+from robustpo_kit.records import stream_seed, torch_stream
 from robustpo_kit.toy.data import DataConfig, ToyData, draw
 from robustpo_kit.toy.language import policy_logps, tokenizer
-from robustpo_kit.toy.truth import Enumeration, bayes_probs, true_h
+from robustpo_kit.toy.truth import Enumeration, bayes_probs, true_h, true_slot_weight
 from robustpo_kit.toy.world import World, WorldConfig, build
 
 CLASSIFIER_BATCH = 64  # responses a step
+
+# h of rows: h~ by the classifier and by the truth, the slot weight by both, 0 for bad rows, or 1
+H_SOURCES = ("estimated", "oracle", "slot", "slot_oracle", "mask", "ones")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +130,22 @@ def _as_classifier_row(row: Preference) -> Preference:
 
 
 @functools.lru_cache(maxsize=2)
-def start(setting: Setting) -> Start:
-    """The policy after SFT on the golden slot, contaminated as it may be."""
+def start(setting: Setting, sft_h: str = "ones") -> Start:
+    """The policy after SFT on the golden slot, contaminated as it may be, and weighed by `sft_h`.
+
+    Args:
+        setting: of the run.
+        sft_h: one of H_SOURCES, divided by its mean.
+    """
     world, data, _ = draw_data(setting)
-    policy = fresh_policy(world, setting)
+    policy, rows, spec = fresh_policy(world, setting), data.prefs, "sft()"
+    if sft_h != "ones":
+        h = weights(setting, sft_h)
+        rows, spec = rows.with_h((h / h.mean()).numpy()), "reweight(sft())"
     train(
         policy,
-        data.prefs,
-        "sft()",
+        rows,
+        spec,
         epochs=setting.sft_epochs,
         learning_rate=setting.sft_learning_rate,
         batch_size=32,
@@ -172,6 +183,27 @@ def estimate(setting: Setting) -> Estimate:
     )
 
 
+def weights(setting: Setting, source: str) -> Tensor:
+    """h [N] of the policy's data, by a name of H_SOURCES; `mask` is 1 for clean rows, else 0."""
+    world, data, _ = draw_data(setting)
+    if source == "ones":
+        return torch.ones(len(data.prefs), dtype=torch.float64)
+    if source == "estimated":
+        return estimate(setting).h
+    if source == "oracle":
+        return true_h(world, data.prompt_ids, data.response_ids)
+    if source == "mask":
+        return (~data.contaminated).double()
+    slot = torch.tensor([[row.golden] for row in data.prefs])
+    if source == "slot_oracle":
+        slot_ids = data.response_ids.gather(1, slot)[:, 0]
+        return true_slot_weight(world, setting.data, data.prompt_ids, slot_ids)
+    c = estimate(setting).probs.gather(1, slot)[:, 0].numpy()
+    # golden is one column of K
+    ratios = calibration.slot_ratios(c, imbalance=setting.data.responses - 1)
+    return torch.from_numpy(calibration.slot_weights(ratios).weights)
+
+
 def _classifier_epochs(setting: Setting) -> int:
     share = 1 - 1 / setting.classifier_folds
     batches = math.ceil(setting.classifier_rows * setting.data.responses * share / CLASSIFIER_BATCH)
@@ -187,9 +219,14 @@ def train(
     learning_rate: float,
     batch_size: int,
     seed: int,
-) -> RunRecord:
-    """training.train for a toy: separate rows, as four tokens gain nothing from a shared prefix."""
-    with tempfile.TemporaryDirectory() as cache, _cheap_collection():
+    watch: Sequence[TrainerCallback] = (),
+) -> list[dict[str, Any]]:
+    """A run for a toy: separate rows, as four tokens gain nothing from a shared prefix.
+
+    Returns:
+        A row of means a step; `watch` is told of each, too.
+    """
+    with tempfile.TemporaryDirectory() as scratch, _cheap_collection():
         config = training.TrainConfig(
             batch_size=batch_size,
             micro_batch_size=batch_size,
@@ -197,9 +234,14 @@ def train(
             learning_rate=learning_rate,
             seed=seed,
             layout="separate",
-            reference_cache=cache,
+            reference_cache=scratch,
         )
-        return training.train(policy, prefs, objectives.build(spec, seed=seed), config)
+        objective = objectives.build(spec, seed=seed)
+        trainer = training.prepare(policy, prefs, objective, config, scratch)
+        for callback in watch:
+            trainer.add_callback(callback)
+        trainer.train()
+        return trainer.history
 
 
 @contextlib.contextmanager

@@ -98,6 +98,20 @@ class World:
         return shares
 
 
+def held_out(world: World) -> World:
+    """The same world with its held-out prompts alone, all of them still held out."""
+    rows = world.held_out_prompts
+    every = torch.arange(len(rows))
+    return dataclasses.replace(
+        world,
+        prompts=tuple(world.prompts[row] for row in rows.tolist()),
+        reward=world.reward[rows],
+        log_density=world.log_density[:, rows],
+        train_prompts=every[:0],
+        held_out_prompts=every,
+    )
+
+
 def _standardise(values: Tensor) -> Tensor:
     """Mean 0 and sd 1 over the last axis."""
     return (values - values.mean(-1, keepdim=True)) / values.std(-1, unbiased=False, keepdim=True)

@@ -1,0 +1,193 @@
+"""What a study in the toy world declares, checked before anything runs.
+
+Its `settings` have the fields of `Settings`; each of its methods is an object with those of
+`Method`.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from robustpo_kit import objectives
+from robustpo_kit.analysis import Contrast, Study
+from robustpo_kit.errors import KitError
+from robustpo_kit.toy.runs import Run
+from robustpo_kit.toy.setting import Setting
+
+BASE = "base"  # the axis of cells without a further change
+HARMS = ("contamination", "label_noise")  # what a dose sets
+MEASURES = ("gold", "win_rate", "gold_valid", "win_rate_valid", "mass", "kl_reference", "proxy")
+AT_KL = "gold_at_kl"  # gold where a run's path first has the divergence `equal_kl` from its start
+OUTCOMES = (*MEASURES, AT_KL)
+
+Knobs = dict[str, float]
+Fields = TypeVar("Fields")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Of a study in the toy world; changes of a setting are nested as `toy.setting.Setting` is."""
+
+    world: str  # "toy"
+    harm: str  # of HARMS
+    tuning_seeds: Sequence[int]  # worlds that the study does not have
+    tuning_doses: Sequence[float]  # a dose takes what was chosen at the nearest of these
+    equal_kl: float  # nats, of the outcome AT_KL
+    tie: Mapping[str, float]  # by outcome of a cell, the largest difference that does not matter
+    axes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # changes
+    axis_methods: Sequence[str] = ()
+    axis_doses: Sequence[float] = ()
+    axis_worlds: int = 8  # the first so many seeds
+    setting: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # changes for all runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What is trained, what of it is tuned, what it is held against."""
+
+    spec: str  # of objectives.build, with {knob} where a knob's value stands
+    h: str = "ones"  # of setting.H_SOURCES
+    sft_h: str = "ones"
+    against: Sequence[str] = ()  # methods that it is held against in every cell
+    tries: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)  # by knob
+    tuned_as: str = ""  # the method whose choice it takes, where it has no tries
+    worlds: int | None = None  # the study's first so many seeds; None: all
+
+    def knobs(self) -> list[Knobs]:
+        """Every try: a value for learning_rate and each other knob; none without `tries`."""
+        values = itertools.product(*self.tries.values()) if self.tries else ()
+        return [dict(zip(self.tries, each, strict=True)) for each in values]
+
+    def run(self, setting: Setting, knobs: Knobs, *, points: int = 1) -> Run:
+        """The run of one try."""
+        spec, rate = self.spec.format(**knobs), knobs["learning_rate"]
+        return Run(spec, self.h, self.sft_h, setting, learning_rate=rate, points=points)
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """A study as the toy world reads it."""
+
+    study: Study
+    settings: Settings
+    methods: Mapping[str, Method]
+
+    def setting(self, seed: int, dose: float, axis: str = BASE) -> Setting:
+        """One world of a cell."""
+        setting = Setting(seed=seed)
+        for change in (self.settings.setting, self.settings.axes.get(axis, {})):
+            setting = _changed(setting, change)
+        return _changed(setting, {"data": {self.settings.harm: float(dose)}})
+
+
+def read(study: Study) -> Declared:
+    """The declaration, checked.
+
+    Raises:
+        KitError: naming the study and the field of a setting, method or contrast that is wrong.
+    """
+    settings = _fields(study, Settings, study.settings, "settings")
+    methods = {
+        name: _fields(study, Method, fields, f"method '{name}'")
+        for name, fields in study.methods.items()
+    }
+    declared = Declared(study, settings, methods)
+    _check_settings(declared)
+    _check_worlds(declared)
+    for name in methods:
+        _check_method(declared, name)
+    return declared
+
+
+def _error(study: Study, place: str, message: object) -> KitError:
+    return KitError(f"study {study.name}, {place}: {message}")
+
+
+def _fields(study: Study, kind: type[Fields], fields: Any, place: str) -> Fields:
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        said = str(error).replace(f"{kind.__name__}.__init__() ", "")
+        raise _error(study, place, said) from None
+
+
+def _changed(value: Any, changes: Mapping[str, Any]) -> Any:
+    """A frozen dataclass with other fields; an object changes the fields of a field."""
+    fields = {}
+    for name, change in changes.items():
+        if isinstance(change, Mapping):
+            change = _changed(getattr(value, name), change)
+        fields[name] = tuple(change) if isinstance(change, list) else change
+    return dataclasses.replace(value, **fields)
+
+
+def _check_settings(declared: Declared) -> None:
+    study, settings = declared.study, declared.settings
+    if settings.harm not in HARMS:
+        raise _error(study, "settings.harm", f"'{settings.harm}' is none of {', '.join(HARMS)}")
+    if both := set(settings.tuning_seeds).intersection(study.seeds):
+        said = f"seed {min(both)} is one of the study's; tune on other worlds"
+        raise _error(study, "settings.tuning_seeds", said)
+    for field in ("tuning_seeds", "tuning_doses", "tie"):
+        if not getattr(settings, field):
+            raise _error(study, f"settings.{field}", "needs a value at least")
+    if not any(method.against for method in declared.methods.values()):
+        raise _error(study, "methods", "one at least needs `against`, what it is held against")
+    for name in settings.axis_methods:
+        _known(declared, name, "settings.axis_methods")
+    for outcome in (*(contrast.outcome for contrast in study.primary), *settings.tie):
+        if outcome not in OUTCOMES:
+            raise _error(study, "outcome", f"'{outcome}' is none of {', '.join(OUTCOMES)}")
+    for contrast in study.primary:
+        _check_primary(declared, contrast)
+
+
+def _check_primary(declared: Declared, contrast: Contrast) -> None:
+    place = f"{contrast.method} minus {contrast.baseline}"
+    if set(contrast.where) != {"dose"} or set(contrast.against) != {"dose"}:
+        raise _error(declared.study, place, "where should name a dose, and nothing else")
+    for name in (contrast.method, contrast.baseline):
+        if declared.methods[name].worlds is not None:
+            raise _error(declared.study, place, f"'{name}' should have all worlds of the study")
+
+
+def _check_worlds(declared: Declared) -> None:
+    """Every world can be drawn, without drawing one."""
+    settings = declared.settings
+    for axis in (BASE, *settings.axes):
+        for dose in (*declared.study.doses, *settings.tuning_doses, *settings.axis_doses):
+            try:
+                declared.setting(0, dose, axis)
+            except (AttributeError, TypeError, ValueError) as error:
+                place = f"dose {dose:g}, axis '{axis}'"
+                raise _error(declared.study, place, error) from None
+
+
+def _known(declared: Declared, name: str, place: str) -> Method:
+    if name not in declared.methods:
+        known = ", ".join(declared.methods)
+        raise _error(declared.study, place, f"'{name}' is none of the methods {known}")
+    return declared.methods[name]
+
+
+def _check_method(declared: Declared, name: str) -> None:
+    """Refuse a method that cannot run, or has more tries than another."""
+    method, place = declared.methods[name], f"method '{name}'"
+    for other in method.against:
+        _known(declared, other, f"{place}, against")
+    tuned = _known(declared, method.tuned_as or name, f"{place}, tuned_as")
+    if not tuned.tries or bool(method.tries) == bool(method.tuned_as):
+        said = "needs tries, or else tuned_as, a method that has tries"
+        raise _error(declared.study, place, said)
+    budget = max(len(other.knobs()) for other in declared.methods.values())
+    if len(tuned.knobs()) != budget:
+        said = f"has {len(tuned.knobs())} tries, another has {budget}: give all the same number"
+        raise _error(declared.study, place, said)
+    try:
+        for knobs in tuned.knobs():
+            objectives.build(method.run(Setting(), knobs).objective)
+    except KeyError as error:
+        raise _error(declared.study, place, f"tries lack the knob {error}") from None
+    except ValueError as error:
+        raise _error(declared.study, place, error) from None

@@ -1,0 +1,154 @@
+"""The runs of a declared study in the toy world, and tables of what they found.
+
+The cells of a study are its methods at every dose (axis "base"), and some of them at some doses
+under one further change each. Before that, every method's knobs are tuned on worlds of their own.
+"""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from robustpo_kit.analysis import cell_table, study_table
+from robustpo_kit.errors import KitError
+from robustpo_kit.toy.declared import AT_KL, BASE, MEASURES, Declared, Knobs
+from robustpo_kit.toy.runs import Run
+
+POINTS = 4  # of a run's path, for outcomes at equal divergence
+
+
+class Cell(NamedTuple):
+    """One run, and what its outcomes stand under."""
+
+    method: str
+    axis: str
+    dose: float
+    seed: int
+    knobs: Knobs
+    run: Run
+
+
+def tuning_cells(declared: Declared) -> list[Cell]:
+    """Every try of every method that is tuned, on the worlds of tuning."""
+    settings, cells = declared.settings, []
+    for dose, seed in itertools.product(settings.tuning_doses, settings.tuning_seeds):
+        setting = declared.setting(seed, dose)
+        for name, method in declared.methods.items():
+            for knobs in method.knobs():
+                run = method.run(setting, knobs)
+                cells.append(Cell(name, BASE, dose, seed, knobs, run))
+    return cells
+
+
+def choose(cells: Sequence[Cell], results: pd.DataFrame) -> pd.DataFrame:
+    """What tuning found, by the gold of clean held-out prompts, invalid responses counted.
+
+    Args:
+        cells: of `tuning_cells`.
+        results: of `runs.path`, in the same order.
+
+    Returns:
+        A row a method, dose and try: method, dose, knobs (JSON), gold (mean over worlds), worlds,
+        chosen.
+    """
+    table = pd.DataFrame(cells, columns=Cell._fields)[["method", "dose", "knobs"]]
+    table["knobs"] = table["knobs"].map(json.dumps)
+    table["gold"] = [path["gold"][-1] for path in results["path"]]
+    by_try = table.groupby(["method", "dose", "knobs"], sort=False)["gold"]
+    means = by_try.agg(gold="mean", worlds="size").reset_index()
+    best = means.groupby(["method", "dose"])["gold"].transform("idxmax")
+    return means.assign(gold=means["gold"].round(4), chosen=best == means.index)
+
+
+def study_cells(declared: Declared, tuned: pd.DataFrame) -> list[Cell]:
+    """Every run of the study; those of its primary contrasts come first.
+
+    Args:
+        declared: the study.
+        tuned: of `choose`.
+
+    Raises:
+        KitError: where `tuned` is not of this declaration.
+    """
+    chosen = _chosen(declared, tuned)
+    settings, study, cells = declared.settings, declared.study, []
+    doses = dict.fromkeys([*(contrast.where["dose"] for contrast in study.primary), *study.doses])
+    everything = itertools.product([BASE], doses, study.seeds, [list(declared.methods)])
+    worlds, some = study.seeds[: settings.axis_worlds], [settings.axis_methods]
+    further = itertools.product(settings.axes, settings.axis_doses, worlds, some)
+    for axis, dose, seed, names in (*everything, *further):
+        setting = declared.setting(seed, dose, axis)
+        near = min(settings.tuning_doses, key=lambda tuned: abs(tuned - dose))
+        for name in names:
+            method = declared.methods[name]
+            knobs = chosen[method.tuned_as or name, near]
+            if seed in study.seeds[: method.worlds]:
+                run = method.run(setting, knobs, points=POINTS)
+                cells.append(Cell(name, axis, dose, seed, knobs, run))
+    return cells
+
+
+def _chosen(declared: Declared, tuned: pd.DataFrame) -> dict[tuple[str, float], Knobs]:
+    """The knobs of each method and dose of tuning."""
+    found = {}
+    for name, method in declared.methods.items():
+        tries = [json.dumps(knobs) for knobs in method.knobs()]
+        for dose in declared.settings.tuning_doses if tries else ():
+            rows = tuned[(tuned["method"] == name) & (tuned["dose"] == dose)]
+            chosen = rows[rows["chosen"]]["knobs"].tolist()
+            if sorted(rows["knobs"]) != sorted(tries) or len(chosen) != 1:
+                raise KitError(
+                    f"study {declared.study.name}: tuned.csv has not the {len(tries)} tries of "
+                    f"'{name}' at dose {dose:g}; tune again with --tune"
+                )
+            found[name, dose] = json.loads(chosen[0])
+    return found
+
+
+def result_tables(
+    declared: Declared, cells: Sequence[Cell], results: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """The tables of a study.
+
+    Args:
+        declared: the study.
+        cells: of `study_cells`.
+        results: of `runs.path`, in the same order.
+
+    Returns:
+        outcomes (a row a run and outcome), contrasts (`study_table` of its primaries and of the
+        methods that have all worlds), cells (`cell_table`).
+    """
+    study, methods = declared.study, declared.methods
+    rows = []
+    for cell, path, ess in zip(cells, results["path"], results["ess"], strict=True):
+        values = {name: path[name][-1] for name in MEASURES} | {"ess": ess}
+        values[AT_KL] = at_divergence(path, declared.settings.equal_kl)
+        labels = {"study": study.name, "seed": cell.seed, "method": cell.method}
+        labels |= {"axis": cell.axis, "dose": cell.dose, "row_id": ""}
+        rows += [labels | {"outcome": name, "value": value} for name, value in values.items()]
+    outcomes = pd.DataFrame(rows)
+    outcomes["value"] = outcomes["value"].round(5)
+    whole = [name for name, method in methods.items() if method.worlds is None]
+    primary = outcomes["outcome"].isin({contrast.outcome for contrast in study.primary})
+    base = (outcomes["axis"] == BASE) & outcomes["method"].isin(whole)
+    against = {name: method.against for name, method in methods.items()}
+    return {
+        "outcomes": outcomes,
+        "contrasts": study_table(study, outcomes[base & primary]),
+        "cells": cell_table(outcomes, against, declared.settings.tie),
+    }
+
+
+def at_divergence(path: Mapping[str, Sequence[float]], target: float, name: str = "gold") -> float:
+    """A measure where a path's kl_reference first reaches `target`, linear between its points.
+
+    NaN where it never does: a method that stays nearer to its start has no such policy.
+    """
+    points = zip(path["kl_reference"], path[name], strict=True)
+    for (before, first), (after, last) in itertools.pairwise(points):
+        if before < target <= after:
+            return first + (last - first) * (target - before) / (after - before)
+    return float("nan")
