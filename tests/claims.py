@@ -458,6 +458,21 @@ def harm_of_erm(study: str, method: str) -> str:
 
 
 @claim
+def phase_primaries() -> str:
+    """The primary contrasts of the studies in the toy world, in gold."""
+    harms = {"phase_contamination": "contaminated rows", "phase_flips": "flipped labels"}
+    words = []
+    for study, harm in harms.items():
+        rows = table("contrasts", f"studies/{study}").query("kind == 'primary'")
+        for row in rows.to_dict("records"):
+            dose = 100 * float(row["where"].removeprefix("dose "))
+            words.append(
+                f"{row['method']} over {row['baseline']} {verdict(row)} ({dose:.0f} % {harm})"
+            )
+    return "; ".join(words)
+
+
+@claim
 def toy_mass() -> str:
     """The valid mass that SFT leaves, and what each end of the table of losses makes of it."""
     started = table("toy_losses")["sft_mass"].mean()

@@ -16,6 +16,8 @@ EFFECT = re.compile(
 ELSEWHERE = re.compile(r"paper|DoRA Table|Table \d|Figure \d")  # what others measured, as cited
 KEPT = {  # words of a sentence that claims nothing of today's tables, and why
     "an invalid response loses": "a rule of the toy world",
+    "where does each robust method win": "a question",
+    "**win**, **lose**, **tie**": "what colours stand for",
     "at lambda = 1 DRO and DoRA lose win rate": "history, corrected under a later date",
     "reweighting by h~ gains where": "history, corrected under a later date",
     '"DoRA loses on clean data" and "DRO loses under flips"': "quoted, and taken back",

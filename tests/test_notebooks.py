@@ -309,19 +309,6 @@ def test_text_out_of_step_is_seen(refreshed, tmp_path):
 # ---------------------------------------------------------------- start, tables, figures, finish
 
 
-@pytest.fixture
-def settings():
-    """start() sets the style of the whole process; put it back."""
-    import matplotlib
-    import numpy as np
-    import torch
-
-    with matplotlib.rc_context(), pd.option_context("display.precision", 6), np.printoptions():
-        yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_printoptions(profile="default")
-
-
 def begin(**changes):
     return notebook.start("04_train_dora", **changes)
 
