@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -106,6 +107,17 @@ def test_harm_is_done_to_the_training_rows_alone(declare):
     assert all(row.sources[0] == "human_correct" for row in lab.splits["eval"])
 
 
+def test_weights_are_of_the_harmed_rows(declare):
+    run = experiments.study_runs(Study.load(declare(), paths.STUDIES))[3]
+    lab = experiments.Lab(run.cfg, 0)
+    rows, harmed = study_run.contaminated(lab, 0.5)
+    weights = {name: weigh(lab, rows, harmed) for name, weigh in study_run.WEIGHTS.items()}
+    assert (weights["ones"] == 1).all() and (weights["mask"][harmed] == 0).all()
+    assert weights["mask"].mean() == weights["mask"][~harmed].mean() / 2 == 1
+    assert weights["slot"].mean() == pytest.approx(1, abs=1e-6)
+    np.testing.assert_array_equal(weights["h~"], lab.h(lab.classifier().score_set(rows)))
+
+
 def test_nothing_measured_was_trained_on(declare):
     """Gold, training, SFT and held-out rows share no group."""
     lab = experiments.Lab(experiments.study_runs(Study.load(declare(), paths.STUDIES))[0].cfg, 0)
@@ -123,6 +135,7 @@ def method(**fields):
     ("changes", "message"),
     [
         ({"primary": [CONTRAST | {"outcome": "luck"}]}, "'luck' is none of implicit_accuracy"),
+        (method(weight="slot"), r"weight 'slot', which dpo_pl\(beta=0.1\) does not look at"),
         (method(harm="rain"), "method 'erm': harm 'rain' is unknown; choose one of contamination"),
         (method(weight="w"), "method 'erm': weight 'w' is unknown; choose one of ones"),
         (method(doses=[2]), "method 'erm': dose 2.0; a share between 0 and 1"),
@@ -149,6 +162,7 @@ def test_an_undeclared_study_is_refused(declare, capsys):
 
 def test_every_declaration_of_the_project_can_run():
     names = [path.stem for path in paths.STUDIES.glob("*.json")]
-    assert {"dose_real", "dose_real_blind"} <= set(names)
+    assert {"dose_real", "dose_real_blind", "methods_real"} <= set(names)
     assert len(experiments.study_runs(Study.load("dose_real"))) == 8 * (3 + 6)
     assert len(experiments.study_runs(Study.load("dose_real_blind"))) == 10 * (3 + 6)
+    assert len(experiments.study_runs(Study.load("methods_real"))) == 8 * (3 + 20)

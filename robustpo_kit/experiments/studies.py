@@ -176,12 +176,14 @@ def _method_runs(study: Study, run: StudyRun, method: Mapping[str, Any]) -> list
     where = f"study {study.name}, method '{run.method}'"
     try:
         runs = [dataclasses.replace(run, dose=float(dose), **fields) for dose in doses]
-        objectives.build(fields["spec"])
+        needs_h = objectives.build(fields["spec"]).needs_h
     except (KeyError, TypeError, ValueError) as error:
         raise KitError(f"{where}: {error}") from None
     for dosed in runs:
         if problem := check_run(dosed):
             raise KitError(f"{where}: {problem}")
+        if dosed.weight != "ones" and not needs_h:
+            raise KitError(f"{where}: weight '{dosed.weight}', which {dosed.spec} does not look at")
     return runs
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustpo_kit import data, mixture, objectives, training
+from robustpo_kit import calibration, data, mixture, objectives, training
 from robustpo_kit.data import Preference, PreferenceSet, take
 from robustpo_kit.experiments.lab import Lab
 from robustpo_kit.experiments.steps import train_config
@@ -119,8 +119,31 @@ def ones(_lab: Lab, rows: PreferenceSet, _harmed: np.ndarray) -> np.ndarray:
     return np.ones(len(rows))
 
 
+def printed(lab: Lab, rows: PreferenceSet, _harmed: np.ndarray) -> np.ndarray:
+    """h~ as DoRA prints it (Eq. 6), from confidences of the profile's classifier in all slots."""
+    return lab.h(lab.classifier().score_set(rows))
+
+
+def slot(lab: Lab, rows: PreferenceSet, _harmed: np.ndarray) -> np.ndarray:
+    """The weight of the golden slot alone, its share of contamination estimated on these rows."""
+    classifier = lab.classifier("per_source", "frozen")
+    ratios = classifier.slot_ratios(rows, mixture.SYNTHETIC_SOURCE)
+    return calibration.slot_weights(ratios).weights
+
+
+def mask(_lab: Lab, rows: PreferenceSet, harmed: np.ndarray) -> np.ndarray:
+    """What knowing the harmed rows gives: they weigh nothing, the others one on average."""
+    kept = ~harmed
+    return kept * (len(rows) / max(1, kept.sum()))
+
+
 # Factors [N] of rows by name: of the lab, the training rows, and which of them were harmed.
-WEIGHTS: Mapping[str, Callable[[Lab, PreferenceSet, np.ndarray], np.ndarray]] = {"ones": ones}
+WEIGHTS: Mapping[str, Callable[[Lab, PreferenceSet, np.ndarray], np.ndarray]] = {
+    "ones": ones,
+    "h~": printed,
+    "slot": slot,
+    "mask": mask,
+}
 
 
 def check_run(run: StudyRun) -> str | None:
