@@ -165,4 +165,4 @@ def test_every_declaration_of_the_project_can_run():
     assert {"dose_real", "dose_real_blind", "methods_real"} <= set(names)
     assert len(experiments.study_runs(Study.load("dose_real"))) == 8 * (3 + 6)
     assert len(experiments.study_runs(Study.load("dose_real_blind"))) == 10 * (3 + 6)
-    assert len(experiments.study_runs(Study.load("methods_real"))) == 8 * (3 + 20)
+    assert len(experiments.study_runs(Study.load("methods_real"))) == 8 * (3 + 19)
