@@ -18,7 +18,8 @@ from robustpo_kit.experiments import window
 from robustpo_kit.experiments.encoding import shared_encoder
 from robustpo_kit.experiments.resampling import resample
 from robustpo_kit.experiments.results import Trained
-from robustpo_kit.experiments.scoring import GOLD_JUDGE, RepliesStep
+from robustpo_kit.experiments.sampled import sampled_replies
+from robustpo_kit.experiments.scoring import GOLD_JUDGE, RepliesStep, scored_replies
 from robustpo_kit.experiments.steps import Steps, train_config
 from robustpo_kit.experiments.supervised import adapted
 from robustpo_kit.experiments.workers import start_worker
@@ -167,6 +168,13 @@ class Lab:
         """
         step = self.steps.method(name, spec, dataset, keep_scores=keep_scores)
         return self._read(name, step)
+
+    def replies_of(self, policy: Policy) -> pd.DataFrame:
+        """Replies that a policy with an adapter samples now, scored as those of `trained`."""
+        asked, steps = self.splits["eval"], self.steps
+        entries = sampled_replies(policy, asked, steps.sampling(), seed=self.seed)
+        witness = steps.witness().load()
+        return scored_replies(entries, asked, self.proxy(), witness, self.seed)
 
     def train_all(
         self, specs: Mapping[str, str], dataset: PreferenceSet, *, keep_scores: bool = False

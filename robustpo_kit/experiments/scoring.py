@@ -1,12 +1,15 @@
 """Sampled replies, scored by everything that did not train on their prompts."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from robustpo_kit import analysis, judging, mixture, similarity
+from robustpo_kit.calibration import SourceClassifier
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.experiments.classifier import ClassifierStep
 from robustpo_kit.experiments.gold import GoldStep
@@ -47,40 +50,60 @@ class ScoredRepliesStep(Step):
     seed: int  # of the order in which the judge sees two replies
 
     def make(self, folder: Path) -> None:
-        entries = read_json(self.replies.kept() / SAMPLED)
-        row_of = {row.row_id: row for row in self.prompts}
-        rows = [row_of[entry["row_id"]] for entry in entries]
-        prompts, texts = [row.prompt for row in rows], [entry["reply"] for entry in entries]
-        human = [golden_reply(row) for row in rows]
-        ids = [mixture.digest(row.group) for row in rows]  # tables hold no human text
         gold = self.gold.load()
         proxy = ProxyReward(gold, self.style_bias, self.noise, self.seed, self.blindness)
-        judge = judging.RewardJudge(gold, name=GOLD_JUDGE)
-        row_ids = [row.row_id for row in rows]
-        verdicts = judging.compare(
-            judge, prompts, {"": texts}, human, seed=self.seed, prompt_ids=ids, row_ids=row_ids
-        )
-        table = pd.DataFrame(
-            {
-                "row_id": row_ids,
-                "prompt_id": ids,
-                "reply": texts,
-                "words": [len(text.split()) for text in texts],
-                "finished": [entry["finished"] for entry in entries],
-                "reward": proxy.score(prompts, texts),
-                "gold": gold.score(prompts, texts),
-                "confidence": self.classifier.load().score(prompts, texts),
-                "verdict": verdicts["verdict"],
-                "judge": verdicts["judge"],
-                "fingerprint": verdicts["fingerprint"],
-                "log_ratio": [entry["log_ratio"] for entry in entries],
-            }
-        )
-        encoder = gold.relevance.encoder
-        table = table.join(similarity.to_reference(texts, human, encoder))
-        vectors, human_vectors = (encoder.embed(part).numpy() for part in (texts, human))
-        table["energy_distance"] = distance_by_draw(vectors, human_vectors, table["row_id"])
+        entries = read_json(self.replies.kept() / SAMPLED)
+        table = scored_replies(entries, self.prompts, proxy, self.classifier.load(), self.seed)
         table.to_json(folder / REPLIES, orient="records", force_ascii=False)
+
+
+def scored_replies(
+    entries: Sequence[Mapping[str, Any]],
+    asked: PreferenceSet,
+    proxy: ProxyReward,
+    classifier: SourceClassifier,
+    seed: int,
+) -> pd.DataFrame:
+    """The table of `ScoredRepliesStep`.
+
+    Args:
+        entries: of `sampled_replies`.
+        asked: rows of the prompts that were answered.
+        proxy: with the gold that judges.
+        classifier: of confidence.
+        seed: of the order in which the judge sees two replies.
+    """
+    row_of = {row.row_id: row for row in asked}
+    rows = [row_of[entry["row_id"]] for entry in entries]
+    prompts, texts = [row.prompt for row in rows], [entry["reply"] for entry in entries]
+    human = [golden_reply(row) for row in rows]
+    ids = [mixture.digest(row.group) for row in rows]  # tables hold no human text
+    judge = judging.RewardJudge(proxy.gold, name=GOLD_JUDGE)
+    row_ids = [row.row_id for row in rows]
+    verdicts = judging.compare(
+        judge, prompts, {"": texts}, human, seed=seed, prompt_ids=ids, row_ids=row_ids
+    )
+    table = pd.DataFrame(
+        {
+            "row_id": row_ids,
+            "prompt_id": ids,
+            "reply": texts,
+            "words": [len(text.split()) for text in texts],
+            "finished": [entry["finished"] for entry in entries],
+            "reward": proxy.score(prompts, texts),
+            "gold": proxy.gold.score(prompts, texts),
+            "confidence": classifier.score(prompts, texts),
+            "verdict": verdicts["verdict"],
+            "judge": verdicts["judge"],
+            "fingerprint": verdicts["fingerprint"],
+            "log_ratio": [entry["log_ratio"] for entry in entries],
+        }
+    )
+    encoder = proxy.gold.relevance.encoder
+    table = table.join(similarity.to_reference(texts, human, encoder))
+    vectors, human_vectors = (encoder.embed(part).numpy() for part in (texts, human))
+    table["energy_distance"] = distance_by_draw(vectors, human_vectors, table["row_id"])
+    return table
 
 
 def distance_by_draw(replies: np.ndarray, human: np.ndarray, row_ids: "pd.Series[str]") -> float:

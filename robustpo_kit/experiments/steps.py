@@ -142,7 +142,7 @@ class Steps:
             sft=self.sft,
             base=name == "base",
             prompts=self.splits["eval"],
-            sampling=self._sampling(),
+            sampling=self.sampling(),
             sampling_seed=self.seed,
         )
 
@@ -169,7 +169,7 @@ class Steps:
             run=train_config(cfg, self.seed),
             keep_scores=keep_scores,
             prompts=self.splits["eval"],
-            sampling=self._sampling(),
+            sampling=self.sampling(),
             sampling_seed=self.seed,
         )
 
@@ -187,7 +187,8 @@ class Steps:
             seed=self.seed,
         )
 
-    def _sampling(self) -> SamplingConfig:
+    def sampling(self) -> SamplingConfig:
+        """How a method's replies are drawn."""
         return SamplingConfig(
             max_new_tokens=self.cfg.max_new_tokens,
             batch_size=self.cfg.eval_batch,

@@ -12,7 +12,13 @@ import pandas as pd
 from robustpo_kit import objectives, paths, profiles, records, toy
 from robustpo_kit.analysis import Study, study_table
 from robustpo_kit.errors import KitError
-from robustpo_kit.experiments.study_run import ROWS, StudyRun, check_run, study_run
+from robustpo_kit.experiments.study_run import (
+    OTHER_TABLES,
+    ROWS,
+    StudyRun,
+    check_run,
+    study_run,
+)
 from robustpo_kit.measures import OUTCOMES
 from robustpo_kit.toy import sweep
 
@@ -84,8 +90,14 @@ def _real_work(study: Study, *, tune: bool) -> Work:
     runs = study_runs(study)
 
     def tables(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
-        outcomes = outcome_table(study, runs, results)
-        return {"outcomes": outcomes, "contrasts": study_table(study, outcomes)}
+        outcomes, others = outcome_table(study, runs, results), {}
+        for title, names in OTHER_TABLES.items():
+            chosen = outcomes["outcome"].isin(names)
+            others[title], outcomes = outcomes[chosen], outcomes[~chosen]
+        contrasts = study_table(study, outcomes)
+        return {"outcomes": outcomes, "contrasts": contrasts} | {
+            title: table for title, table in others.items() if len(table)
+        }
 
     return Work(study.name, study_run, runs, tables)
 
@@ -140,8 +152,9 @@ def study_runs(study: Study) -> list[StudyRun]:
             "trained, and would be averaged with it; take another name"
         )
     runs = []
+    sampled = any(method.get("sampled") for method in study.methods.values())
     for seed in study.seeds:
-        runs += [StudyRun(cfg, seed, row) for row in ROWS]
+        runs += [StudyRun(cfg, seed, row, sampled=sampled) for row in ROWS]
         for name, method in study.methods.items():
             runs += _method_runs(study, StudyRun(cfg, seed, name), method)
     _check_doses(study, runs)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,24 @@ from robustpo_kit.data import Preference, PreferenceSet, take
 from robustpo_kit.experiments.lab import Lab
 from robustpo_kit.experiments.steps import train_config
 from robustpo_kit.experiments.supervised import adapted
+from robustpo_kit.measures import tidy
+from robustpo_kit.policies import Policy
 from robustpo_kit.profiles import Profile
 from robustpo_kit.records import digest
 
 Harmed = tuple[PreferenceSet, np.ndarray]  # N training rows, and which of them were harmed
 
 ROWS = ("base", "sft", "golden")  # of every table: nothing is trained
+STEPS = {"step_loss": "loss", "step_ess": "ess"}  # outcomes, and the history's columns
+# outcomes, and the columns of `scoring.scored_replies`; a win is against the human reply, by gold
+SAMPLED = {
+    "sampled_gold": "gold",
+    "sampled_win": "win",
+    "sampled_reward": "reward",
+    "sampled_confidence": "confidence",
+}
+PAIRS = ("pair_gap", "pair_flipped")  # mean log-probabilities a token, preferred minus other; 0, 1
+OTHER_TABLES = {"steps": tuple(STEPS), "pairs": PAIRS}  # of a study, by title: their outcomes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +44,8 @@ class StudyRun:
     harm: str = ""  # in HARMS
     dose: float = 0.0
     weight: str = "ones"  # in WEIGHTS
+    sampled: bool = False  # whether replies are sampled and scored, too
+    gaps: bool = False  # whether the training pairs are scored after training, too
 
     @property
     def setting(self) -> tuple[Profile, int]:
@@ -52,9 +66,14 @@ def _rows_digest(task: str) -> str:
 
 
 def study_run(run: StudyRun) -> dict[str, object]:
-    """Train and measure: `values` holds row_id, outcome and value (`measures.Candidates`)."""
+    """Train and measure: `values` holds row_id, outcome and value (`measures.Candidates`).
+
+    Beside OUTCOMES, of the held-out rows: each step's loss and effective sample size (STEPS, the
+    row_id is the step); where `run` asks for them, SAMPLED of the replies, and PAIRS of the
+    training pairs.
+    """
     lab = _lab(run.cfg, run.seed)
-    outcomes = _outcomes_of_rows(lab, run.method) if not run.spec else _outcomes(lab, run)
+    outcomes = _outcomes_of_rows(lab, run) if not run.spec else _outcomes(lab, run)
     values = outcomes.assign(value=outcomes["value"].round(5))
     return {"values": values.to_dict("list")}
 
@@ -64,14 +83,19 @@ def _lab(cfg: Profile, seed: int) -> Lab:
     return Lab(cfg, seed)
 
 
-def _outcomes_of_rows(lab: Lab, name: str) -> pd.DataFrame:
+def _outcomes_of_rows(lab: Lab, run: StudyRun) -> pd.DataFrame:
     """Outcomes of one of ROWS."""
     candidates = lab.candidates()
-    if name == "golden":
-        return candidates.best_possible()
-    if name == "base":
-        return candidates.outcomes(lab.steps.candidates.base_logps())
-    return candidates.outcomes(candidates.reference_logps)
+    if run.method == "golden":
+        outcomes = candidates.best_possible()
+    elif run.method == "base":
+        outcomes = candidates.outcomes(lab.steps.candidates.base_logps())
+    else:
+        outcomes = candidates.outcomes(candidates.reference_logps)
+    if not run.sampled:
+        return outcomes
+    start = {replies.name: replies for replies in lab.untrained()}[run.method]
+    return pd.concat([outcomes, _of_replies(start.replies)])
 
 
 def _outcomes(lab: Lab, run: StudyRun) -> pd.DataFrame:
@@ -82,9 +106,37 @@ def _outcomes(lab: Lab, run: StudyRun) -> pd.DataFrame:
     if objective.needs_h:
         rows = rows.with_h(WEIGHTS[run.weight](lab, rows, harmed))
     policy = adapted(lab.sft_policy(), cfg.lora_targets, cfg.lora_rank, seed=run.seed)
-    training.train(policy, rows, objective, train_config(cfg, run.seed))
+    record = training.train(policy, rows, objective, train_config(cfg, run.seed))
     logps, _ = training.score(policy, lab.splits["eval"])
-    return lab.candidates().outcomes(logps.double().numpy())
+    parts = [lab.candidates().outcomes(logps.double().numpy()), _of_steps(record.history)]
+    if run.sampled:
+        parts.append(_of_replies(lab.replies_of(policy)))
+    if run.gaps:
+        parts.append(_of_pairs(policy, rows, harmed))
+    return pd.concat(parts)
+
+
+def _of_steps(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """STEPS of a training run."""
+    values = {name: np.array([row[field] for row in history]) for name, field in STEPS.items()}
+    return tidy([str(row["step"]) for row in history], values)
+
+
+def _of_replies(replies: pd.DataFrame) -> pd.DataFrame:
+    """SAMPLED, the mean over a row's replies."""
+    wins = replies["verdict"].map({"win": 1.0, "tie": 0.5, "lose": 0.0})
+    means = replies.assign(win=wins).groupby("row_id", sort=False)[list(SAMPLED.values())].mean()
+    values = {name: means[column].to_numpy() for name, column in SAMPLED.items()}
+    return tidy(list(means.index), values)
+
+
+def _of_pairs(policy: Policy, rows: PreferenceSet, harmed: np.ndarray) -> pd.DataFrame:
+    """PAIRS, of the first two responses of the training rows."""
+    logps, lengths = training.score(policy, rows)
+    means = (logps / lengths).double().numpy()
+    gap, flipped = PAIRS
+    values = {gap: means[:, 0] - means[:, 1], flipped: harmed.astype(float)}
+    return tidy([row.row_id for row in rows], values)
 
 
 def contaminated(lab: Lab, dose: float) -> Harmed:
