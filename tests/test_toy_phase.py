@@ -100,12 +100,15 @@ def test_a_study_is_tuned_then_run_and_goes_on_after_a_kill(declare, capsys):
     assert kept.read_text().splitlines()[:2] == lines[:2], "what had finished is not run again"
 
     outcomes, cells = (pd.read_csv(folder / f"{table}.csv") for table in ("outcomes", "cells"))
-    assert len(outcomes) == 14 * 9
+    assert len(outcomes) == 14 * 9 + 6 * 7, "every run, and every world before it"
+    start = outcomes.query("method == 'SFT' and outcome == 'kl_reference'")["value"]
+    assert len(start) == 6 and (start == 0).all()
     assert (outcomes.groupby(["axis", "dose", "method", "outcome"]).size() <= 2).all()
     assert outcomes.groupby("method")["seed"].nunique().to_dict() == {
         "erm": 2,
         "slot": 2,
         "mask": 1,
+        "SFT": 2,
     }
     assert set(cells["axis"]) == {"base", "K 2"} and set(cells["verdict"]) <= {
         "win",
@@ -190,6 +193,7 @@ def methods(name="slot", **changes):
         (methods(tries=TRIES | {"beta": [1.0]}), "'slot': has 1 tries, another has 2"),
         (methods(tries={"learning_rate": [1, 2]}), "method 'slot': tries lack the knob 'beta'"),
         (methods("mask", tuned_as="x"), "method 'mask', tuned_as: 'x' is none of the methods"),
+        ({"methods": methods()["methods"] | {"SFT": ERM}}, "methods: 'SFT' names where all begin"),
         (methods(h="guess"), "method 'slot': h = 'guess'"),
         (methods(spec="dqo(beta={beta})"), "method 'slot': dqo"),
         (methods(color="red"), "method 'slot': .*'color'"),

@@ -40,7 +40,7 @@ for name, study in declared.items():
 # %% [markdown]
 # ## 1. What tuning chose
 #
-# A difference to an untuned baseline shows nothing. Every method had eight tries (learning rate, and the knobs of its
+# A difference to an untuned baseline shows nothing. Every method had twelve tries (learning rate, and the knobs of its
 # loss), on worlds that the comparison never sees, and the best by the gold reward of clean held-out prompts was
 # taken, at a clean and at a spoiled dose. Other doses take the nearest. Variants of a method take its choice.
 

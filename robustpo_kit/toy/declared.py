@@ -16,6 +16,7 @@ from robustpo_kit.toy.runs import Run
 from robustpo_kit.toy.setting import Setting
 
 BASE = "base"  # the axis of cells without a further change
+START = "SFT"  # the method of rows that show where all others begin
 HARMS = ("contamination", "label_noise")  # what a dose sets
 MEASURES = ("gold", "win_rate", "gold_valid", "win_rate_valid", "mass", "kl_reference", "proxy")
 AT_KL = "gold_at_kl"  # gold where a run's path first has the divergence `equal_kl` from its start
@@ -132,6 +133,8 @@ def _check_settings(declared: Declared) -> None:
     for field in ("tuning_seeds", "tuning_doses", "tie"):
         if not getattr(settings, field):
             raise _error(study, f"settings.{field}", "needs a value at least")
+    if START in declared.methods:
+        raise _error(study, "methods", f"'{START}' names where all begin; take another name")
     if not any(method.against for method in declared.methods.values()):
         raise _error(study, "methods", "one at least needs `against`, what it is held against")
     for name in settings.axis_methods:

@@ -7,13 +7,13 @@ under one further change each. Before that, every method's knobs are tuned on wo
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from robustpo_kit.analysis import cell_table, study_table
 from robustpo_kit.errors import KitError
-from robustpo_kit.toy.declared import AT_KL, BASE, MEASURES, Declared, Knobs
+from robustpo_kit.toy.declared import AT_KL, BASE, MEASURES, START, Declared, Knobs
 from robustpo_kit.toy.runs import Run
 
 POINTS = 4  # of a run's path, for outcomes at equal divergence
@@ -118,28 +118,37 @@ def result_tables(
         results: of `runs.path`, in the same order.
 
     Returns:
-        outcomes (a row a run and outcome), contrasts (`study_table` of its primaries and of the
-        methods that have all worlds), cells (`cell_table`).
+        outcomes (a row a run and outcome, and those of START), contrasts (`study_table` of its
+        primaries and of the methods that have all worlds), cells (`cell_table`; every method is
+        held against START, too).
     """
     study, methods = declared.study, declared.methods
-    rows = []
+    rows, started = [], set()
     for cell, path, ess in zip(cells, results["path"], results["ess"], strict=True):
         values = {name: path[name][-1] for name in MEASURES} | {"ess": ess}
         values[AT_KL] = at_divergence(path, declared.settings.equal_kl)
-        labels = {"study": study.name, "seed": cell.seed, "method": cell.method}
-        labels |= {"axis": cell.axis, "dose": cell.dose, "row_id": ""}
-        rows += [labels | {"outcome": name, "value": value} for name, value in values.items()]
+        rows += _tidy(study.name, cell, cell.method, values)
+        world = (cell.axis, cell.dose, cell.seed)
+        if world not in started and cell.run.sft_h == "ones":
+            started.add(world)
+            rows += _tidy(study.name, cell, START, {name: path[name][0] for name in MEASURES})
     outcomes = pd.DataFrame(rows)
     outcomes["value"] = outcomes["value"].round(5)
     whole = [name for name, method in methods.items() if method.worlds is None]
     primary = outcomes["outcome"].isin({contrast.outcome for contrast in study.primary})
     base = (outcomes["axis"] == BASE) & outcomes["method"].isin(whole)
-    against = {name: method.against for name, method in methods.items()}
+    against = {name: (*method.against, START) for name, method in methods.items()}
     return {
         "outcomes": outcomes,
         "contrasts": study_table(study, outcomes[base & primary]),
         "cells": cell_table(outcomes, against, declared.settings.tie),
     }
+
+
+def _tidy(study: str, cell: Cell, method: str, values: Mapping[str, float]) -> list[dict[str, Any]]:
+    labels = {"study": study, "seed": cell.seed, "method": method, "axis": cell.axis}
+    labels |= {"dose": cell.dose, "row_id": ""}
+    return [labels | {"outcome": name, "value": value} for name, value in values.items()]
 
 
 def at_divergence(path: Mapping[str, Sequence[float]], target: float, name: str = "gold") -> float:
