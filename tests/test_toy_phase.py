@@ -161,6 +161,51 @@ def test_a_tuned_table_of_another_declaration_is_refused(spoil):
         toy.phase.study_cells(declared, tuned)
 
 
+def test_further_outcomes_are_those_that_a_study_names():
+    further = {"further": ["lose", "golden_logp"]}
+    points = {name: [0.0, 0.5] for name in (*toy.declared.MEASURES, "lose")}
+    points["kl_from_golden"] = [3.0, 3.7]
+    for settings in ({}, further):
+        changed = {"settings": DECLARED["settings"] | settings}
+        declared = toy.declared.read(study_of(DECLARED | changed))
+        cells = toy.phase.study_cells(declared, chosen(declared))
+        results = pd.DataFrame([{"path": points, "ess": 8.0}] * len(cells))
+        made = toy.phase.result_tables(declared, cells, results)["outcomes"]
+        found = made[made["method"] == "erm"].groupby("outcome")["value"].first()
+        assert set(found.index) == {*toy.declared.OUTCOMES, "ess", *settings.get("further", ())}
+    assert found["lose"] == 0.5 and found["golden_logp"] == pytest.approx(-0.7)
+
+
+def test_golden_logp_is_what_golden_replies_gained():
+    """By the log-probabilities themselves: E over golden replies of log pi, before and after."""
+    setting = small()
+    first = start(setting)
+    world = first.world
+    run = Run("dpo_pl(beta=0.1)", setting=setting, learning_rate=1e-2)
+    trained = toy.runs._ready(run)
+    toy.runs._train(run, trained)
+    after = toy.runs.policy_logps(trained.policy, world)
+    golden, rows = world.log_density[0].exp(), world.held_out_prompts
+    before, later = (
+        (golden * (each.logps + each.mass.log()[:, None])).sum(-1)[rows].mean()
+        for each in (first.distribution, after)
+    )
+    path = toy.runs.path(run)["path"]["kl_from_golden"]
+    assert path[0] - path[-1] == pytest.approx(float(later - before), abs=1e-5)
+    assert abs(path[0] - path[-1]) > 0.01
+
+
+def test_dro_in_a_window_of_one_prompt_is_the_plain_mean():
+    def gold(spec, **window):
+        run = Run(spec, setting=small(), learning_rate=5e-3, **window)
+        return toy.runs.path(run)["path"]["gold"][-1]
+
+    plain, whole = gold("dpo_pl(beta=1.0)"), gold("dro(dpo_pl(beta=1.0), lam=0.5)")
+    assert gold("dro(dpo_pl(beta=1.0), lam=0.5)", window=1) == pytest.approx(plain, abs=1e-4)
+    assert abs(whole - plain) > 1e-2
+    assert gold("dro(dpo_pl(beta=1.0), lam=0.5)", window=32) == whole
+
+
 def settings(**changes):
     return {"settings": DECLARED["settings"] | changes}
 
@@ -179,6 +224,8 @@ def methods(name="slot", **changes):
         ({"methods": {"erm": ERM, "slot": ERM}}, "methods: one at least needs `against`"),
         (settings(axis_methods=["dora"]), "settings.axis_methods: 'dora' is none of the methods"),
         (settings(tie={"luck": 1}), "outcome: 'luck' is none of gold, win_rate"),
+        (settings(further=["luck"]), "settings.further: 'luck' is none of win, lose"),
+        (settings(tie={"lose": 1}), "outcome: 'lose' is none of gold, win_rate"),
         (settings(axes={"K 0": {"data": {"responses": 0}}}), "axis 'K 0': rows >= 1 and resp"),
         (settings(axes={"K": {"dat": {"responses": 2}}}), "axis 'K': .*'dat'"),
         ({"doses": [0.5, 2.0]}, "dose 2, axis 'base': contamination must lie in"),
@@ -196,6 +243,7 @@ def methods(name="slot", **changes):
         ({"methods": methods()["methods"] | {"SFT": ERM}}, "methods: 'SFT' names where all begin"),
         (methods(h="guess"), "method 'slot': h = 'guess'"),
         (methods(spec="dqo(beta={beta})"), "method 'slot': dqo"),
+        (methods(window=33), "method 'slot': window = 33: 1 to 32 prompts are expected"),
         (methods(color="red"), "method 'slot': .*'color'"),
     ],
 )

@@ -21,6 +21,8 @@ HARMS = ("contamination", "label_noise")  # what a dose sets
 MEASURES = ("gold", "win_rate", "gold_valid", "win_rate_valid", "mass", "kl_reference", "proxy")
 AT_KL = "gold_at_kl"  # gold where a run's path first has the divergence `equal_kl` from its start
 OUTCOMES = (*MEASURES, AT_KL)
+GOLDEN_LOGP = "golden_logp"  # what E log pi(golden reply) has gained since the start, nats
+FURTHER = ("win", "lose", "kl_golden", GOLDEN_LOGP)  # outcomes of studies that name them
 
 Knobs = dict[str, float]
 Fields = TypeVar("Fields")
@@ -41,6 +43,7 @@ class Settings:
     axis_doses: Sequence[float] = ()
     axis_worlds: int = 8  # the first so many seeds
     setting: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # changes for all runs
+    further: Sequence[str] = ()  # of FURTHER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Method:
     tries: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)  # by knob
     tuned_as: str = ""  # the method whose choice it takes, where it has no tries
     worlds: int | None = None  # the study's first so many seeds; None: all
+    window: int | None = None  # prompts that its aggregator sees at once; None: the step's
 
     def knobs(self) -> list[Knobs]:
         """Every try: a value for learning_rate and each other knob; none without `tries`."""
@@ -63,7 +67,8 @@ class Method:
     def run(self, setting: Setting, knobs: Knobs, *, points: int = 1) -> Run:
         """The run of one try."""
         spec, rate = self.spec.format(**knobs), knobs["learning_rate"]
-        return Run(spec, self.h, self.sft_h, setting, learning_rate=rate, points=points)
+        run = Run(spec, self.h, self.sft_h, setting, window=self.window, points=points)
+        return dataclasses.replace(run, learning_rate=rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +110,11 @@ def _error(study: Study, place: str, message: object) -> KitError:
     return KitError(f"study {study.name}, {place}: {message}")
 
 
+def _one_of(study: Study, place: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise _error(study, place, f"'{value}' is none of {', '.join(known)}")
+
+
 def _fields(study: Study, kind: type[Fields], fields: Any, place: str) -> Fields:
     try:
         return kind(**fields)
@@ -125,8 +135,7 @@ def _changed(value: Any, changes: Mapping[str, Any]) -> Any:
 
 def _check_settings(declared: Declared) -> None:
     study, settings = declared.study, declared.settings
-    if settings.harm not in HARMS:
-        raise _error(study, "settings.harm", f"'{settings.harm}' is none of {', '.join(HARMS)}")
+    _one_of(study, "settings.harm", settings.harm, HARMS)
     if both := set(settings.tuning_seeds).intersection(study.seeds):
         said = f"seed {min(both)} is one of the study's; tune on other worlds"
         raise _error(study, "settings.tuning_seeds", said)
@@ -139,9 +148,10 @@ def _check_settings(declared: Declared) -> None:
         raise _error(study, "methods", "one at least needs `against`, what it is held against")
     for name in settings.axis_methods:
         _known(declared, name, "settings.axis_methods")
+    for outcome in settings.further:
+        _one_of(study, "settings.further", outcome, FURTHER)
     for outcome in (*(contrast.outcome for contrast in study.primary), *settings.tie):
-        if outcome not in OUTCOMES:
-            raise _error(study, "outcome", f"'{outcome}' is none of {', '.join(OUTCOMES)}")
+        _one_of(study, "outcome", outcome, (*OUTCOMES, *settings.further))
     for contrast in study.primary:
         _check_primary(declared, contrast)
 

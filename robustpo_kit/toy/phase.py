@@ -13,7 +13,15 @@ import pandas as pd
 
 from robustpo_kit.analysis import cell_table, study_table
 from robustpo_kit.errors import KitError
-from robustpo_kit.toy.declared import AT_KL, BASE, MEASURES, START, Declared, Knobs
+from robustpo_kit.toy.declared import (
+    AT_KL,
+    BASE,
+    GOLDEN_LOGP,
+    MEASURES,
+    START,
+    Declared,
+    Knobs,
+)
 from robustpo_kit.toy.runs import Run
 
 POINTS = 4  # of a run's path, for outcomes at equal divergence
@@ -124,14 +132,15 @@ def result_tables(
     """
     study, methods = declared.study, declared.methods
     rows, started = [], set()
+    names = (*MEASURES, *declared.settings.further)
     for cell, path, ess in zip(cells, results["path"], results["ess"], strict=True):
-        values = {name: path[name][-1] for name in MEASURES} | {"ess": ess}
+        values = _values(path, names, -1) | {"ess": ess}
         values[AT_KL] = at_divergence(path, declared.settings.equal_kl)
         rows += _tidy(study.name, cell, cell.method, values)
         world = (cell.axis, cell.dose, cell.seed)
         if world not in started and cell.run.sft_h == "ones":
             started.add(world)
-            rows += _tidy(study.name, cell, START, {name: path[name][0] for name in MEASURES})
+            rows += _tidy(study.name, cell, START, _values(path, names, 0))
     outcomes = pd.DataFrame(rows)
     outcomes["value"] = outcomes["value"].round(5)
     whole = [name for name, method in methods.items() if method.worlds is None]
@@ -143,6 +152,16 @@ def result_tables(
         "contrasts": study_table(study, outcomes[base & primary]),
         "cells": cell_table(outcomes, against, declared.settings.tie),
     }
+
+
+def _values(
+    path: Mapping[str, Sequence[float]], names: Sequence[str], point: int
+) -> dict[str, float]:
+    values = {name: path[name][point] for name in names if name != GOLDEN_LOGP}
+    if GOLDEN_LOGP in names:  # the entropy of golden replies is the same at every point
+        surprise = path["kl_from_golden"]
+        values[GOLDEN_LOGP] = surprise[0] - surprise[point]
+    return values
 
 
 def _tidy(study: str, cell: Cell, method: str, values: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -42,12 +42,15 @@ class Run:
     epochs: int = 3
     learning_rate: float = 2e-3
     batch_size: int = 32  # prompts an optimizer step
+    window: int | None = None  # prompts that an aggregator sees at once; None: those of the step
     points: int = 1  # n of `path`, after (1/n)^2, (2/n)^2 .. 1 of the steps: a policy moves early
 
     def __post_init__(self) -> None:
         for name in ("h", "sft_h"):
             if (value := getattr(self, name)) not in H_SOURCES:
                 raise ValueError(f"{name} = '{value}': one of {', '.join(H_SOURCES)} is expected")
+        if self.window is not None and not 1 <= self.window <= self.batch_size:
+            raise ValueError(f"window = {self.window}: 1 to {self.batch_size} prompts are expected")
 
     @property
     def method(self) -> str:
@@ -150,6 +153,7 @@ def _train(config: Run, ready: Ready, *watch: TrainerCallback) -> list[dict[str,
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         batch_size=config.batch_size,
+        window=config.window,
         seed=config.setting.seed,
         watch=watch,
     )

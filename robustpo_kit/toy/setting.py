@@ -219,17 +219,27 @@ def train(
     learning_rate: float,
     batch_size: int,
     seed: int,
+    window: int | None = None,
     watch: Sequence[TrainerCallback] = (),
 ) -> list[dict[str, Any]]:
     """A run for a toy: separate rows, as four tokens gain nothing from a shared prefix.
 
+    Args:
+        policy: is trained.
+        prefs: as the objective takes them.
+        spec: of the objective.
+        epochs, learning_rate, batch_size, seed: of the run.
+        window: prompts that an aggregator sees at once; None: those of the step.
+        watch: is told of each step.
+
     Returns:
-        A row of means a step; `watch` is told of each, too.
+        A row of means a step.
     """
     with tempfile.TemporaryDirectory() as scratch, _cheap_collection():
         config = training.TrainConfig(
             batch_size=batch_size,
-            micro_batch_size=batch_size,
+            micro_batch_size=window or batch_size,
+            window="step" if window is None else "micro",
             epochs=epochs,
             learning_rate=learning_rate,
             seed=seed,
