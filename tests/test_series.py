@@ -179,6 +179,24 @@ def test_resume_keeps_what_is_unchanged_and_nothing_else(demo, monkeypatch):
     assert not runs(seed=1)["02"].kept
 
 
+def test_a_notebook_of_a_study_is_stale_when_its_tables_change(demo, monkeypatch):
+    """Its tables are committed, so that no notebook before it says that they are others now."""
+    monkeypatch.setattr(paths, "RESULTS", demo.root / "results")
+    table = demo.root / "results/studies/small/contrasts.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("difference\n0.1\n")
+    shows = demo.notebook("00_first", "nb.read_table('contrasts', run='studies/small')")
+    other = demo.notebook("01_second", "print(1)")
+
+    def keys():
+        return [series.cells.source_key(path, {}, "cpu") for path in (shows, other)]
+
+    before = keys()
+    table.write_text("difference\n-0.1\n")
+    after = keys()
+    assert after[0] != before[0] and after[1] == before[1]
+
+
 def test_key_covers_parameters_settings_and_imported_modules(demo, monkeypatch):
     path = demo.notebook("00_first", "from robustpo_kit import losses")
     key = series.cells.source_key(path, {"seed": 0, "overrides": {}}, "cpu")

@@ -1,6 +1,8 @@
 """Cells of a notebook, what it stores, and the key of everything that decides its outcome."""
 
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,20 @@ def source_key(path: Path, values: dict[str, Any], profile: str) -> str:
 
     Returns:
         A digest of its cells, parameters, settings, of the kit's code that it imports, and of the
-        kit's data.
+        kit's data: its rows, the papers' numbers, and studies where the code speaks of them.
     """
     content = cells(path)
     code = "\n".join(source for kind, source, _ in content if kind == "code")
     settings = profiles.get(profile, values.get("overrides"))
     # profiles.py is left out: this profile's settings are in, and the others' do not matter here.
     code_of_kit = code_key(*imported_modules(code), without=["robustpo_kit.profiles"])
-    data_files = [file for file in sorted(paths.SYNTHETIC.glob("*")) if file.is_file()]
-    data = [[file.name, file_digest(file)] for file in data_files]
+    data = [[paths.show(file), file_digest(file)] for file in _data_files(code)]
     return digest(content, values, settings, code_of_kit, data, length=16)
+
+
+def _data_files(code: str) -> list[Path]:
+    folders = [paths.SYNTHETIC, paths.DATA / "paper"]
+    if re.search("stud(y|ies)", code, re.IGNORECASE):
+        folders += [paths.STUDIES, *sorted((paths.RESULTS / "studies").glob("*"))]
+    files = itertools.chain.from_iterable(sorted(folder.glob("*")) for folder in folders)
+    return [file for file in files if file.is_file()]
