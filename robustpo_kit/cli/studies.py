@@ -19,6 +19,12 @@ def add_study(commands: Commands) -> None:
     parser.add_argument(
         "--tune", action="store_true", help="first: tune its methods on worlds of their own"
     )
+    parser.add_argument(
+        "--source",
+        default="",
+        metavar="FILE",
+        help="of a study on real preferences: a local file instead of the task's data set",
+    )
     parser.set_defaults(run=_study)
 
 
@@ -28,7 +34,11 @@ def _study(arguments: argparse.Namespace) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("ROBUSTPO_PROGRESS", "log")
     left = experiments.run_study(
-        arguments.name, limit=arguments.limit, workers=arguments.workers, tune=arguments.tune
+        arguments.name,
+        limit=arguments.limit,
+        workers=arguments.workers,
+        tune=arguments.tune,
+        source=arguments.source,
     )
     if left:
         print(f"{left} runs left: the same command goes on")

@@ -5,22 +5,27 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
 from robustpo_kit import objectives, paths, profiles, records, toy
 from robustpo_kit.analysis import Study, study_table
 from robustpo_kit.errors import KitError
+from robustpo_kit.experiments.pairs_run import OUTCOMES as PAIRS_OUTCOMES
+from robustpo_kit.experiments.pairs_run import PairsRun, pairs_run
 from robustpo_kit.experiments.study_run import (
     OTHER_TABLES,
     ROWS,
     StudyRun,
-    check_run,
     study_run,
 )
 from robustpo_kit.measures import OUTCOMES
+from robustpo_kit.profiles import Profile
 from robustpo_kit.toy import sweep
+
+AnyRun = StudyRun | PairsRun
+Run = TypeVar("Run", StudyRun, PairsRun)
 
 
 class Work(NamedTuple):
@@ -33,7 +38,12 @@ class Work(NamedTuple):
 
 
 def run_study(
-    name: str, *, limit: int | None = None, workers: int | None = None, tune: bool = False
+    name: str,
+    *,
+    limit: int | None = None,
+    workers: int | None = None,
+    tune: bool = False,
+    source: str = "",
 ) -> int:
     """Do the runs of a study that are missing; with the last one its tables are written.
 
@@ -42,6 +52,7 @@ def run_study(
         limit: at most so many runs now.
         workers: processes; None: one a core.
         tune: the runs that tune the methods of a study in the toy world, which its own need.
+        source: of a study on real preferences, a local file instead of the task's own place.
 
     Returns:
         How many runs are left.
@@ -51,8 +62,7 @@ def run_study(
             runs have failed, and the next call tries those again.
     """
     study, started = Study.load(name), time.time()
-    in_toy_world = study.settings.get("world") == "toy"
-    work = (_toy_work if in_toy_world else _real_work)(study, tune=tune)
+    work = _work(study, tune, source)
     kept = paths.work("studies") / f"{work.name}.jsonl"
     _hold_to_declaration(study, kept.with_suffix(".declared.json"))
     runs, function = work.runs, work.function
@@ -83,10 +93,31 @@ def _hold_to_declaration(study: Study, path: Path) -> None:
         )
 
 
-def _real_work(study: Study, *, tune: bool) -> Work:
-    """On real text."""
+def _work(study: Study, tune: bool, source: str) -> Work:
+    """By the world that the study's settings name; without one, the lab's real text."""
+    world = study.settings.get("world")
+    if source and world != "pairs":
+        raise KitError(f"study {study.name}: does not read preferences; leave --source out")
+    if world == "toy":
+        return _toy_work(study, tune=tune)
     if tune:
         raise KitError(f"study {study.name}: nothing to tune; leave --tune out")
+    return _pairs_work(study, source) if world == "pairs" else _real_work(study)
+
+
+def _pairs_work(study: Study, source: str) -> Work:
+    """On real preferences."""
+    runs = pairs_runs(study, source)
+
+    def tables(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        outcomes = outcome_table(study, runs, results)
+        return {"outcomes": outcomes, "contrasts": study_table(study, outcomes)}
+
+    return Work(study.name, pairs_run, runs, tables)
+
+
+def _real_work(study: Study) -> Work:
+    """On the lab's real text."""
     runs = study_runs(study)
 
     def tables(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -132,25 +163,7 @@ def study_runs(study: Study) -> list[StudyRun]:
     Raises:
         KitError: naming the setting, the method's field or the primary outcome that is wrong.
     """
-    settings = dict(study.settings)
-    profile, overrides = settings.pop("profile", None), settings.pop("overrides", {})
-    if settings or profile is None:
-        raise KitError(
-            f"study {study.name}: settings = {dict(study.settings)} should be a profile and its "
-            "overrides"
-        )
-    cfg = profiles.get(profile, overrides)
-    cfg = dataclasses.replace(cfg, name=f"studies/{study.name}")  # a folder of its own
-    for contrast in study.primary:
-        if contrast.outcome not in OUTCOMES:
-            raise KitError(
-                f"study {study.name}: outcome '{contrast.outcome}' is none of {', '.join(OUTCOMES)}"
-            )
-    for name in set(ROWS).intersection(study.methods):
-        raise KitError(
-            f"study {study.name}, methods: '{name}' names the row of every table that is not "
-            "trained, and would be averaged with it; take another name"
-        )
+    cfg = _profile(study, OUTCOMES, ROWS)
     runs = []
     sampled = any(method.get("sampled") for method in study.methods.values())
     for seed in study.seeds:
@@ -161,7 +174,53 @@ def study_runs(study: Study) -> list[StudyRun]:
     return runs
 
 
-def _check_doses(study: Study, runs: list[StudyRun]) -> None:
+def pairs_runs(study: Study, source: str) -> list[PairsRun]:
+    """All runs of a declaration on real preferences, seed by seed.
+
+    Raises:
+        KitError: naming the setting, the method's field or the primary outcome that is wrong, or
+            the preferences' row.
+    """
+    cfg = _profile(study, PAIRS_OUTCOMES, ROWS[:2])
+    runs = []
+    for seed in study.seeds:
+        runs.append(PairsRun(cfg, seed, ROWS[1], "", source))
+        for name, method in study.methods.items():
+            runs += _method_runs(study, PairsRun(cfg, seed, name, "", source), method)
+    _check_doses(study, runs)
+    return runs
+
+
+def _profile(study: Study, outcomes: Sequence[str], rows: Sequence[str]) -> Profile:
+    """The profile of a study, in a folder of its own; its primary outcomes and names are checked.
+
+    Args:
+        study: the declaration.
+        outcomes: that its runs have.
+        rows: names of what is not trained.
+    """
+    settings = dict(study.settings)
+    settings.pop("world", None)
+    profile, overrides = settings.pop("profile", None), settings.pop("overrides", {})
+    if settings or profile is None:
+        raise KitError(
+            f"study {study.name}: settings = {dict(study.settings)} should be a profile and its "
+            "overrides"
+        )
+    for contrast in study.primary:
+        if contrast.outcome not in outcomes:
+            raise KitError(
+                f"study {study.name}: outcome '{contrast.outcome}' is none of {', '.join(outcomes)}"
+            )
+    for name in set(rows).intersection(study.methods):
+        raise KitError(
+            f"study {study.name}, methods: '{name}' names the row of every table that is not "
+            "trained, and would be averaged with it; take another name"
+        )
+    return dataclasses.replace(profiles.get(profile, overrides), name=f"studies/{study.name}")
+
+
+def _check_doses(study: Study, runs: Sequence[AnyRun]) -> None:
     """Refuse a primary contrast without runs, or of the means over unlike doses."""
     for number, contrast in enumerate(study.primary):
         first, second = (
@@ -178,29 +237,27 @@ def _check_doses(study: Study, runs: list[StudyRun]) -> None:
             )
 
 
-def _picks(where: Mapping[str, Any], run: StudyRun) -> bool:
+def _picks(where: Mapping[str, Any], run: AnyRun) -> bool:
     return where.get("dose", run.dose) == run.dose
 
 
-def _method_runs(study: Study, run: StudyRun, method: Mapping[str, Any]) -> list[StudyRun]:
+def _method_runs(study: Study, run: Run, method: Mapping[str, Any]) -> list[Run]:
     """One method at each of its doses."""
     fields = dict(method)
     doses = fields.pop("doses", study.doses)
     where = f"study {study.name}, method '{run.method}'"
     try:
         runs = [dataclasses.replace(run, dose=float(dose), **fields) for dose in doses]
-        needs_h = objectives.build(fields["spec"]).needs_h
+        objectives.build(fields["spec"])
     except (KeyError, TypeError, ValueError) as error:
         raise KitError(f"{where}: {error}") from None
     for dosed in runs:
-        if problem := check_run(dosed):
+        if problem := dosed.problem():
             raise KitError(f"{where}: {problem}")
-        if dosed.weight != "ones" and not needs_h:
-            raise KitError(f"{where}: weight '{dosed.weight}', which {dosed.spec} does not look at")
     return runs
 
 
-def outcome_table(study: Study, runs: list[StudyRun], table: pd.DataFrame) -> pd.DataFrame:
+def outcome_table(study: Study, runs: Sequence[AnyRun], table: pd.DataFrame) -> pd.DataFrame:
     """A row a run, outcome and held-out row: study, seed, method, dose, outcome, row_id, value.
 
     Args:

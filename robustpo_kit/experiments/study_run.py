@@ -58,6 +58,24 @@ class StudyRun:
         stores = (self.cfg.task, f"{self.cfg.task}{mixture.EXTRA}")
         return _rows_digest(self.cfg.task), *map(mixture.store_digest, stores)
 
+    def problem(self) -> str | None:
+        """What is wrong with a run before anything is trained; None where nothing is."""
+        checks: dict[str, tuple[str, Any]] = {
+            "harm": (self.harm, HARMS),
+            "weight": (self.weight, WEIGHTS),
+        }
+        for field, (value, known) in checks.items():
+            if value not in known:
+                return f"{field} '{value}' is unknown; choose one of {', '.join(known)}"
+        if self.weight != "ones" and not objectives.build(self.spec).needs_h:
+            return f"weight '{self.weight}', which {self.spec} does not look at"
+        return share_problem(self.dose)
+
+
+def share_problem(dose: float) -> str | None:
+    """What is wrong with a share; None where nothing is."""
+    return None if 0 <= dose <= 1 else f"dose {dose}; a share between 0 and 1 is expected"
+
 
 @functools.cache
 def _rows_digest(task: str) -> str:
@@ -196,17 +214,3 @@ WEIGHTS: Mapping[str, Callable[[Lab, PreferenceSet, np.ndarray], np.ndarray]] = 
     "slot": slot,
     "mask": mask,
 }
-
-
-def check_run(run: StudyRun) -> str | None:
-    """What is wrong with a run before anything is trained; None where nothing is."""
-    checks: dict[str, tuple[str, Any]] = {
-        "harm": (run.harm, HARMS),
-        "weight": (run.weight, WEIGHTS),
-    }
-    for field, (value, known) in checks.items():
-        if value not in known:
-            return f"{field} '{value}' is unknown; choose one of {', '.join(known)}"
-    if not 0 <= run.dose <= 1:
-        return f"dose {run.dose}; a share between 0 and 1 is expected"
-    return None
