@@ -67,6 +67,26 @@ def test_a_study_runs_in_parts_and_writes_tidy_tables(declare, capsys):
         experiments.run_study(name, workers=1)
 
 
+def test_replies_gaps_and_steps_are_kept_where_asked(declare):
+    """One row of outcomes a held-out prompt; steps and training pairs in tables of their own."""
+    erm, pairs = DECLARED["methods"]["erm"], DECLARED["methods"]["pairs"]
+    methods = {"erm": erm | {"sampled": True}, "pairs": pairs | {"gaps": True}}
+    name = declare(methods=methods)
+    assert experiments.run_study(name, workers=1) == 0
+    outcomes, steps, gaps = (
+        pd.read_csv(paths.RESULTS / "studies" / name / f"{title}.csv")
+        for title in ("outcomes", "steps", "pairs")
+    )
+    sampled = outcomes[outcomes["outcome"].isin(study_run.SAMPLED)]
+    assert set(sampled["method"]) == {"base", "sft", "golden", "erm"}
+    assert (sampled.groupby(["method", "dose", "outcome"]).size() == 8).all()
+    golden = sampled.query("method == 'golden' and outcome == 'sampled_win'")
+    assert (golden["value"] == 0.5).all(), "a human reply against itself"
+    assert set(steps["outcome"]) == set(study_run.STEPS) and set(steps["row_id"]) == {1, 2}
+    flipped = gaps.query("outcome == 'pair_flipped'")
+    assert set(gaps["method"]) == {"pairs"} and flipped["value"].sum() == len(flipped) / 2 == 4
+
+
 def test_runs_on_other_data_are_other_runs(declare, tmp_path, monkeypatch):
     """Stored replies and the task's rows decide the results, and so the keys."""
     runs = experiments.study_runs(Study.load(declare(), paths.STUDIES))

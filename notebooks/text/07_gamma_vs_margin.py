@@ -6,7 +6,7 @@
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
-# | `gamma_gaps` (06) | tables `margin_*`, `strength_*`, the forms of gamma-PO's Fig. 2 and 5 | seconds | [06](06_train_gamma_po.ipynb) | |
+# | `gamma_gaps` (06) | tables `margin_*`, `strength_*`, the forms of gamma-PO's Fig. 2 and 5 | seconds | [06](06_train_gamma_po.ipynb) | [09](09_label_noise.ipynb) |
 
 # %%
 import warnings

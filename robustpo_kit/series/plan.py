@@ -21,7 +21,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "05": ("04",),
     "06": ("03", "04"),  # 04 trains the SFT policy that gamma-PO starts from
     "07": ("06",),
-    "11": (),  # the tables of declared studies
+    "09": (),  # the tables of declared studies
+    "11": (),
 }
 
 
