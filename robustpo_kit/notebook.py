@@ -137,7 +137,7 @@ class Notebook:
         print(f"table {name}: {_count(len(table), 'row')} -> {paths.show(path)}")
 
     def read_table(self, name: str, *, run: str | None = None) -> Any:
-        """The table NAME as a DataFrame; prints where it comes from.
+        """The table NAME as a DataFrame; prints where it comes from, and whose it is.
 
         Looks at what this profile has written, then at the committed run, `data/results/reference`.
         Under `smoke` the committed run comes first, because explaining cells show real results.
@@ -155,10 +155,24 @@ class Notebook:
         for folder in folders:
             path = folder / f"{name}.csv"
             if path.exists():
-                print(f"table {name} <- {paths.show(path)}{_origin(path)}")
+                print(f"table {name} <- {paths.show(path)} {self._badge(path)}".rstrip())
                 return pd.read_csv(path)
         looked = " or ".join(paths.show(folder) for folder in folders)
         raise KitError(f"table '{name}': not in {looked}; run the series first (`make series`)")
+
+    def _badge(self, path: Path) -> str:
+        """Whose a table is: [study: 24 seeds] | [record: cpu, seed 0] | [yours: cpu, seed 3].
+
+        Nothing where no provenance lies beside it.
+        """
+        beside = path.with_suffix(".json")
+        if not beside.exists():
+            return ""
+        record = records.read_json(beside)
+        if path.parent.parent == paths.RESULTS / "studies":
+            return f"[study: {_count(len(record['config']['seeds']), 'seed')}]"
+        whose = "yours" if path.parent == paths.tables(self.cfg.name) else "record"
+        return f"[{whose}: {record.get('profile', '?')}, seed {record.get('seed', '?')}]"
 
     def save_figure(self, name: str, figure: Any, table: Any) -> None:
         """Write a matplotlib figure as NAME.png, with the table it draws and provenance beside it.
@@ -278,15 +292,6 @@ def _check_table(name: str, table: Any) -> None:
         raise KitError(
             f"table '{name}': its index {table.index.names} would be lost; call reset_index() first"
         )
-
-
-def _origin(path: Path) -> str:
-    """Profile and seed of a table in brackets, where its provenance lies beside it."""
-    beside = path.with_suffix(".json")
-    if not beside.exists():
-        return ""
-    record = records.read_json(beside)
-    return f" (profile {record.get('profile', '?')}, seed {record.get('seed', '?')})"
 
 
 def _count(number: int, noun: str) -> str:

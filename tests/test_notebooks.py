@@ -360,7 +360,31 @@ def test_table_goes_out_and_comes_back_with_its_record(demo, settings, capsys):
     assert record["config"]["name"] == "cpu" and record["rows"] == 2
     told = capsys.readouterr().out
     assert "table wins: 2 rows -> data/results/cpu/wins.csv\n" in told
-    assert "table wins <- data/results/cpu/wins.csv (profile cpu, seed 2)\n" in told
+    assert "table wins <- data/results/cpu/wins.csv [yours: cpu, seed 2]\n" in told
+
+
+def test_a_table_says_whose_it_is(demo, settings, capsys):
+    """Yours, the run of record's, or a study's; no word of one without provenance."""
+    study = {"config": {"seeds": [4, 5]}}
+    places = {
+        "reference": {"profile": "cpu", "seed": 0},
+        "studies/small": study,
+        "gpu": {"profile": "gpu", "seed": 1},
+    }
+    for place, record in places.items():
+        folder = paths.RESULTS / place
+        folder.mkdir(parents=True)
+        (folder / "t.csv").write_text("x\n1\n")
+        (folder / "t.json").write_text(json.dumps(record))
+    nb = begin(profile="smoke")
+    for place in places:
+        nb.read_table("t", run=place)
+    told = [line.split(" <- ")[1] for line in capsys.readouterr().out.splitlines() if "<-" in line]
+    assert [line.split("[")[1] for line in told] == [
+        "record: cpu, seed 0]",
+        "study: 2 seeds]",
+        "record: gpu, seed 1]",
+    ]
 
 
 def test_read_table_prefers_this_run_except_under_smoke(demo, settings):
