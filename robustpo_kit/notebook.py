@@ -170,7 +170,8 @@ class Notebook:
             return ""
         record = records.read_json(beside)
         if path.parent.parent == paths.RESULTS / "studies":
-            return f"[study: {_count(len(record['config']['seeds']), 'seed')}]"
+            seeds = record.get("config", {}).get("seeds", [])
+            return f"[study: {_count(len(seeds), 'seed')}]"
         whose = "yours" if path.parent == paths.tables(self.cfg.name) else "record"
         return f"[{whose}: {record.get('profile', '?')}, seed {record.get('seed', '?')}]"
 

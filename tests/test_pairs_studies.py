@@ -10,7 +10,7 @@ from robustpo_kit import experiments, paths
 from robustpo_kit.analysis import Study
 from robustpo_kit.cli import main
 from robustpo_kit.errors import KitError
-from robustpo_kit.experiments import pairs_run, studies
+from robustpo_kit.experiments import pairs_run
 from robustpo_kit.toy import sweep
 
 ROWS = {"task": "hh", "sft_rows": 4, "policy_rows": 8, "eval_rows": 4}
@@ -64,9 +64,61 @@ def test_a_study_on_pairs_runs_and_writes_tidy_tables(declare, source, capsys):
     assert contrasts["kind"][0] == "primary" and contrasts["seeds"][0] == 2
 
 
+TUNED = {
+    "methods": {
+        "dpo": {"spec": "dpo(beta={beta})", "tries": {"beta": [0.1, 1.0]}},
+        "ipo": {"spec": "ipo(tau={tau})", "tries": {"tau": [0.1, 1.0]}},
+    }
+}
+TUNING = {"seeds": [9], "doses": [0.5], "outcome": "implicit_margin", "overrides": {}}
+
+
+def settings(**changes):
+    return {"settings": DECLARED["settings"] | {"tuning": TUNING | changes}}
+
+
+def test_methods_are_tuned_on_other_seeds_then_run(declare, source, capsys):
+    name = declare(**TUNED, **settings())
+    assert main(["study", name, "--source", source]) == 2
+    assert "tuned.csv: missing" in capsys.readouterr().err
+    assert main(["study", name, "--source", source, "--tune", "--workers", "1"]) == 0
+    tuned = pd.read_csv(paths.RESULTS / "studies" / name / "tuned.csv")
+    assert list(tuned) == ["method", "dose", "knobs", "implicit_margin", "seeds", "chosen"]
+    best = tuned[tuned["chosen"]]
+    most = tuned.groupby("method")["implicit_margin"].max()
+    assert len(tuned) == 4 and best.set_index("method")["implicit_margin"].equals(most)
+    runs = experiments.study_runs(Study.load(name), source, tuned)
+    (knobs,) = best.loc[best["method"] == "dpo", "knobs"]
+    specs = {run.spec for run in runs if run.method == "dpo"}
+    assert specs == {"dpo(beta={beta})".format(**json.loads(knobs))}, "at doses 0 and 0.5 alike"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "nothing to tune; that takes settings.tuning"),
+        (TUNED | settings(seeds=[1]), "settings.tuning.seeds: seed 1 is one of the study's"),
+        (TUNED | settings(outcome="luck"), "settings.tuning.outcome: one of implicit_accuracy"),
+        (TUNED | settings(rows=3), "settings.tuning: .*rows"),
+        (
+            {"methods": TUNED["methods"] | {"dpo": {"spec": "dpo(beta={b})", "tries": {"b": [1]}}}}
+            | settings(),
+            "tries {'dpo': 1, 'ipo': 2}; give all methods the same number",
+        ),
+        (
+            {"methods": {"dpo": {"spec": "dpo(beta={beta})", "tries": {"b": [1]}}}} | settings(),
+            "method 'dpo': 'beta'",
+        ),
+    ],
+)
+def test_a_tuning_that_cannot_run_is_one_line(declare, source, changes, message):
+    with pytest.raises(KitError, match=f"study small.*{message}"):
+        experiments.run_study(declare(**changes), source=source, tune=True)
+
+
 def test_labels_turn_in_training_alone(declare, source):
     """The held-out labels, and the rows of SFT, are the same at every dose."""
-    runs = studies.pairs_runs(Study.load(declare()), source)
+    runs = experiments.study_runs(Study.load(declare()), source)
     splits = pairs_run._splits(runs[0])
     turned = splits["policy"].flip(0.5, 0)
     assert sum(row.flipped for row in turned) == 4
@@ -88,7 +140,7 @@ def test_outcomes_by_hand():
 
 
 def test_other_preferences_are_other_runs(declare, source):
-    runs = studies.pairs_runs(Study.load(declare()), source)
+    runs = experiments.study_runs(Study.load(declare()), source)
     before = [sweep.key(pairs_run.pairs_run, run) for run in runs]
     with open(source, "a") as file:
         file.write(line(24))
@@ -113,7 +165,7 @@ def test_other_preferences_are_other_runs(declare, source):
 )
 def test_a_declaration_that_cannot_run_is_one_line(declare, source, changes, message):
     with pytest.raises(KitError, match=f"study small.*{message}"):
-        studies.pairs_runs(Study.load(declare(**changes)), source)
+        experiments.study_runs(Study.load(declare(**changes)), source)
 
 
 def test_a_file_of_no_pairs_is_refused(declare, tmp_path):

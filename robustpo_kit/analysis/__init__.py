@@ -22,20 +22,26 @@ from robustpo_kit.analysis.paired import (
 from robustpo_kit.analysis.papers import paper_values
 from robustpo_kit.analysis.sentences import among_all, verdict
 from robustpo_kit.analysis.study_tables import holm, study_table
+from robustpo_kit.analysis.tuning import Knobs, choose, chosen_knobs, knobs_of, nearest
 
 __all__ = [
     "Contrast",
     "Difference",
+    "Knobs",
     "Study",
     "among_all",
     "cell_table",
+    "choose",
+    "chosen_knobs",
     "energy_distance",
     "equivalence",
     "gap_quantiles",
     "holm",
+    "knobs_of",
     "mean_by",
     "mean_difference",
     "minimum_detectable",
+    "nearest",
     "normalise",
     "paired_rows",
     "paper_values",

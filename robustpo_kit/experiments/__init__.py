@@ -7,10 +7,11 @@ stood.
 
 from robustpo_kit.experiments.keeping import Step, kept
 from robustpo_kit.experiments.lab import Lab
+from robustpo_kit.experiments.real_studies import study_runs
 from robustpo_kit.experiments.results import Trained, all_replies, reply_quality, simpo_gaps
 from robustpo_kit.experiments.specs import gamma_methods, listwise_spec, simpo_beta
 from robustpo_kit.experiments.steps import SPLITS
-from robustpo_kit.experiments.studies import run_study, study_runs
+from robustpo_kit.experiments.studies import run_study
 
 __all__ = [
     "Lab",

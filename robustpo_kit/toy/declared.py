@@ -5,12 +5,11 @@ Its `settings` have the fields of `Settings`; each of its methods is an object w
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from robustpo_kit import objectives
-from robustpo_kit.analysis import Contrast, Study
+from robustpo_kit.analysis import Contrast, Knobs, Study, knobs_of
 from robustpo_kit.errors import KitError
 from robustpo_kit.toy.runs import Run
 from robustpo_kit.toy.setting import Setting
@@ -24,7 +23,6 @@ OUTCOMES = (*MEASURES, AT_KL)
 GOLDEN_LOGP = "golden_logp"  # what E log pi(golden reply) has gained since the start, nats
 FURTHER = ("win", "lose", "kl_golden", GOLDEN_LOGP)  # outcomes of studies that name them
 
-Knobs = dict[str, float]
 Fields = TypeVar("Fields")
 
 
@@ -61,8 +59,7 @@ class Method:
 
     def knobs(self) -> list[Knobs]:
         """Every try: a value for learning_rate and each other knob; none without `tries`."""
-        values = itertools.product(*self.tries.values()) if self.tries else ()
-        return [dict(zip(self.tries, each, strict=True)) for each in values]
+        return knobs_of(self.tries)
 
     def run(self, setting: Setting, knobs: Knobs, *, points: int = 1) -> Run:
         """The run of one try."""

@@ -5,14 +5,12 @@ under one further change each. Before that, every method's knobs are tuned on wo
 """
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robustpo_kit.analysis import cell_table, study_table
-from robustpo_kit.errors import KitError
+from robustpo_kit import analysis
 from robustpo_kit.toy.declared import (
     AT_KL,
     BASE,
@@ -20,7 +18,6 @@ from robustpo_kit.toy.declared import (
     MEASURES,
     START,
     Declared,
-    Knobs,
 )
 from robustpo_kit.toy.runs import Run
 
@@ -34,7 +31,7 @@ class Cell(NamedTuple):
     axis: str
     dose: float
     seed: int
-    knobs: Knobs
+    knobs: analysis.Knobs
     run: Run
 
 
@@ -61,13 +58,9 @@ def choose(cells: Sequence[Cell], results: pd.DataFrame) -> pd.DataFrame:
         A row a method, dose and try: method, dose, knobs (JSON), gold (mean over worlds), worlds,
         chosen.
     """
-    table = pd.DataFrame(cells, columns=Cell._fields)[["method", "dose", "knobs"]]
-    table["knobs"] = table["knobs"].map(json.dumps)
-    table["gold"] = [path["gold"][-1] for path in results["path"]]
-    by_try = table.groupby(["method", "dose", "knobs"], sort=False)["gold"]
-    means = by_try.agg(gold="mean", worlds="size").reset_index()
-    best = means.groupby(["method", "dose"])["gold"].transform("idxmax")
-    return means.assign(gold=means["gold"].round(4), chosen=best == means.index)
+    tried = pd.DataFrame(cells, columns=Cell._fields)[["method", "dose", "knobs"]]
+    tried["gold"] = [path["gold"][-1] for path in results["path"]]
+    return analysis.choose(tried, "gold", units="worlds")
 
 
 def study_cells(declared: Declared, tuned: pd.DataFrame) -> list[Cell]:
@@ -80,15 +73,16 @@ def study_cells(declared: Declared, tuned: pd.DataFrame) -> list[Cell]:
     Raises:
         KitError: where `tuned` is not of this declaration.
     """
-    chosen = _chosen(declared, tuned)
     settings, study, cells = declared.settings, declared.study, []
+    tries = {name: method.knobs() for name, method in declared.methods.items() if method.tries}
+    chosen = analysis.chosen_knobs(study.name, tuned, tries, settings.tuning_doses)
     doses = dict.fromkeys([*(contrast.where["dose"] for contrast in study.primary), *study.doses])
     everything = itertools.product([BASE], doses, study.seeds, [list(declared.methods)])
     worlds, some = study.seeds[: settings.axis_worlds], [settings.axis_methods]
     further = itertools.product(settings.axes, settings.axis_doses, worlds, some)
     for axis, dose, seed, names in (*everything, *further):
         setting = declared.setting(seed, dose, axis)
-        near = min(settings.tuning_doses, key=lambda tuned: abs(tuned - dose))
+        near = analysis.nearest(settings.tuning_doses, dose)
         for name in names:
             method = declared.methods[name]
             knobs = chosen[method.tuned_as or name, near]
@@ -96,23 +90,6 @@ def study_cells(declared: Declared, tuned: pd.DataFrame) -> list[Cell]:
                 run = method.run(setting, knobs, points=POINTS)
                 cells.append(Cell(name, axis, dose, seed, knobs, run))
     return cells
-
-
-def _chosen(declared: Declared, tuned: pd.DataFrame) -> dict[tuple[str, float], Knobs]:
-    """The knobs of each method and dose of tuning."""
-    found = {}
-    for name, method in declared.methods.items():
-        tries = [json.dumps(knobs) for knobs in method.knobs()]
-        for dose in declared.settings.tuning_doses if tries else ():
-            rows = tuned[(tuned["method"] == name) & (tuned["dose"] == dose)]
-            chosen = rows[rows["chosen"]]["knobs"].tolist()
-            if sorted(rows["knobs"]) != sorted(tries) or len(chosen) != 1:
-                raise KitError(
-                    f"study {declared.study.name}: tuned.csv has not the {len(tries)} tries of "
-                    f"'{name}' at dose {dose:g}; tune again with --tune"
-                )
-            found[name, dose] = json.loads(chosen[0])
-    return found
 
 
 def result_tables(
@@ -149,8 +126,8 @@ def result_tables(
     against = {name: (*method.against, START) for name, method in methods.items()}
     return {
         "outcomes": outcomes,
-        "contrasts": study_table(study, outcomes[base & primary]),
-        "cells": cell_table(outcomes, against, declared.settings.tie),
+        "contrasts": analysis.study_table(study, outcomes[base & primary]),
+        "cells": analysis.cell_table(outcomes, against, declared.settings.tie),
     }
 
 
