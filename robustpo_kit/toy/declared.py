@@ -56,16 +56,25 @@ class Method:
     tuned_as: str = ""  # the method whose choice it takes, where it has no tries
     worlds: int | None = None  # the study's first so many seeds; None: all
     window: int | None = None  # prompts that its aggregator sees at once; None: the step's
+    rounds: Sequence[str] = ("given",)  # of rounds.ROUNDS: what it trains on, one after the other
 
     def knobs(self) -> list[Knobs]:
         """Every try: a value for learning_rate and each other knob; none without `tries`."""
         return knobs_of(self.tries)
 
     def run(self, setting: Setting, knobs: Knobs, *, points: int = 1) -> Run:
-        """The run of one try."""
-        spec, rate = self.spec.format(**knobs), knobs["learning_rate"]
-        run = Run(spec, self.h, self.sft_h, setting, window=self.window, points=points)
-        return dataclasses.replace(run, learning_rate=rate)
+        """The run of one try, with its `points` shared out among its rounds."""
+        return Run(
+            self.spec.format(**knobs),
+            self.h,
+            self.sft_h,
+            setting,
+            learning_rate=knobs["learning_rate"],
+            window=self.window,
+            points=max(1, points // max(1, len(self.rounds))),
+            rounds=tuple(self.rounds),
+            rso_beta=knobs.get("rso_beta", Run.rso_beta),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +203,10 @@ def _check_method(declared: Declared, name: str) -> None:
     if len(tuned.knobs()) != budget:
         said = f"has {len(tuned.knobs())} tries, another has {budget}: give all the same number"
         raise _error(declared.study, place, said)
+    used = {"learning_rate", *(("rso_beta",) if "rso" in method.rounds else ())}
+    for knob in method.tries:
+        if knob not in used and f"{{{knob}}}" not in method.spec:
+            raise _error(declared.study, place, f"tries have '{knob}', which nothing takes")
     try:
         for knobs in tuned.knobs():
             objectives.build(method.run(Setting(), knobs).objective)

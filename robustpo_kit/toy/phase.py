@@ -105,15 +105,17 @@ def result_tables(
     Returns:
         outcomes (a row a run and outcome, and those of START), contrasts (`study_table` of its
         primaries and of the methods that have all worlds), cells (`cell_table`; every method is
-        held against START, too).
+        held against START, too); where methods have several rounds, also rounds (a row a run of
+        those, round and measure; round 0 is the start).
     """
     study, methods = declared.study, declared.methods
-    rows, started = [], set()
+    rows, started, by_round = [], set(), []
     names = (*MEASURES, *declared.settings.further)
     for cell, path, ess in zip(cells, results["path"], results["ess"], strict=True):
         values = _values(path, names, -1) | {"ess": ess}
         values[AT_KL] = at_divergence(path, declared.settings.equal_kl)
         rows += _tidy(study.name, cell, cell.method, values)
+        by_round += _of_rounds(study.name, cell, path, names)
         world = (cell.axis, cell.dose, cell.seed)
         if world not in started and cell.run.sft_h == "ones":
             started.add(world)
@@ -128,7 +130,18 @@ def result_tables(
         "outcomes": outcomes,
         "contrasts": analysis.study_table(study, outcomes[base & primary]),
         "cells": analysis.cell_table(outcomes, against, declared.settings.tie),
-    }
+    } | ({"rounds": pd.DataFrame(by_round).round(5)} if by_round else {})
+
+
+def _of_rounds(
+    study: str, cell: Cell, path: Mapping[str, Sequence[float]], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The start and the end of each round, of a run that has several."""
+    count, rows = len(cell.run.rounds), []
+    for number in range(count + 1) if count > 1 else ():
+        values = _values(path, names, number * cell.run.points)
+        rows += [row | {"round": number} for row in _tidy(study, cell, cell.method, values)]
+    return rows
 
 
 def _values(

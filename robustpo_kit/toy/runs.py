@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -13,12 +15,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from robustpo_kit import objectives
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.policies import Policy
+from robustpo_kit.records import stream_seed
 from robustpo_kit.toy.data import DataConfig, proxy_reward
 from robustpo_kit.toy.language import policy_logps
+from robustpo_kit.toy.rounds import OWN_H, ROUNDS, own_rows, own_weights
 from robustpo_kit.toy.setting import (
     H_SOURCES,
     Setting,
-    Start,
     draw_data,
     estimate,
     start,
@@ -44,6 +47,9 @@ class Run:
     batch_size: int = 32  # prompts an optimizer step
     window: int | None = None  # prompts that an aggregator sees at once; None: those of the step
     points: int = 1  # n of `path`, after (1/n)^2, (2/n)^2 .. 1 of the steps: a policy moves early
+    rounds: tuple[str, ...] = ("given",)  # of ROUNDS; each goes on from the policy before, its
+    # reference, by an optimizer of its own
+    rso_beta: float = 0.5  # of the acceptance in a round "rso"
 
     def __post_init__(self) -> None:
         for name in ("h", "sft_h"):
@@ -51,6 +57,12 @@ class Run:
                 raise ValueError(f"{name} = '{value}': one of {', '.join(H_SOURCES)} is expected")
         if self.window is not None and not 1 <= self.window <= self.batch_size:
             raise ValueError(f"window = {self.window}: 1 to {self.batch_size} prompts are expected")
+        if not self.rounds or not set(self.rounds) <= set(ROUNDS):
+            raise ValueError(f"rounds = {self.rounds}: some of {', '.join(ROUNDS)} are expected")
+        if set(self.rounds) != {"given"} and self.h not in OWN_H:
+            raise ValueError(f"h = '{self.h}': of own replies one of {', '.join(OWN_H)} is known")
+        if self.h == "slot" and not set(self.rounds) <= {"given", "own_golden"}:
+            raise ValueError(f"h = 'slot': rounds {self.rounds} have rows without a golden slot")
 
     @property
     def method(self) -> str:
@@ -64,53 +76,45 @@ class Run:
         return name
 
 
-class Ready(NamedTuple):
-    """A run before its first step."""
-
-    first: Start
-    h: Tensor | None  # [N] where the objective needs it
-    prefs: PreferenceSet  # as the objective takes them
-    policy: Policy  # a copy of the start's
-
-
 def run(config: Run) -> dict[str, object]:
     """One run from SFT to exact evaluation: a flat row of settings and measures.
 
     Measures are those of `truth.evaluate` over the held-out prompts, exact; sft_NAME are those of
     the start, and `seen_win_rate` is over the prompts of the data.
     """
-    ready, setting = _ready(config), config.setting
-    history = _train(config, ready)
-    world, data, _, before = ready.first
+    first, setting = start(config.setting, config.sft_h), config.setting
+    policy = _copy(first.policy)
+    history = _train(config, policy)
+    world, data, _, before = first
     objective = objectives.build(config.objective)
     row = settings_row(setting) | {"method": config.method, "loss": objective.base}
     row |= {"objective": objective.spec, "h": "none", "h_rank": float("nan")}
-    if ready.h is not None:
+    if objective.needs_h:
         exact = true_h(world, data.prompt_ids, data.response_ids)
-        row |= {"h": config.h, "h_rank": _rank_correlation(ready.h, exact)}
-    row |= _measures(world, setting.data, policy_logps(ready.policy, world), before)
+        row |= {"h": config.h, "h_rank": _rank_correlation(weights(setting, config.h), exact)}
+    row |= _measures(world, setting.data, policy_logps(policy, world), before)
     for name in ("ess", "max_weight"):
         row[name] = float(np.mean([step[name] for step in history]))
     return row
 
 
 def path(config: Run) -> dict[str, object]:
-    """One run as the measures of its `points` behind those of its start.
+    """One run as the measures of its `points` in each round behind those of its start.
 
     Returns:
         `path`, by measure of `truth.evaluate` its values over the held-out prompts; `ess`, the
         effective sample size of a step, on average.
     """
-    ready, setting = _ready(config), config.setting
-    world = held_out(ready.first.world)
-    watch = _Watch(ready.policy, world, config.points)
-    history = _train(config, ready, watch)
-    rows = ready.first.world.held_out_prompts
-    before = Enumeration(*(part[rows] for part in ready.first.distribution))
+    first, setting = start(config.setting, config.sft_h), config.setting
+    world, policy = held_out(first.world), _copy(first.policy)
+    watches = [_Watch(policy, world, config.points) for _ in config.rounds]
+    history = _train(config, policy, watches)
+    rows = first.world.held_out_prompts
+    before = Enumeration(*(part[rows] for part in first.distribution))
     proxy, every = proxy_reward(world, setting.data), world.held_out_prompts
+    seen = itertools.chain.from_iterable(watch.seen for watch in watches)
     points = [
-        evaluate(world, point, every, reference=before, proxy=proxy)
-        for point in (before, *watch.seen)
+        evaluate(world, point, every, reference=before, proxy=proxy) for point in (before, *seen)
     ]
     measures = {name: [round(point[name], PLACES) for point in points] for name in points[0]}
     return {"path": measures, "ess": float(np.mean([step["ess"] for step in history]))}
@@ -131,32 +135,46 @@ class _Watch(TrainerCallback):
             self.seen.append(policy_logps(self.policy, self.world))
 
 
-def _ready(config: Run) -> Ready:
-    objective = objectives.build(config.objective)
-    first, h = start(config.setting, config.sft_h), None
-    prefs, policy = first.data.prefs, first.policy
-    if objective.needs_h:
-        h = weights(config.setting, config.h)
-        prefs = prefs.with_h(h.numpy())
+def _copy(policy: Policy) -> Policy:
+    return Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.template)
+
+
+def _round_rows(config: Run, policy: Policy, number: int) -> PreferenceSet:
+    """What the policy trains on in one round, as the objective takes it."""
+    objective, setting = objectives.build(config.objective), config.setting
+    kind = config.rounds[number]
+    if kind == "given":
+        prefs = draw_data(setting).policy_data.prefs
+    else:
+        prefs = own_rows(setting, policy, kind, number=number, rso_beta=config.rso_beta)
+    if objective.needs_h and kind == "given":
+        prefs = prefs.with_h(weights(setting, config.h).numpy())
+    elif objective.needs_h:
+        prefs = prefs.with_h(own_weights(setting, prefs, config.h).numpy())
     if objective.responses == "pair":
         prefs = prefs.pairs("best_worst")
-    policy = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.template)
-    return Ready(first, h, prefs, policy)
+    return prefs
 
 
-def _train(config: Run, ready: Ready, *watch: TrainerCallback) -> list[dict[str, Any]]:
-    """Train the policy of a run; a row of means a step."""
-    return train(
-        ready.policy,
-        ready.prefs,
-        config.objective,
-        epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        batch_size=config.batch_size,
-        window=config.window,
-        seed=config.setting.seed,
-        watch=watch,
-    )
+def _train(
+    config: Run, policy: Policy, watches: Sequence[TrainerCallback] = ()
+) -> list[dict[str, Any]]:
+    """Train the policy in every round, with a watch each if any; a row of means a step."""
+    history = []
+    for number in range(len(config.rounds)):
+        seed = config.setting.seed
+        history += train(
+            policy,
+            _round_rows(config, policy, number),
+            config.objective,
+            epochs=config.epochs,
+            learning_rate=config.learning_rate,
+            batch_size=config.batch_size,
+            window=config.window,
+            seed=stream_seed(seed, "round", number) if number else seed,
+            watch=watches[number : number + 1],
+        )
+    return history
 
 
 def _measures(

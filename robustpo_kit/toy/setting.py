@@ -155,9 +155,9 @@ def start(setting: Setting, sft_h: str = "ones") -> Start:
 
 
 @functools.lru_cache(maxsize=2)
-def estimate(setting: Setting) -> Estimate:
-    """c and h~ of the policy's data by a classifier trained on the other draw, and the truth."""
-    world, data, classifier_data = draw_data(setting)
+def classifier(setting: Setting) -> calibration.SourceClassifier:
+    """A classifier trained on the other draw."""
+    world, _, classifier_data = draw_data(setting)
     config = FineTune(
         learning_rate=3e-3,
         head_learning_rate=1e-2,
@@ -166,7 +166,7 @@ def estimate(setting: Setting) -> Estimate:
         frozen_layers=0,
         max_length=world.config.length + 8,
     )
-    classifier = calibration.fit_classifier(
+    return calibration.fit_classifier(
         classifier_data.prefs,
         features="fine_tuned",
         encoder=fresh_encoder(world, setting),
@@ -174,7 +174,13 @@ def estimate(setting: Setting) -> Estimate:
         fine_tune=config,
         seed=setting.seed,
     )
-    probs = torch.from_numpy(classifier.score_set(data.prefs))
+
+
+@functools.lru_cache(maxsize=2)
+def estimate(setting: Setting) -> Estimate:
+    """c and h~ of the policy's data by `classifier`, and the truth."""
+    world, data, _ = draw_data(setting)
+    probs = torch.from_numpy(classifier(setting).score_set(data.prefs))
     return Estimate(
         probs,
         calibration.uniform_factor(probs),
@@ -198,9 +204,12 @@ def weights(setting: Setting, source: str) -> Tensor:
     if source == "slot_oracle":
         slot_ids = data.response_ids.gather(1, slot)[:, 0]
         return true_slot_weight(world, setting.data, data.prompt_ids, slot_ids)
-    c = estimate(setting).probs.gather(1, slot)[:, 0].numpy()
-    # golden is one column of K
-    ratios = calibration.slot_ratios(c, imbalance=setting.data.responses - 1)
+    return slot_weights(estimate(setting).probs.gather(1, slot)[:, 0], setting.data.responses)
+
+
+def slot_weights(c: Tensor, responses: int) -> Tensor:
+    """The slot weight [N] of rows whose golden slot has c [N], by a classifier of K responses."""
+    ratios = calibration.slot_ratios(c.numpy(), imbalance=responses - 1)  # golden is one of K
     return torch.from_numpy(calibration.slot_weights(ratios).weights)
 
 
