@@ -8,6 +8,7 @@ import pytest
 from test_toy_phase import DECLARED, small, study_of
 
 from robustpo_kit import calibration, experiments, paths, toy
+from robustpo_kit.analysis import Study
 from robustpo_kit.errors import KitError
 from robustpo_kit.toy.rounds import own_rows, own_weights
 from robustpo_kit.toy.runs import Run
@@ -92,20 +93,18 @@ def test_each_round_goes_on_from_the_policy_before(rounds):
     assert toy.runs.run(run)["gold"] == pytest.approx(path["gold"][-1], abs=1e-5)
 
 
+TRIES = {"learning_rate": [1e-3], "beta": [0.1]}
 METHODS = {
-    "erm": DECLARED["methods"]["erm"] | {"rounds": ["given", "own"]},
-    "slot": DECLARED["methods"]["slot"] | {"rounds": ["given", "own_golden"]},
-    "rso": DECLARED["methods"]["erm"]
-    | {
-        "rounds": ["rso"],
-        "tries": {"learning_rate": [1e-3], "beta": [0.1], "rso_beta": [0.1, 9.0]},
-    },
+    "erm": DECLARED["methods"]["erm"] | {"rounds": ["given", "own"], "tries": TRIES},
+    "slot": DECLARED["methods"]["slot"] | {"rounds": ["given", "own_golden"], "tries": TRIES},
+    "rso": DECLARED["methods"]["erm"] | {"rounds": ["rso"], "tries": TRIES | {"rso_beta": [9.0]}},
 }
 
 
 def test_a_study_of_rounds_writes_a_table_of_them(declare):
-    settings = DECLARED["settings"] | {"axis_methods": [], "axes": {}}
-    name = declare(methods=METHODS, settings=settings)
+    changes = {"axis_methods": [], "axes": {}, "tuning_seeds": [10]}
+    settings = DECLARED["settings"] | changes
+    name = declare(methods=METHODS, settings=settings, doses=[0.5])
     experiments.run_study(name, tune=True, workers=1)
     assert experiments.run_study(name, workers=1) == 0
     folder = paths.RESULTS / "studies" / name
@@ -120,6 +119,19 @@ def test_a_study_of_rounds_writes_a_table_of_them(declare):
     pd.testing.assert_series_equal(last, ends[last.index])
     starts = rounds[rounds["round"] == 0].groupby(["seed", "dose", "outcome"])["value"]
     assert (starts.nunique() == 1).all(), "all methods of a world start from one policy"
+
+
+def test_the_declared_study_has_worlds_of_its_own():
+    """Neither tuned on nor looked at by any other study in the toy world."""
+    looked_at = {}
+    for path in sorted(paths.STUDIES.glob("*.json")):
+        study = Study.load(path.stem)
+        if study.settings.get("world") == "toy":
+            looked_at[study.name] = {*study.seeds, *study.settings["tuning_seeds"]}
+    own = looked_at.pop("self_training")
+    assert len(own) == 24 + 3 and own.isdisjoint(set().union(*looked_at.values()))
+    rounds = toy.declared.read(Study.load("self_training")).methods["DoRA, 3 rounds"].rounds
+    assert list(rounds) == ["given", "own", "own"]
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,8 @@ def losses_study(seeds: Sequence[int]) -> list[Run]:
     specs = []
     for spec in LOSSES:
         specs += [spec, f"dro({spec}, lam={robust.DEFAULT_LAM})"]
-    return [Run(spec, setting=Setting(seed=seed)) for seed in seeds for spec in specs]
+    cells = itertools.product(seeds, specs)
+    return [Run(spec, setting=Setting(seed=seed)) for seed, spec in cells]
 
 
 def dose_study(seeds: Sequence[int]) -> list[Run]:
