@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from robustpo_kit.analysis import among_all, mean_difference, paired_rows, verdict
+from robustpo_kit.analysis import (
+    among_all,
+    item_readings,
+    item_table,
+    mean_difference,
+    paired_rows,
+    verdict,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
@@ -470,6 +477,18 @@ def phase_primaries() -> str:
                 f"{row['method']} over {row['baseline']} {verdict(row)} ({dose:.0f} % {harm})"
             )
     return "; ".join(words)
+
+
+@claim
+def paper_items() -> str:
+    """How many tables and figures of the papers have which verdict."""
+    readings = item_readings()
+    counts = item_table(readings)["verdict"].value_counts()
+    plural = {"agrees": "agree", "differs": "differ", "not shown": "are not shown"}
+    plural |= {"no claim": "claim nothing", "cannot be tested here": "cannot be tested here"}
+    words = ", ".join(f"{counts[name]} {plural[name]}" for name in plural if name in counts)
+    ours = readings.groupby(["paper", "item"]).ngroups
+    return f"of the papers' {counts.sum()} tables and figures {words}; {ours} have a number of ours"
 
 
 @claim

@@ -11,6 +11,7 @@ from robustpo_kit.analysis.figures import (
     slope_difference,
     training_curves,
 )
+from robustpo_kit.analysis.items import item_readings, item_table, paper_items
 from robustpo_kit.analysis.paired import (
     Difference,
     equivalence,
@@ -37,6 +38,8 @@ __all__ = [
     "equivalence",
     "gap_quantiles",
     "holm",
+    "item_readings",
+    "item_table",
     "knobs_of",
     "mean_by",
     "mean_difference",
@@ -44,6 +47,7 @@ __all__ = [
     "nearest",
     "normalise",
     "paired_rows",
+    "paper_items",
     "paper_values",
     "reward_confidence",
     "simultaneous",

@@ -1,0 +1,152 @@
+# %% [markdown]
+# # 99 · Every table and figure of both papers: what is claimed, and what we find
+#
+# **In one line.** <!--claim paper_items-->of the papers' 33 tables and figures 4 agree, 2 differ, 9 are not shown, 5 claim nothing, 13 cannot be tested here; 15 have a number of ours<!--/claim-->.
+#
+# | reads | writes | time (2 CPU cores) | before | after |
+# |---|---|---|---|---|
+# | the papers' numbers (`data/paper`), tables of the series and of declared studies | tables `paper_items`, `paper_readings`, the strip | seconds | [07](07_gamma_vs_margin.ipynb), [11](11_phase_diagram.ipynb) | |
+#
+# Both papers print 20 tables and 13 figures. Each has a row here: its claim in a sentence, its own numbers, ours from the **toy world**,
+# where truth is known, and from **real text**, and what the comparison comes to. Nothing is typed: the papers' numbers are read from
+# `data/paper`, ours from committed tables. `data/paper/items.json` says for every item which number of which table, and what the
+# claim wants of it.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
+
+from robustpo_kit import analysis, plots
+from robustpo_kit.notebook import start
+
+# %% tags=["parameters"]
+profile = "auto"  # auto | smoke | cpu | gpu | paper
+seed = 0
+overrides = {}  # settings of the profile to change
+
+# %%
+nb = start("99_paper_tables", profile=profile, seed=seed, overrides=overrides)
+runs = ["reference"] if nb.cfg.name == "smoke" else [nb.cfg.name, "reference"]
+readings = analysis.item_readings(runs)  # of the series' tables, and of the declared studies'
+items = analysis.item_table(readings)
+nb.save_table("paper_readings", readings)
+nb.save_table("paper_items", items)
+
+# %% [markdown]
+# ## 1. The rule
+#
+# A claim has a direction: DoRA minus ERM above zero, a slope that is steeper, a margin that costs no time.
+#
+# - **agrees**: the 95 % interval of every number lies on the side that the paper names, also among the others (Holm's p, or the
+#   study's own simultaneous band); of "no difference", within the margin that `items.json` states.
+# - **differs**: one number lies on the other side, by the same standard. Papers say "consistently", so one is enough.
+# - **not shown**: the rest. Our numbers may be too few, or the effect too small.
+# - **cannot be tested here**, with what would test it; **no claim**, for definitions, drawings and examples.
+#
+# Only the direction is judged. Our yardsticks are not GPT-4's, our models are far smaller, and a difference here is about this kit's
+# worlds and texts: it refutes no paper at its own scale.
+
+# %%
+print(f"{len(items)} items, {readings.groupby(['paper', 'item']).ngroups} of them with a number of ours, {len(readings)} numbers")
+items["verdict"].value_counts().rename_axis("verdict").reset_index(name="items")
+
+# %% [markdown]
+# ## 2. All of them in one strip
+#
+# The colour of a row is its verdict. Hollow: the mean and range of what the paper prints, in points. Filled: our first number with its
+# interval, blue in the toy world, black on real text. A row on another scale has its number in words.
+
+# %%
+SHADES = {"agrees": "#7fb8d8", "differs": "#f2b880", "not shown": "#ffffff", "cannot be tested here": "#d9d9d9", "no claim": "#eeeeee"}
+PAPERS = {"dora": "DoRA", "gamma_po": "gamma-PO"}
+names = items["paper"].map(PAPERS) + " " + items["item"] + " · " + items["title"]
+drawn = items.assign(place=np.arange(len(items))[::-1])
+points = drawn[drawn["unit"] == "points"]
+figure, ax = plt.subplots(figsize=(8.6, 8.6), dpi=72)
+for verdict, part in drawn.groupby("verdict", sort=False):
+    ax.barh(part["place"], 50, left=-25, height=1, color=SHADES[verdict], edgecolor=plots.GRID, label=verdict)
+ax.errorbar(100 * points["printed_value"], points["place"] + 0.2, xerr=100 * np.abs([points["printed_value"] - points["printed_low"], points["printed_high"] - points["printed_value"]]), fmt="D", mfc="none", color="#555555", ms=5, lw=1, label="the paper")
+for where, shade, label in (("toy", plots.PALETTE[0], "toy world"), ("real", "#000000", "real text")):
+    x, low, high = (100 * points[f"{where}_{name}"].astype(float) for name in ("value", "low", "high"))
+    ax.errorbar(x, points["place"] - 0.2 * (where == "real"), xerr=[x - low, high - x], fmt="o", color=shade, ms=4, lw=1.5, label=label)
+for row in drawn[drawn["unit"] != "points"].to_dict("records"):
+    ours = " | ".join(row[where] for where in ("toy", "real") if row[where])
+    ax.text(0, row["place"], ours or row["reason"].split(",")[0].split(";")[0], ha="center", va="center", fontsize=7)
+ax.axvline(0, color="#555555", lw=1, ls=":")
+ax.set_yticks(drawn["place"], names, fontsize=8)
+ax.set(xlim=(-25, 25), ylim=(-0.5, len(items) - 0.5), xlabel="points, as the caption takes the difference")
+ax.legend(loc="upper center", bbox_to_anchor=(0.3, -0.05), ncols=4, fontsize=8)
+figure.tight_layout()
+nb.save_figure("paper_items", figure, drawn)
+plt.show()
+
+# %% [markdown]
+# ## 3. The table
+#
+# `worlds` are seeds of the toy world, `seeds` those of a study on real text; what says *of one seed* has an interval over its prompts or
+# pairs, and says nothing of other seeds. "n more" numbers of an item stand in `paper_readings`.
+
+# %%
+columns = ["item", "title", "claim", "printed", "toy", "real", "verdict", "notebook"]
+heads = dict(zip(columns, ["item", "about", "the paper's claim", "it prints", "ours, toy world", "ours, real text", "verdict", "notebook"], strict=True))
+parts = []
+for paper, part in items.groupby("paper", sort=False):
+    table = part[columns].rename(columns=heads)
+    styled = table.style.hide(axis="index").map(lambda verdict: f"background: {SHADES[verdict]}", subset=["verdict"])
+    styled = styled.set_properties(**{"text-align": "left", "vertical-align": "top"}).set_caption(PAPERS[paper])
+    styled = styled.set_properties(subset=["ours, toy world"], color=plots.PALETTE[0]).set_properties(subset=["verdict"], **{"font-weight": "bold"})
+    parts.append(styled.to_html(table_uuid=paper))
+HTML("\n".join(parts))
+
+# %% [markdown]
+# ## 4. Where we differ, and what may be behind it
+
+# %%
+HTML(items.loc[items["verdict"] == "differs", ["paper", "item", "reason", "unlike"]].to_html(index=False))
+
+# %% [markdown]
+# `unlike` is how our test is not the paper's: the first place to look, and not an explanation that was tested.
+#
+# ## 5. What would turn each round
+#
+# For what is not shown: how many units of the same kind would show an effect as large as the printed one with probability 0.8, at the error
+# that these have. For the others: how far an interval on fresh units would have to move.
+
+# %%
+turn = items[items["turn"] != ""]
+turn[["paper", "item", "verdict", "turn"]].reset_index(drop=True)
+
+# %% [markdown]
+# And what asks the paper's own question, at its scale or with the study that is missing (`robustpo train --dry-run` says what it needs):
+
+# %%
+HTML(items.loc[items["verdict"] != "no claim", ["paper", "item", "command"]].to_html(index=False))
+
+# %% [markdown]
+# ## 6. Definitions, drawings, examples
+#
+# They claim nothing that a number could test. What the kit has of the same thing is held by these tests.
+
+# %%
+HTML(items.loc[items["verdict"] == "no claim", ["paper", "item", "claim", "reason", "command"]].to_html(index=False))
+
+# %%
+assert len(items) == 33 and items.groupby("paper").size().to_dict() == {"dora": 17, "gamma_po": 16}
+tested = items[items["verdict"].isin(["agrees", "differs", "not shown"])]
+assert len(tested) == readings.groupby(["paper", "item"]).ngroups
+assert (items.loc[items["verdict"] == "cannot be tested here", ["reason", "command"]] != "").all(axis=None)
+print("CHECK every item has a row, every verdict a number or a reason and a command: pass")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Let an item agree where the mean of its numbers does, instead of every one. Which verdicts change?
+# 2. Which printed differences lie within our intervals?
+#
+# <details><summary>Solution</summary>1. Average `value` of `readings` by item and take the widest interval: more items agree, and "consistently" is no
+# longer tested. 2. Compare `printed_value` with `toy_low` and `toy_high` of `items`: an interval may hold both zero and the printed
+# difference, and then it says nothing about either.</details>
+
+# %%
+nb.finish(items["verdict"].value_counts().to_dict())

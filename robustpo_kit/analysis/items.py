@@ -1,0 +1,320 @@
+"""The papers' tables and figures, each with its claim, its number, and ours beside it.
+
+`data/paper/items.json` has an object an item:
+
+    paper, item  as in `paper_values`
+    title        what it is about, in three words
+    claim        what the paper says there, in one sentence
+    printed      which of its numbers: column, row (with a `*`), minus (the row that is subtracted)
+    unit         of UNITS, of our numbers and of the printed ones where both can be compared
+    wanted       what the claim wants of our numbers: higher or lower than `null` (0), equal to it
+                 within `margin`, or all of the printed ones
+    toy, real    lists of sources: what to read in the toy world, and on text (settings and times of
+                 the kit's own count as such); the first source of which every table is there counts
+    unlike       how our test is not the paper's, which may be why numbers differ
+    reason       why nothing can be tested here, or what an item without a claim is
+    tested       the tests that hold the same thing of the kit, of an item without a claim
+    command      what tests it at the paper's scale
+    notebook     where it stands
+
+A source is a list of parts: a reader (`read`, of `readings.READERS`) and its arguments; a part may
+have its own unit and wanted.
+"""
+
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from robustpo_kit import paths, records
+from robustpo_kit.analysis.papers import FOLDER, paper_values
+from robustpo_kit.analysis.readings import READERS
+from robustpo_kit.analysis.sentences import among_all
+from robustpo_kit.analysis.study_tables import could_see, within
+
+# the factor by which a number is shown, and digits after the point
+UNITS = {
+    "points": (100, 1),
+    "%": (100, 0),
+    "slope": (1, 2),
+    "words": (1, 1),
+    "nats": (1, 2),
+    "correlation": (1, 2),
+    "% change": (100, 1),
+    "ROUGE-L": (1, 3),
+    "settings": (1, 0),
+}
+OWN = ("unit", "wanted")  # of an item, and of a part of a source that has its own
+VERDICTS = ("agrees", "differs", "not shown", "no claim", "cannot be tested here")
+WHERE = ("toy", "real")
+LEVEL = 0.95
+
+
+def paper_items() -> list[dict[str, Any]]:
+    """The entries of `data/paper/items.json`, in the papers' order."""
+    return records.read_json(FOLDER / "items.json")
+
+
+def item_readings(runs: Sequence[str] = ("reference",)) -> pd.DataFrame:
+    """Every number of ours that an item names and that a table has.
+
+    Args:
+        runs: folders of `data/results` with the tables of a series, of which the first that has a
+            table counts; studies have their own.
+
+    Returns:
+        A row a number: paper, item, where (toy or real), unit, wanted, what, value, low, high,
+        units (how many, `of` what), p_adjusted (its table's, else Holm's among the item's numbers
+        there), kind (primary or exploratory), verdict.
+    """
+    read = functools.cache(functools.partial(_read, tuple(runs)))
+    asked = itertools.product(paper_items(), WHERE)
+    parts = [_readings_of(read, item, where) for item, where in asked]
+    return pd.concat([part for part in parts if not part.empty], ignore_index=True)
+
+
+def item_table(readings: pd.DataFrame) -> pd.DataFrame:
+    """A row an item: what the paper claims and prints, what we find, and the verdict.
+
+    Args:
+        readings: of `item_readings`.
+
+    Returns:
+        Columns paper, item, title, claim, unlike, unit; printed, printed_value (mean), printed_low
+        and printed_high (least and largest); toy and real in words, and the first number of each,
+        WHERE_value, WHERE_low, WHERE_high, WHERE_units; verdict (of VERDICTS), reason, turn (what
+        would change it), command, notebook.
+    """
+    return pd.DataFrame([_row(item, _of_item(readings, item)) for item in paper_items()])
+
+
+def _of_item(readings: pd.DataFrame, item: Mapping[str, Any]) -> pd.DataFrame:
+    mine = (readings["paper"] == item["paper"]) & (readings["item"] == item["item"])
+    return readings[mine]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read(runs: Sequence[str], folder: str, title: str) -> pd.DataFrame:
+    places = [paths.RESULTS / name / f"{title}.csv" for name in ([folder] if folder else runs)]
+    return pd.read_csv(next((path for path in places if path.exists()), places[-1]))
+
+
+def _readings_of(read: Any, item: Mapping[str, Any], where: str) -> pd.DataFrame:
+    """Readings of the first source that is there, with their verdicts."""
+    for source in item.get(where, []):
+        try:
+            rows = list(_of_source(read, item, source))
+        except FileNotFoundError:
+            continue
+        names = {"paper": item["paper"], "item": item["item"], "where": where}
+        table = pd.DataFrame([names | row for row in rows])
+        table["p_adjusted"] = table["p_adjusted"].fillna(_among(table, item))
+        table["verdict"] = [reading_verdict(row, item) for _, row in table.iterrows()]
+        if where == "toy":
+            table = table.replace({"of": {"seeds": "worlds"}})
+        return table
+    return pd.DataFrame()
+
+
+def _of_source(
+    read: Any, item: Mapping[str, Any], source: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The readings of a source, each with its unit and what is wanted of it."""
+    for part in source:
+        arguments = {name: value for name, value in part.items() if name not in ("read", *OWN)}
+        own = {name: part.get(name, item[name]) for name in OWN}
+        for reading in READERS[part["read"]](read, **arguments):
+            yield own | reading._asdict()
+
+
+def _among(table: pd.DataFrame, item: Mapping[str, Any]) -> "pd.Series[float]":
+    """Holm's p of each number among those beside it, against the claim's null."""
+    shifted = table[["value", "low", "high"]] - item.get("null", 0)
+    return among_all(shifted.assign(n=table["units"]), "value", level=LEVEL)["p_adjusted"]
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def reading_verdict(row: Mapping[str, Any] | pd.Series, item: Mapping[str, Any]) -> str:
+    """What one number says to a claim: "agrees", "differs" or "not shown".
+
+    A direction needs an interval on one side of the null and a p value, adjusted for its company,
+    below 1 - LEVEL. "equal" agrees where the interval stays within the margin, and differs where it
+    lies beyond. "all" is a count, without an interval.
+
+    Args:
+        row: of `item_readings`: wanted, value, low, high, units, p_adjusted.
+        item: with null and margin, where it has them.
+    """
+    if row["wanted"] == "all":
+        return "agrees" if row["value"] == row["units"] else "differs"
+    low, high = row["low"] - item.get("null", 0), row["high"] - item.get("null", 0)
+    if row["wanted"] == "lower":
+        low, high = -high, -low
+    if row["wanted"] == "equal":
+        holds = within(low, high, item["margin"])
+        fails = low > item["margin"] or high < -item["margin"]
+    else:
+        clear = row["p_adjusted"] < 1 - LEVEL  # NaN, of a number without an interval, is not
+        holds, fails = clear and low > 0, clear and high < 0
+    if holds:
+        return "agrees"
+    return "differs" if fails else "not shown"
+
+
+def item_verdict(verdicts: Sequence[str]) -> str:
+    """Of an item: differs where one number does, agrees where all do, else it is not shown."""
+    if "differs" in verdicts:
+        return "differs"
+    return "agrees" if set(verdicts) == {"agrees"} else "not shown"
+
+
+# ---------------------------------------------------------------- a row
+
+
+def _row(item: Mapping[str, Any], readings: pd.DataFrame) -> dict[str, Any]:
+    row: dict[str, Any] = {name: item[name] for name in ("paper", "item", "title", "claim")}
+    row |= {name: item.get(name, "") for name in ("unlike", "unit")}
+    row |= _printed(item)
+    for where in WHERE:
+        row |= _ours(item, where, readings[readings["where"] == where])
+    row |= {"verdict": "no claim", "reason": item.get("reason", "")}
+    if "tested" not in item:
+        row |= _judged(item, readings)
+    row["turn"] = _turn(row, item, readings)
+    row["command"] = "; ".join(_commands(item))
+    return row | {"notebook": item.get("notebook", "")}
+
+
+def printed_values(item: Mapping[str, Any]) -> list[float]:
+    """The paper's numbers of an item, differences where `minus` names what is subtracted."""
+    if "printed" not in item:
+        return []
+    wanted, table = item["printed"], paper_values(item["paper"])
+    table = table[(table["table"] == item["item"]) & (table["column"] == wanted["column"])]
+    values = table.set_index("row")["value"].to_dict()
+    pattern = re.compile(re.escape(wanted["row"]).replace(r"\*", "(.+)"))
+    found = []
+    for row, value in values.items():
+        if match := pattern.fullmatch(row):
+            minus = wanted.get("minus", "").replace("*", "".join(match.groups()))
+            found.append(value - values[minus] if minus else value)
+    return found
+
+
+def _printed(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The paper's numbers in words, and as shares where they are percentages."""
+    values = printed_values(item)
+    if not values:
+        table = paper_values(item["paper"])["table"]
+        count = int((table == item["item"]).sum())
+        return {"printed": f"{count} numbers" if count else "no number"}
+    column, mean = item["printed"]["column"], float(np.mean(values))
+    share, sign = column.endswith("%"), "+" * ("minus" in item["printed"])
+    unit = " points" if share and sign else " %" * share
+    text = f"{column.removesuffix(', %')}: {mean:{sign}.3g}{unit}"
+    if len(values) > 1:
+        text += f", {min(values):{sign}.3g} to {max(values):{sign}.3g} in {len(values)}"
+    numbers = {"value": mean, "low": min(values), "high": max(values)}
+    scaled = {f"printed_{name}": number * 0.01**share for name, number in numbers.items()}
+    return {"printed": text} | scaled
+
+
+def _ours(item: Mapping[str, Any], where: str, readings: pd.DataFrame) -> dict[str, Any]:
+    """The first number in words and alone, and how many more there are."""
+    if readings.empty:
+        return {where: _waits(item, where)}
+    first = readings.iloc[0]
+    text = f"{shown(first)}, {first['units']} {first['of']}"
+    if first["wanted"] == "all":
+        text = f"{shown(first)} {first['of']}"
+    if len(readings) > 1:
+        text += f"; {len(readings) - 1} more"
+    numbers = {f"{where}_{name}": first[name] for name in ("value", "low", "high", "units")}
+    return {where: text} | numbers
+
+
+def shown(row: Mapping[str, Any] | pd.Series) -> str:
+    """VALUE [LOW, HIGH] of a reading, in its unit."""
+    if row["wanted"] == "all":
+        return f"{row['value']:g} of {row['units']}"
+    factor, places = UNITS[row["unit"]]
+    sign = "" if row["unit"] == "%" else "+"
+    numbers = [factor * row[name] for name in ("value", "low", "high")]
+    value, low, high = (f"{round(number, places) + 0.0:{sign}.{places}f}" for number in numbers)
+    bounds = "" if np.isnan(row["low"]) else f" [{low}, {high}]"
+    return f"{value}{bounds} {row['unit']}"
+
+
+def studies_of(item: Mapping[str, Any], where: Sequence[str] = WHERE) -> list[str]:
+    """Names of the studies whose tables an item reads."""
+    sources = itertools.chain.from_iterable(item.get(place, []) for place in where)
+    parts = itertools.chain.from_iterable(sources)
+    return list(dict.fromkeys(part["study"] for part in parts if "study" in part))
+
+
+def _waits(item: Mapping[str, Any], where: str) -> str:
+    """What an item's numbers wait for."""
+    if where not in item:
+        return ""
+    missing = studies_of(item, [where])
+    return f"the study {missing[0]} has not been run" if missing else "the series has not been run"
+
+
+def _judged(item: Mapping[str, Any], readings: pd.DataFrame) -> dict[str, str]:
+    """Verdict and reason of an item that claims something."""
+    if readings.empty:
+        waits = [text for where in WHERE if (text := _waits(item, where))]
+        reason = item.get("reason") or "; ".join(dict.fromkeys(waits))
+        return {"verdict": "cannot be tested here", "reason": reason}
+    verdict = item_verdict(readings["verdict"].tolist())
+    if verdict != "differs":
+        agreed = (readings["verdict"] == "agrees").sum()
+        return {"verdict": verdict, "reason": f"{agreed} of {len(readings)} numbers agree"}
+    against = readings[readings["verdict"] == "differs"]
+    words = [f"{row['where']}: {row['what']} {shown(row)}" for _, row in against.iterrows()]
+    return {"verdict": verdict, "reason": "; ".join(words)}
+
+
+def _turn(row: Mapping[str, Any], item: Mapping[str, Any], readings: pd.DataFrame) -> str:
+    """What would change a verdict, by the first number that has it."""
+    mine = readings[(readings["verdict"] == row["verdict"]) & readings["low"].notna()]
+    if mine.empty:
+        return ""
+    first, null = mine.iloc[0], item.get("null", 0)
+    if row["verdict"] != "not shown":
+        ends = np.abs([first["low"] - null, first["high"] - null])
+        away = item["margin"] - ends.max() if first["wanted"] == "equal" else ends.min()
+        factor, places = UNITS[first["unit"]]
+        return f"an interval on other {first['of']} that ends {factor * away:.{places}f} further"
+    target = row.get("printed_value", np.nan) - null
+    if np.isnan(target) or first["unit"] != item["unit"]:
+        return f"more than {first['units']} {first['of']}"
+    needed = units_needed(first, target)
+    if needed <= first["units"]:
+        return f"more {first['of']}; of an effect as printed these have enough"
+    return f"{needed} {first['of']}, of an effect as printed"
+
+
+def units_needed(row: Mapping[str, Any] | pd.Series, target: float) -> int:
+    """How many units would show a true effect of `target` with probability 0.8, at this error."""
+    df = row["units"] - 1
+    se = (row["high"] - row["low"]) / 2 / float(stats.t.ppf((1 + LEVEL) / 2, df))
+    return math.ceil(row["units"] * (could_see(se, df, LEVEL) / target) ** 2)
+
+
+def _commands(item: Mapping[str, Any]) -> list[str]:
+    """What makes the item's numbers, and what would at the paper's scale."""
+    commands = [f"robustpo study {name}" for name in studies_of(item)]
+    if "tested" in item:
+        return [f"pytest {name}" for name in item["tested"]]
+    return [*commands, item["command"]]
