@@ -207,6 +207,8 @@ plt.show()
 # | [05](05_reward_confidence.ipynb) | do high rewards mean target-like responses? |
 # | [06](06_train_gamma_po.ipynb) | do dynamic margins help, and what do they cost? |
 # | [07](07_gamma_vs_margin.ipynb) | how does gamma follow the margin? |
+# | [09](09_label_noise.ipynb) | what survives flipped labels? |
+# | [11](11_phase_diagram.ipynb) | where does each robust method win, tie and lose? |
 
 # %%
 table = nb.read_table("toy_samples")
