@@ -1,6 +1,6 @@
 """Notebook: what a numbered notebook says at its start and its end, and how it keeps its results.
 
-nb = start("04_train_dora", profile=profile, seed=seed, overrides=overrides)
+nb = start("04b_train_dora", profile=profile, seed=seed, overrides=overrides)
 nb.save_table("win_rates", table)
 nb.save_figure("win_rates", figure, table)
 nb.finish({"dora_win_rate": 0.61})
@@ -71,7 +71,7 @@ def start(
     """Resolve the profile, seed everything, set display and figure style; prints one stable line.
 
     Args:
-        name: The notebook's file name without its ending, such as "04_train_dora".
+        name: The notebook's file name without its ending, such as "04b_train_dora".
         profile: smoke, cpu, gpu, paper, or auto (see `resolve_profile`).
         seed: Of Python, numpy and torch; 0 or more.
         overrides: Settings of the profile that take another value.
@@ -79,8 +79,8 @@ def start(
     Raises:
         KitError: For an unknown profile or override, or another name or seed.
     """
-    if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
-        raise KitError(f"notebook: name {name!r} should look like 04_train_dora")
+    if not re.fullmatch(r"\d\d[a-z]?_[a-z0-9_]+", name):
+        raise KitError(f"notebook: name {name!r} should look like 04b_train_dora")
     if type(seed) is not int or seed < 0:
         raise KitError(f"{name}: seed = {seed!r} should be an integer, 0 or more")
     config = profiles.get(resolve_profile(profile), overrides)
@@ -110,8 +110,8 @@ class Notebook:
 
     @property
     def number(self) -> str:
-        """The two digits that order the series."""
-        return self.name[:2]
+        """Its `number_of`."""
+        return number_of(self.name)
 
     @property
     def work(self) -> Path:
@@ -207,6 +207,11 @@ class Notebook:
         records.write_json(Path(target), done | self.record())
         tables, figures = _count(len(self.tables), "table"), _count(len(self.figures), "figure")
         print(f"{self.name}: done, {tables}, {figures}")
+
+
+def number_of(name: str) -> str:
+    """What orders the series in a notebook's name: two digits, of a part of one also a letter."""
+    return name.split("_")[0]
 
 
 def done_file(profile: str, number: str) -> Path:

@@ -67,7 +67,7 @@ class Profile:
     lam: float = 1.0  # lambda of KL-DRO
     # taken from the preset of the model, task and loss, where the papers have one (`published`)
     published: tuple[str, ...] = ()
-    listwise: tuple[str, ...] = _methods(  # of notebook 04: the losses of DoRA Table 8 in Table 4
+    listwise: tuple[str, ...] = _methods(  # of notebook 04b: the losses of DoRA Table 8 in Table 4
         ("dpo_pl", "rrhf", "lire"), ("erm", "dro", "reweight", "dora")
     )
     workers: int = 1  # training processes at once; 0 = one a core, each with one thread

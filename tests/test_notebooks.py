@@ -116,7 +116,7 @@ def _output_problems(outputs: list) -> list[str]:
 
 
 def test_every_declared_notebook_is_there_and_no_other():
-    assert {path.name[:2] for path in STORED} == set(series.plan.NEEDS)
+    assert {notebook.number_of(path.name) for path in STORED} == set(series.plan.NEEDS)
     assert {path.stem for path in STORED} == {
         path.stem for path in (NOTEBOOKS / "text").glob("*.py")
     }
@@ -310,7 +310,7 @@ def test_text_out_of_step_is_seen(refreshed, tmp_path):
 
 
 def begin(**changes):
-    return notebook.start("04_train_dora", **changes)
+    return notebook.start("04b_train_dora", **changes)
 
 
 def test_profile_named_by_the_caller_beats_the_variable(demo, settings, monkeypatch, capsys):
@@ -320,7 +320,7 @@ def test_profile_named_by_the_caller_beats_the_variable(demo, settings, monkeypa
     assert begin(profile="cpu", seed=3, overrides={"epochs": 9}).cfg.epochs == 9
     monkeypatch.delenv("ROBUSTPO_PROFILE")
     assert begin(profile="auto").cfg.name == "smoke"
-    assert "04_train_dora: profile cpu, seed 3, with epochs=9\n" in capsys.readouterr().out
+    assert "04b_train_dora: profile cpu, seed 3, with epochs=9\n" in capsys.readouterr().out
 
 
 def test_start_refuses(demo):
@@ -330,7 +330,7 @@ def test_start_refuses(demo):
         begin(overrides={"speed": 1})
     with pytest.raises(KitError, match="seed = 1.5 should be an integer"):
         begin(seed=1.5)
-    with pytest.raises(KitError, match="should look like 04_train_dora"):
+    with pytest.raises(KitError, match="should look like 04b_train_dora"):
         notebook.start("train")
 
 
@@ -356,7 +356,7 @@ def test_table_goes_out_and_comes_back_with_its_record(demo, settings, capsys):
     nb.save_table("wins", table)
     pd.testing.assert_frame_equal(nb.read_table("wins"), table)
     record = records.read_json(demo.root / "data/results/cpu/wins.json")
-    assert (record["notebook"], record["profile"], record["seed"]) == ("04_train_dora", "cpu", 2)
+    assert (record["notebook"], record["profile"], record["seed"]) == ("04b_train_dora", "cpu", 2)
     assert record["config"]["name"] == "cpu" and record["rows"] == 2
     told = capsys.readouterr().out
     assert "table wins: 2 rows -> data/results/cpu/wins.csv\n" in told
@@ -459,7 +459,7 @@ def test_finish_writes_the_done_file(demo, settings, monkeypatch):
 
     nb = begin(profile="cpu")
     nb.finish({"rate": np.float64(0.5), "none": float("nan"), "by": {"seed": [1, float("inf")]}})
-    done = records.read_json(demo.root / "runs/cpu/metrics/04.json")
+    done = records.read_json(demo.root / "runs/cpu/metrics/04b.json")
     assert done["metrics"] == {"rate": 0.5, "none": None, "by": {"seed": [1, None]}}
     assert done["schema"] == 1 and done["tables"] == done["figures"] == []
     monkeypatch.setenv("ROBUSTPO_DONE", str(demo.root / "elsewhere.json"))

@@ -179,6 +179,14 @@ def test_resume_keeps_what_is_unchanged_and_nothing_else(demo, monkeypatch):
     assert not runs(seed=1)["02"].kept
 
 
+def test_a_number_stands_for_its_parts():
+    known = ["03", "04a", "04b", "05"]
+    assert series.plan.named(("04", "05"), known, "--only") == {"04a", "04b", "05"}
+    assert series.plan.named(("04b",), known, "--only") == {"04b"}
+    with pytest.raises(KitError, match="--only: there is no notebook 0; choose among 03, 04a"):
+        series.plan.named(("0",), known, "--only")
+
+
 def test_a_notebook_of_a_study_is_stale_when_its_tables_change(demo, monkeypatch):
     """Its tables are committed, so that no notebook before it says that they are others now."""
     monkeypatch.setattr(paths, "RESULTS", demo.root / "results")

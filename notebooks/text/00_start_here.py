@@ -192,7 +192,7 @@ plt.show()
 # the likelihood of the chosen response holds it; one that asks for a difference alone lets it go. A win rate among valid
 # responses does not see this, and a win rate over all of them is mostly made of it: look at both.
 #
-# Notebook 04 asks the same on real text.
+# Notebook 04b asks the same on real text.
 #
 # ## 7. What this machine can run
 #
@@ -203,7 +203,8 @@ plt.show()
 # | [01](01_mixture_shift.ipynb) | what is a mixture shift, and how far is far? |
 # | [02](02_classifier_calibration.ipynb) | can the classifier be believed, and what is h~? |
 # | [03](03_reward_models.ipynb) | who says what is better, and how often is it right? |
-# | [04](04_train_dora.ipynb) | do ERM, DRO, reweighting and DoRA differ? |
+# | [04a](04a_kl_dro.ipynb) | what does KL-DRO do to a batch, and is the formula right? |
+# | [04b](04b_train_dora.ipynb) | do ERM, DRO, reweighting and DoRA differ? |
 # | [05](05_reward_confidence.ipynb) | do high rewards mean target-like responses? |
 # | [06](06_train_gamma_po.ipynb) | do dynamic margins help, and what do they cost? |
 # | [07](07_gamma_vs_margin.ipynb) | how does gamma follow the margin? |

@@ -6,7 +6,7 @@
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
-# | `dora_replies` (04) | tables `confidence_*`, the form of DoRA's Fig. 4 | seconds | [04](04_train_dora.ipynb) | [06](06_train_gamma_po.ipynb) |
+# | `dora_replies` (04b) | tables `confidence_*`, the form of DoRA's Fig. 4 | seconds | [04b](04b_train_dora.ipynb) | [06](06_train_gamma_po.ipynb) |
 #
 # DoRA's Figure 4 plots every generated reply at (normalised reward, classifier confidence) and fits a line for each
 # method. A steeper line means: replies that the reward likes also *look golden*, so the reward is not won by drifting off

@@ -6,7 +6,7 @@
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
-# | reward models (03), SFT policy (04) | tables `gamma_*`, replies in `runs/` | about 4 to 12 minutes | [05](05_reward_confidence.ipynb) | [07](07_gamma_vs_margin.ipynb) |
+# | reward models (03), SFT policy (04b) | tables `gamma_*`, replies in `runs/` | about 4 to 12 minutes | [05](05_reward_confidence.ipynb) | [07](07_gamma_vs_margin.ipynb) |
 #
 # SimPO asks every pair to be won by the same target margin $\gamma_0$. gamma-PO (Sun et al., 2025) gives each pair its
 # own: a pair that is already won clearly is asked for more, an ambiguous one for less. The margins

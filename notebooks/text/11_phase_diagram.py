@@ -147,7 +147,7 @@ nb.save_table("phase_advice", advice)
 advice[["study", "dose", "use", "why", "loses"]]
 
 # %% [markdown]
-# What this does not show: real text (notebooks 04 and 06), two harms at once, models that are not two layers of 32. A tie in
+# What this does not show: real text (notebooks 04b and 06), two harms at once, models that are not two layers of 32. A tie in
 # 24 toy worlds is not a tie everywhere. Tuning looked at the truth of its worlds, which nobody has for real data: it is the
 # best case of every method alike.
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from robustpo_kit import paths, profiles, records
 from robustpo_kit.errors import KitError
-from robustpo_kit.notebook import done_file
+from robustpo_kit.notebook import done_file, number_of
 from robustpo_kit.records import digest, file_digest
 from robustpo_kit.series.cells import source_key
 
@@ -17,9 +18,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "01": (),
     "02": ("01",),
     "03": ("01",),
-    "04": ("02", "03"),
-    "05": ("04",),
-    "06": ("03", "04"),  # 04 trains the SFT policy that gamma-PO starts from
+    "04a": (),
+    "04b": ("02", "03"),
+    "05": ("04b",),
+    "06": ("03", "04b"),  # 04b trains the SFT policy that gamma-PO starts from
     "07": ("06",),
     "09": (),  # the tables of declared studies
     "11": (),
@@ -70,13 +72,13 @@ class Result:
 
     @property
     def number(self) -> str:
-        """The two digits that order the series."""
-        return self.name[:2]
+        """Its `number_of`."""
+        return number_of(self.name)
 
 
 def sources(folder: Path) -> dict[str, Path]:
     """Number -> notebook file; raises KitError where there is none, or needs are not declared."""
-    by_number = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    by_number = {number_of(path.name): path for path in sorted(folder.glob("[0-9][0-9]*_*.ipynb"))}
     if not by_number:
         raise KitError(f"{paths.show(folder)}: no notebook named NN_name.ipynb")
     undeclared = sorted(set(by_number) - set(NEEDS))
@@ -84,6 +86,23 @@ def sources(folder: Path) -> dict[str, Path]:
         name = by_number[undeclared[0]].name
         raise KitError(f"{name}: its needs are not declared; add it to NEEDS in series/plan.py")
     return by_number
+
+
+def named(only: Collection[str], known: Collection[str], where: str) -> set[str]:
+    """The notebooks that `only` names: 04 stands for 04a and 04b, too.
+
+    Raises KitError, which begins with `where`, for a number that is none.
+    """
+    found = {number: {other for other in known if _is_part(other, number)} for number in only}
+    for number, parts in found.items():
+        if not parts:
+            choices = ", ".join(known)
+            raise KitError(f"{where}: there is no notebook {number}; choose among {choices}")
+    return set().union(*found.values())
+
+
+def _is_part(number: str, of: str) -> bool:
+    return number == of or (len(of) == 2 and number.startswith(of))
 
 
 def in_order(numbers: list[str]) -> list[str]:
@@ -106,12 +125,8 @@ def check(plan: Plan) -> dict[str, Path]:
     """The notebooks that `plan` runs, in order; raises KitError for what it names in vain."""
     profiles.get(plan.profile, plan.overrides)
     known = sources(plan.notebooks)
-    for number in plan.only:
-        if number not in known:
-            raise KitError(
-                f"--only: there is no notebook {number}; choose among {', '.join(known)}"
-            )
-    numbers = [n for n in in_order(list(known)) if not plan.only or n in plan.only]
+    chosen = named(plan.only, known, "--only")
+    numbers = [n for n in in_order(list(known)) if not plan.only or n in chosen]
     for number in numbers:
         _check_parameters(plan, known[number])
         if plan.only:
@@ -156,7 +171,7 @@ def parameters(plan: Plan) -> dict[str, Any]:
 
 def plan_key(plan: Plan, path: Path) -> str:
     """`source_key`, and the states of what it needs: when one of those ran again, so must this."""
-    states = [state_file(plan, need) for need in needs_of(path.name[:2])]
+    states = [state_file(plan, need) for need in needs_of(number_of(path.name))]
     before = [file_digest(state) for state in states if state.exists()]
     return digest(source_key(path, parameters(plan), plan.profile), before, length=16)
 
@@ -177,7 +192,7 @@ def _was_ok(plan: Plan, number: str) -> bool:
 
 def kept_result(plan: Plan, path: Path, key: str) -> Result | None:
     """The earlier result of a notebook, if it was ok under the same key and its files are there."""
-    number = path.name[:2]
+    number = number_of(path.name)
     if not plan.resume or not _was_ok(plan, number):
         return None
     result = Result(**records.read_json(state_file(plan, number)))

@@ -13,10 +13,10 @@ from typing import Any
 
 from robustpo_kit import paths, records
 from robustpo_kit.errors import KitError
-from robustpo_kit.notebook import kernel_environment
+from robustpo_kit.notebook import kernel_environment, number_of
 from robustpo_kit.series.cells import source_key, text_in_step
 from robustpo_kit.series.execution import kernel_transport
-from robustpo_kit.series.plan import needs_of
+from robustpo_kit.series.plan import named, needs_of
 
 CELL_SECONDS = 300  # nbval gives a cell as long
 
@@ -41,10 +41,10 @@ def refresh(*, only: list[str] | None = None, everything: bool = False) -> list[
         KitError: When a number is unknown or a cell fails; that notebook then stays as it was.
     """
     folder = paths.NOTEBOOKS
-    sources = {path.name[:2]: path for path in sorted((folder / "text").glob("[0-9][0-9]_*.py"))}
-    unknown = sorted(set(only or []) - set(sources))
-    if unknown:
-        raise KitError(f"notebooks: there is no {unknown[0]}; choose among {', '.join(sources)}")
+    sources = {
+        number_of(path.name): path for path in sorted((folder / "text").glob("[0-9][0-9]*_*.py"))
+    }
+    chosen = named(only or [], sources, "notebooks")
     stamp_path = paths.RUNS / "smoke" / "refresh.json"
     stamps: dict[str, str] = {}
     if stamp_path.exists():
@@ -55,7 +55,7 @@ def refresh(*, only: list[str] | None = None, everything: bool = False) -> list[
         target = folder / f"{source.stem}.ipynb"
         keys[number] = _key(source, [keys.get(need, "") for need in needs_of(number)])
         current = stamps.get(target.name) == keys[number] and text_in_step(source, target)
-        if (only and number not in only) or (current and not everything):
+        if (only and number not in chosen) or (current and not everything):
             continue
         print(f"{source.stem}: executing under profile smoke", flush=True)
         write_notebook(execute(source, cwd=folder), target)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from robustpo_kit import paths, profiles, records
 from robustpo_kit.errors import KitError
+from robustpo_kit.notebook import number_of
 from robustpo_kit.series.plan import STATUSES, Plan, Result, parameters, sources
 
 
@@ -66,7 +67,7 @@ def publish(profile: str) -> list[str]:
     """
     notebooks = records.read_json(paths.work(profile) / "manifest.json")["notebooks"]
     bad = [entry["name"] for entry in notebooks if entry["status"] != "ok"]
-    missing = set(sources(paths.NOTEBOOKS)) - {entry["name"][:2] for entry in notebooks}
+    missing = set(sources(paths.NOTEBOOKS)) - {number_of(entry["name"]) for entry in notebooks}
     if bad or missing:
         names = ", ".join(bad or sorted(missing))
         raise KitError(f"publish: not every notebook was ok under {profile} ({names})")

@@ -20,7 +20,7 @@ from types import FrameType
 
 from robustpo_kit import paths, records
 from robustpo_kit.errors import KitError
-from robustpo_kit.notebook import done_file, kernel_environment
+from robustpo_kit.notebook import done_file, kernel_environment, number_of
 from robustpo_kit.series.execution import kill_tree
 from robustpo_kit.series.plan import (
     Plan,
@@ -52,8 +52,8 @@ class Child:
 
     @property
     def number(self) -> str:
-        """The two digits that order the series."""
-        return self.source.name[:2]
+        """Its `number_of`."""
+        return number_of(self.source.name)
 
 
 def run(plan: Plan) -> list[Result]:
@@ -135,7 +135,7 @@ def _result_or_child(
 
 def _start(plan: Plan, path: Path, key: str, slot: str | None) -> Child:
     """Start the child process of one notebook; what an earlier run left for it is removed first."""
-    number, log = path.name[:2], _log(plan, path)
+    number, log = number_of(path.name), _log(plan, path)
     output, failure = output_path(plan, path), log.with_suffix(".failure")
     environment = _environment(plan, path, slot)
     leftovers = [log, failure, output, state_file(plan, number)]
@@ -173,7 +173,7 @@ def _environment(plan: Plan, path: Path, slot: str | None) -> dict[str, str]:
     """Variables of the child process of one notebook."""
     environment = os.environ | kernel_environment(plan.profile)
     environment |= {
-        "ROBUSTPO_DONE": str(done_file(plan.profile, path.name[:2])),
+        "ROBUSTPO_DONE": str(done_file(plan.profile, number_of(path.name))),
         "ROBUSTPO_PROGRESS_LOG": str(_log(plan, path).with_suffix(".progress")),
         "JUPYTER_PREFER_ENV_PATH": "1",
     }

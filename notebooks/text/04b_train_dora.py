@@ -1,17 +1,17 @@
 # %% [markdown]
-# # 04 · Train DoRA: do ERM, DRO, reweighting and DoRA differ, loss by loss?
+# # 04b · Train DoRA: do ERM, DRO, reweighting and DoRA differ, loss by loss?
 #
 # **In one line.** The score against the human reply goes <!--claim dora_scores-->from 0.440 (SFT) to 0.480 with Plackett-Luce DPO (ERM) and 0.465 (DoRA)<!--/claim-->;
 # and <!--claim dora_against_erm-->0 of 5 differences to ERM are shown<!--/claim-->. It is one seed, at
-# strengths and distances that are not made equal (section 8).
+# strengths and distances that are not made equal (section 5).
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
-# | classifier (02), reward models (03) | tables `dora_*`, trained policies' replies in `runs/` | about 8 to 13 minutes | [03](03_reward_models.ipynb) | [05](05_reward_confidence.ipynb) |
+# | classifier (02), reward models (03) | tables `dora_*`, trained policies' replies in `runs/` | about 8 to 13 minutes | [04a](04a_kl_dro.ipynb) | [05](05_reward_confidence.ipynb) |
 #
 # **DoRA** here is *Distribution-aware optimization for Robust Alignment* (Zhu et al., 2025), not the weight-decomposed
 # adapter of the same name. It takes any per-sample preference loss $\ell(\theta,z)$ and minimises its worst case over a
-# KL ball around the data, with each sample scaled by its calibration factor (Eq. 9):
+# KL ball around the data, with each sample scaled by its calibration factor (Eq. 9); 04a takes it apart:
 #
 # $$\mathcal L(\theta)=\lambda\,\log\frac1B\sum_{i=1}^{B}\exp\frac{\tilde h(z_i)\,\ell(\theta,z_i)}{\lambda}.$$
 
@@ -19,11 +19,9 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 
-from robustpo_kit import analysis, experiments, judging, objectives, plots, robust
+from robustpo_kit import analysis, experiments, judging, plots
 from robustpo_kit.notebook import start
-from robustpo_kit.records import stream, torch_stream
 
 # %% tags=["parameters"]
 profile = "auto"  # auto | smoke | cpu | gpu | paper
@@ -31,123 +29,11 @@ seed = 0
 overrides = {}  # settings of the profile to change
 
 # %%
-nb = start("04_train_dora", profile=profile, seed=seed, overrides=overrides)
+nb = start("04b_train_dora", profile=profile, seed=seed, overrides=overrides)
 lab = experiments.Lab(nb.cfg, nb.seed)
 
 # %% [markdown]
-# ## 1. Four ways to aggregate a batch
-#
-# | name | value | weight of sample $i$ in the gradient |
-# |---|---|---|
-# | ERM | $\frac1B\sum\ell_i$ | $\frac1B$ |
-# | DRO | $\lambda\log\frac1B\sum e^{\ell_i/\lambda}$ | $\mathrm{softmax}(\ell/\lambda)_i$ |
-# | reweighting | $\frac1B\sum\tilde h_i\ell_i$ | $\tilde h_i/B$ |
-# | DoRA | $\lambda\log\frac1B\sum e^{\tilde h_i\ell_i/\lambda}$ | $\tilde h_i\,\mathrm{softmax}(\tilde h\ell/\lambda)_i$ |
-#
-# The weights are not taken on trust: below they are derivatives, taken by autograd.
-
-# %%
-per_sample = torch.tensor([0.2, 0.7, 1.5, 3.0], dtype=torch.float64, requires_grad=True)
-h = torch.tensor([2.0, 1.0, 1.5, 0.3], dtype=torch.float64)
-for kind in ("erm", "dro", "reweight", "dora"):
-    value = robust.aggregate(per_sample, h, kind=kind, lam=1.0)
-    (slope,) = torch.autograd.grad(value, per_sample)
-    assert torch.allclose(slope, robust.weights(per_sample, h, kind=kind, lam=1.0))
-    print(f"{kind:9s} weights {slope.numpy().round(2)}")
-
-# %% [markdown]
-# The last sample has the largest loss. DRO gives it most of the step: if it is a mislabelled row, that is *over-pessimism*.
-# DoRA looks at $\tilde h=0.3$, finds that it hardly resembles the target, and turns elsewhere.
-#
-# **The window matters.** The logarithm stands outside the sum, so the loss of a batch is not the mean of the losses of its
-# micro-batches. Gradient accumulation over micro-batches, as most trainers do it, optimises something else; at
-# micro-batch 1 nothing robust is left, $\lambda\log e^{\tilde h\ell/\lambda}=\tilde h\ell$. How far are the weights of 32 samples
-# off? (Relative error in Euclidean norm, mean over 200 random batches with exponential losses.)
-
-# %%
-generator = torch_stream(nb.seed, "losses of made-up batches")
-batches = torch.empty(200, 32, dtype=torch.float64).exponential_(generator=generator)
-h_batches = 4 * torch.rand(200, 32, dtype=torch.float64, generator=generator)
-errors = {}
-for micro in (1, 2, 4, 8, 16, 32):
-    off = []
-    for batch, h_batch in zip(batches, h_batches, strict=True):
-        whole = robust.weights(batch, h_batch, kind="dora", lam=nb.cfg.lam)
-        pieces = zip(batch.split(micro), h_batch.split(micro), strict=True)
-        cut = torch.cat([robust.weights(b, hh, kind="dora", lam=nb.cfg.lam) for b, hh in pieces]) * micro / 32
-        off.append((cut - whole).norm() / whole.norm())
-    errors[micro] = torch.stack(off).mean().item()
-assert errors[32] < 1e-12 and errors[1] > errors[8] > errors[16]
-print("weights off by:", {micro: f"{100 * error:.0f} %" for micro, error in errors.items()})
-
-# %% [markdown]
-# The kit's trainer is exact over the whole step whatever the micro-batch; `window="micro"` restores the usual behaviour for
-# comparison.
-#
-# **The scale matters, too.** $\lambda=1$ means nothing without the size of the loss. The paper prints sums over the $K$ responses
-# (App. C.5), and so does this kit; the authors' script divides by $K$ before the exponential, which makes its $\lambda=1$ our
-# $\lambda=K$, and its window is one prompt, at which reweighting by $\tilde h$ is all that is left. How many of 8 samples drive the
-# first step, where every Plackett-Luce loss is $\log 4!$? (Mean over 200 draws of 8 from notebook 02's $\tilde h$.)
-
-# %%
-known = nb.read_table("h_by_sample", run="reference")
-h_known = torch.tensor(known.loc[known["classifier"] == "frozen, per source", "h"].to_numpy())
-eights = [h_known[torch.randperm(len(h_known), generator=generator)[:8]] for _ in range(200)]
-start_loss = torch.full((8,), np.log(24), dtype=torch.float64)
-readings = {
-    "sum over K, whole step (this kit)": lambda h8: robust.weights(start_loss, h8, kind="dora", lam=1.0),
-    "mean over K, whole step": lambda h8: robust.weights(start_loss / 4, h8, kind="dora", lam=1.0),
-    "mean over K, one prompt (parity=authors)": lambda h8: h8 / 8,
-}
-sizes = {name: np.mean([robust.effective_sample_size(of(h8)) for h8 in eights]) for name, of in readings.items()}
-assert list(sizes.values()) == sorted(sizes.values())
-wished = objectives.lambda_for_ess(start_loss, 0.7, eights[0], kind="dora")
-print(f"lambda at which 70 % of the first 8 drive the step: {wished:.1f}")
-pd.Series(sizes, name="samples of 8").round(1).to_frame()
-
-# %% [markdown]
-# So a wish is the better knob: `objectives.build("dora(dpo_pl, beta=0.1, ess=0.7)")` solves $\lambda$ on the first step of a run and
-# records it, and `dora(dpo_pl(beta=0.1), lam=1, parity=authors)` is what the script does. Over RRHF it takes the
-# log-mean-exp over the $K$ ratios of each response, over LIRE it puts $\tilde h$ outside and a softmax over the rewards:
-# `docs/differences.md` has the whole table.
-#
-# ## 2. Is the formula really the worst case? (App. B.2)
-#
-# The claim is a duality: the supremum of $\mathbb E_Q[\tilde h\ell]$ over all $Q$ with $\mathrm{KL}(Q\|P)\le\rho$ equals
-# $\inf_\lambda\{\lambda\log\mathbb E_P e^{\tilde h\ell/\lambda}+\lambda\rho\}$. Left: we walk along the exponential tilts
-# $q\propto e^{\tilde h\ell/\lambda}$ until the ball is full. Right: the kit's dual. And no random $q$ in the ball does better.
-
-# %%
-rho, values = 0.2, (h * per_sample).detach().numpy()
-lam = robust.lambda_from_radius(per_sample.detach(), rho, h)
-q = np.exp(values / lam) / np.exp(values / lam).sum()
-primal, dual = q @ values, robust.worst_case_risk(per_sample.detach(), rho, h)
-random_q = stream(nb.seed, "random q").dirichlet(np.ones(4), size=20000)
-inside = random_q[(random_q * np.log(4 * random_q + 1e-300)).sum(axis=1) <= rho]
-assert abs(primal - dual) < 1e-6 and (inside @ values).max() <= dual + 1e-9
-print(f"worst case over the ball {primal:.4f} = dual {dual:.4f}; best of {len(inside)} random q: {(inside @ values).max():.4f}")
-
-# %% [markdown]
-# ## 3. Does it converge? (App. B.3)
-#
-# For a convex smooth loss, log-mean-exp stays convex and smooth, and gradient descent closes the gap at $O(1/T)$. A
-# one-parameter toy: $\ell_i(\theta)=(\theta-a_i)^2$; $T$ times the gap must stay bounded.
-
-# %%
-targets, weights = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64), torch.tensor([1.5, 1.0, 0.4], dtype=torch.float64)
-theta, gaps = torch.tensor(4.0, dtype=torch.float64, requires_grad=True), []
-for _ in range(400):
-    risk = robust.aggregate((theta - targets) ** 2, weights, kind="dora", lam=1.0)
-    (slope,) = torch.autograd.grad(risk, theta)
-    gaps.append(risk.item())
-    with torch.no_grad():
-        theta -= 0.02 * slope
-gaps = np.array(gaps) - gaps[-1]
-assert (np.diff(gaps) <= 1e-12).all()
-print("T x gap at T = 10, 50, 200:", [f"{t * gaps[t]:.2f}" for t in (10, 50, 200)])
-
-# %% [markdown]
-# ## 4. The training set
+# ## 1. The training set
 #
 # The proxy (notebook 03) ranks the four responses of each prompt; in contaminated samples the synthetic reply in the golden
 # slot is ranked first. $\tilde h$ comes from notebook 02's classifier, which has seen none of these rows.
@@ -212,7 +98,7 @@ for name in names:
 # So contamination of 60 % under a blind proxy is a task on which a method against it could be tested. None has been yet: what
 # follows trains under a proxy that sees, at 30 %, near which no harm was shown.
 #
-# ## 5. Train
+# ## 2. Train
 #
 # Supervised fine-tuning on golden replies first (the reference), then LoRA by each method, all from the same start, with
 # the same data, order, steps and learning rate. The robust term couples **all samples of an optimizer step**, however it
@@ -260,7 +146,7 @@ differences = [
 nb.save_table("dora_differences", pd.concat(differences))
 
 # %% [markdown]
-# ## 6. What the steps looked like
+# ## 3. What the steps looked like
 
 # %%
 table = nb.read_table("dora_curves")
@@ -276,7 +162,7 @@ plt.show()
 # fewer because $\tilde h$ differs, DRO and DoRA to fewer the more losses differ beside $\lambda$. A value near 1 would mean that
 # one sample drives the step; the last step has what rows remain, here a single one. In the committed run, <!--claim dora_samples-->of 8, on average: 8.0 (erm), 6.4 (dro), 7.2 (reweight), 2.3 (dora)<!--/claim-->.
 #
-# ## 7. Who wins against the human reply
+# ## 4. Who wins against the human reply
 
 # %%
 table = nb.read_table("dora_win_rates")
@@ -315,9 +201,9 @@ for row in analysis.among_all(table, "score").to_dict("records"):
     print(f"{row['policy']:16s} {analysis.verdict(row, 'score')}")
 
 # %% [markdown]
-# ## 8. Beside the papers
+# ## 5. Beside the papers
 #
-# The papers' $\lambda=1$ is on another scale than ours (section 1). DoRA Table 2, HH-RLHF, Mistral-7B, win rates judged by GPT-4o: DPO-PL 75.0 to 78.0 with DoRA, RRHF 76.5 to 79.8, LIRE
+# The papers' $\lambda=1$ is on another scale than ours (04a). DoRA Table 2, HH-RLHF, Mistral-7B, win rates judged by GPT-4o: DPO-PL 75.0 to 78.0 with DoRA, RRHF 76.5 to 79.8, LIRE
 # 72.8 to 84.0. Table 4 compares DRO alone (76.0, 77.0, 65.0) and reweighting alone (74.5, 80.5, 80.8).
 #
 # What the committed run shows, one seed, <!--claim rows_of_record-->73 training rows, 100 evaluation rows of 96 prompts<!--/claim-->.
@@ -329,7 +215,7 @@ for row in analysis.among_all(table, "score").to_dict("records"):
 #   or whose other judge, turned what was shown of DoRA.
 # - **Strength and distance were not made equal.** Steps listen to so many samples: <!--claim dora_samples-->of 8, on average: 8.0 (erm), 6.4 (dro), 7.2 (reweight), 2.3 (dora)<!--/claim-->;
 #   policies have moved so far, in nats of log ratio to the reference: <!--claim dora_distance-->ERM 0.87 [0.56, 1.17], DoRA 0.84 [0.51, 1.18], DRO 0.49 [0.21, 0.76]<!--/claim-->.
-#   Either may turn a difference round, or hide one: exercise 3.
+#   Either may turn a difference round, or hide one: exercise 2.
 
 # %%
 table = nb.read_table("dora_differences")
@@ -340,18 +226,13 @@ assert set(table["baseline"].str.split().str[1]) == {"erm"}
 # %% [markdown]
 # ## Exercises
 #
-# 1. Show from the table of weights that $\lambda\to\infty$ turns DoRA into reweighting.
-#
-# <details><summary>Solution</summary>softmax of a vector that goes to zero is uniform, $1/B$; the weight becomes
-# $\tilde h_i/B$. In code: <code>robust.weights(per_sample, h, kind="dora", lam=1e6)</code>.</details>
-#
-# 2. Why is a win rate from this judge not comparable with GPT-4o's?
+# 1. Why is a win rate from this judge not comparable with GPT-4o's?
 #
 # <details><summary>Solution</summary>Gold is a stated function of relevance, as a small BERT sees it, of how human a text
 # reads, and of repetition. Compare methods under one judge,
 # never numbers of two judges.</details>
 #
-# 3. Train DoRA at a wished strength: add <code>"dora(dpo_pl(beta=0.1), ess=0.7)"</code> to the specs of section 5. What are
+# 2. Train DoRA at a wished strength: add <code>"dora(dpo_pl(beta=0.1), ess=0.7)"</code> to the specs of section 2. What are
 #    $\lambda$, the log ratio and the score then?
 #
 # <details><summary>Solution</summary>The record of the run says the $\lambda$ that was solved on the first step. Compare
