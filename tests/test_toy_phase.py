@@ -371,6 +371,16 @@ def test_families_are_of_equally_many_worlds_and_missing_values_are_counted():
     assert cells["seeds"].to_dict() == {"worse": 8, "noisy": 3}
 
 
+def test_a_difference_of_a_few_worlds_widens_no_other():
+    """An outcome that two worlds of twelve have says nothing, and would have a t value of any size."""
+    table = outcomes()
+    against = {name: ["erm"] for name in ("better", "same", "worse")}
+    without = analysis.cell_table(table[table["method"] != "noisy"], against, {"gold": 0.1})
+    table.loc[(table["method"] == "noisy") & (table["seed"] > 1), "value"] = np.nan
+    cells = analysis.cell_table(table, against | {"noisy": ["erm"]}, {"gold": 0.1})
+    pd.testing.assert_frame_equal(cells, without)
+
+
 def test_a_band_knows_how_many_units_each_difference_has():
     """Eight units among missing ones are eight units."""
     rng = np.random.default_rng(1)

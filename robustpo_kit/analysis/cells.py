@@ -10,6 +10,7 @@ from robustpo_kit.analysis.sentences import verdict
 from robustpo_kit.analysis.study_tables import banded, contrast_row
 
 VERDICTS = ("win", "tie", "lose", "open")
+LEAST = 0.5  # share of a cell's worlds that need an outcome; of a few, t values have no bounds
 
 
 def cell_table(
@@ -34,10 +35,10 @@ def cell_table(
 
     Returns:
         A row a cell, method, baseline and outcome: kind (exploratory), axis, dose, method,
-        baseline, outcome, worlds, seeds (worlds where both have the outcome), value (mean of the
-        method), difference, low, high, p_adjusted, could_see, and verdict: "tie" where the interval
-        stays within the margin, else "win" above zero, "lose" below it, and "open" where it shows
-        neither.
+        baseline, outcome, worlds, seeds (worlds where both have the outcome; a row where fewer than
+        LEAST of them have is left out), value (mean of the method), difference, low, high,
+        p_adjusted, could_see, and verdict: "tie" where the interval stays within the margin, else
+        "win" above zero, "lose" below it, and "open" where it shows neither.
     """
     families: dict[tuple[str, int], list[dict[str, Any]]] = {}
     outcomes = outcomes[outcomes["outcome"].isin(tie)]
@@ -49,7 +50,7 @@ def cell_table(
             contrast = Contrast(method, baseline, outcome, cell, cell, "either")
             row = contrast_row(part, contrast, level) | cell
             row |= {"worlds": rows["seed"].nunique(), "value": rows["value"].mean()}
-            if row["seeds"]:
+            if row["seeds"] >= LEAST * row["worlds"]:
                 families.setdefault((outcome, row["worlds"]), []).append(row)
     parts = [banded(rows, level, seed) for rows in families.values()]
     table = pd.concat(parts, ignore_index=True)
