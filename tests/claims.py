@@ -464,18 +464,51 @@ def harm_of_erm(study: str, method: str) -> str:
     )
 
 
+def primaries(study: str, harm: str) -> str:
+    """The primary contrasts of a study in the toy world, in gold."""
+    words = []
+    for row in table("contrasts", f"studies/{study}").query("kind == 'primary'").to_dict("records"):
+        dose = 100 * float(row["where"].removeprefix("dose "))
+        words.append(f"{row['method']} over {row['baseline']} {verdict(row)} ({dose:.0f} % {harm})")
+    return "; ".join(words)
+
+
 @claim
 def phase_primaries() -> str:
-    """The primary contrasts of the studies in the toy world, in gold."""
     harms = {"phase_contamination": "contaminated rows", "phase_flips": "flipped labels"}
+    return "; ".join(primaries(study, harm) for study, harm in harms.items())
+
+
+@claim
+def flip_primaries() -> str:
+    return primaries("phase_flips", "flipped labels")
+
+
+def of_cells(study: str, dose: float, baseline: str, methods: "list[str]") -> str:
+    """Differences of gold in cells of a study in the toy world without a further change."""
+    rows = table("cells", f"studies/{study}").query("axis == 'base' and outcome == 'gold'")
+    rows = rows[(rows["dose"] == dose) & (rows["baseline"] == baseline)].set_index("method")
+    return "; ".join(f"{name} {verdict(rows.loc[name])}" for name in methods)
+
+
+@claim
+def flip_costs() -> str:
+    rows = table("contrasts", "studies/phase_flips").query("outcome == 'gold'")
+    rows = rows[rows["where"] == "dose 0.4 against dose 0"].set_index("method")
+    return "; ".join(f"{name} {verdict(rows.loc[name])}" for name in ("DPO", "SimPO"))
+
+
+@claim
+def flip_over_sft() -> str:
+    return of_cells("phase_flips", 0.3, "SFT", ["DPO", "rDPO", "SimPO", "gamma-SimPO"])
+
+
+@claim
+def flip_lists() -> str:
     words = []
-    for study, harm in harms.items():
-        rows = table("contrasts", f"studies/{study}").query("kind == 'primary'")
-        for row in rows.to_dict("records"):
-            dose = 100 * float(row["where"].removeprefix("dose "))
-            words.append(
-                f"{row['method']} over {row['baseline']} {verdict(row)} ({dose:.0f} % {harm})"
-            )
+    for dose in (0.2, 0.4):
+        for name, plain in (("DPO-PL, DoRA", "DPO-PL"), ("LIRE, DoRA", "LIRE")):
+            words.append(f"{100 * dose:.0f} %, {of_cells('phase_flips', dose, plain, [name])}")
     return "; ".join(words)
 
 
@@ -489,6 +522,13 @@ def paper_items() -> str:
     words = ", ".join(f"{counts[name]} {plural[name]}" for name in plural if name in counts)
     ours = readings.groupby(["paper", "item"]).ngroups
     return f"of the papers' {counts.sum()} tables and figures {words}; {ours} have a number of ours"
+
+
+@claim
+def flip_real() -> str:
+    rows = table("contrasts", "studies/dose_real_blind").query("kind == 'primary'")
+    rows = rows[(rows["method"] == "dpo erm") & (rows["outcome"] == "implicit_accuracy")]
+    return f"DPO {verdict(rows.iloc[0])}"
 
 
 @claim
