@@ -372,7 +372,7 @@ def test_families_are_of_equally_many_worlds_and_missing_values_are_counted():
 
 
 def test_a_difference_of_a_few_worlds_widens_no_other():
-    """An outcome that two worlds of twelve have says nothing, and would have a t value of any size."""
+    """An outcome that two worlds of twelve have would have a t value of any size."""
     table = outcomes()
     against = {name: ["erm"] for name in ("better", "same", "worse")}
     without = analysis.cell_table(table[table["method"] != "noisy"], against, {"gold": 0.1})

@@ -25,7 +25,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "07": ("06",),
     "09": (),  # the tables of declared studies
     "11": (),
-    "99": ("03", "04", "05", "06", "07"),  # and the tables of declared studies
+    "99": ("03", "04b", "05", "06", "07"),  # and the tables of declared studies
 }
 
 
