@@ -182,9 +182,9 @@ def test_golden_logp_is_what_golden_replies_gained():
     first = start(setting)
     world = first.world
     run = Run("dpo_pl(beta=0.1)", setting=setting, learning_rate=1e-2)
-    trained = toy.runs._ready(run)
-    toy.runs._train(run, trained)
-    after = toy.runs.policy_logps(trained.policy, world)
+    policy = toy.runs._copy(first.policy)
+    toy.runs._train(run, policy)
+    after = toy.runs.policy_logps(policy, world)
     golden, rows = world.log_density[0].exp(), world.held_out_prompts
     before, later = (
         (golden * (each.logps + each.mass.log()[:, None])).sum(-1)[rows].mean()
