@@ -494,7 +494,7 @@ def of_cells(study: str, dose: float, baseline: str, methods: "list[str]") -> st
 @claim
 def flip_costs() -> str:
     rows = table("contrasts", "studies/phase_flips").query("outcome == 'gold'")
-    rows = rows[rows["where"] == "dose 0.4 against dose 0"].set_index("method")
+    rows = rows[rows["where"] == "dose 0.4 against dose 0.0"].set_index("method")
     return "; ".join(f"{name} {verdict(rows.loc[name])}" for name in ("DPO", "SimPO"))
 
 
