@@ -62,7 +62,7 @@ live.pivot(index=["method", "flips"], columns="world", values="change").round(2)
 # A world says little: what training does to gold depends on the world more than on the loss or on flips. So the study
 # compares within worlds, 24 of them, or 12 for the methods beside its primary contrasts.
 #
-# ## 2. What training gains in gold, by share of flips (gamma-PO Fig. 4's form)
+# ## 2. Gold over SFT, by share of flips (the form of Fig. 4 of gamma-PO)
 #
 # Each method minus the SFT policy where all of them begin, in the same worlds, the 12 that all methods have. A full dot: the
 # interval, simultaneous over everything drawn, leaves zero out.
