@@ -75,7 +75,7 @@ def _values(
     for column, value in where.items():
         chosen &= outcomes[column] == value
     part = outcomes[chosen]
-    prompts = part["row_id"].fillna("").astype(str) if "row_id" in part else ""
+    prompts = part["row_id"].astype(object).fillna("").astype(str) if "row_id" in part else ""
     return part.assign(row_id=prompts).groupby(list(UNITS))["value"].mean()
 
 
