@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 09 · Label noise: what survives flipped labels?
 #
-# **In one line.** Held against baselines that were tuned with as many tries, in worlds with known truth, of what was declared:
-# <!--claim flip_primaries-->gamma-SimPO over SimPO no difference shown: -0.01 [-0.04, 0.01], could have seen 0.04 (30 % flipped labels); rDPO over DPO no difference shown: -0.01 [-0.02, 0.00], could have seen 0.02 (30 % flipped labels)<!--/claim-->.
+# **In one line.** Held against baselines that were tuned with as many tries, in worlds with known truth,
+# of what was declared: <!--claim flip_primaries-->gamma-SimPO over SimPO no difference shown: -0.01 [-0.04, 0.01], could have seen 0.04 (30 % flipped labels); rDPO over DPO no difference shown: -0.01 [-0.02, 0.00], could have seen 0.02 (30 % flipped labels)<!--/claim-->.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
