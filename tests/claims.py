@@ -513,6 +513,15 @@ def flip_lists() -> str:
 
 
 @claim
+def self_training_primaries() -> str:
+    """DoRA over the plain loss after three rounds, and over RSO, in gold of the toy world."""
+    rows = table("contrasts", "studies/self_training").query("kind == 'primary'")
+    return "; ".join(
+        f"{row['method']} over {row['baseline']} {verdict(row)}" for row in rows.to_dict("records")
+    )
+
+
+@claim
 def paper_items() -> str:
     """How many tables and figures of the papers have which verdict."""
     readings = item_readings()

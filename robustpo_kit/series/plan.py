@@ -25,6 +25,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "07": ("06",),
     "09": (),  # the tables of declared studies
     "11": (),
+    "12": ("03", "04b"),  # the proxy, the SFT policy
     "99": ("03", "04b", "05", "06", "07"),  # and the tables of declared studies
 }
 
