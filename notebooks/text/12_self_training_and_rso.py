@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 12 · Self-training and RSO: does DoRA help when the policy writes its own data?
 #
-# **In one line.** In worlds with known truth, in gold, 24 worlds, of what was declared:
-# <!--claim self_training_primaries-->DoRA, 3 rounds over DPO-PL, 3 rounds no difference shown: -0.04 [-0.18, 0.09], could have seen 0.22; DoRA DPO-PL over RSO DPO-PL loses 0.35 [0.13, 0.57]; DoRA LIRE over RSO LIRE loses 0.12 [0.06, 0.18]<!--/claim-->.
+# **In one line.** In worlds with known truth, in gold, 24 worlds, of what
+# was declared: <!--claim self_training_primaries-->DoRA, 3 rounds over DPO-PL, 3 rounds no difference shown: -0.04 [-0.18, 0.09], could have seen 0.22; DoRA DPO-PL over RSO DPO-PL loses 0.35 [0.13, 0.57]; DoRA LIRE over RSO LIRE loses 0.12 [0.06, 0.18]<!--/claim-->.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
