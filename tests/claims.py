@@ -512,6 +512,25 @@ def flip_lists() -> str:
     return "; ".join(words)
 
 
+def primaries(study: str) -> str:
+    """Every primary contrast of a study in the toy world, with its outcome."""
+    words = []
+    for row in table("contrasts", f"studies/{study}").query("kind == 'primary'").to_dict("records"):
+        where = f"{row['outcome'].replace('_', ' ')}, {row['where']}"
+        words.append(f"{row['method']} over {row['baseline']} {verdict(row, places=3)} ({where})")
+    return "; ".join(words)
+
+
+@claim
+def pairwise_primaries() -> str:
+    return primaries("pairwise")
+
+
+@claim
+def ablation_primaries() -> str:
+    return "; ".join(primaries(study) for study in ("ablations", "ablations_tau"))
+
+
 @claim
 def self_training_primaries() -> str:
     """DoRA over the plain loss after three rounds, and over RSO, in gold of the toy world."""

@@ -117,8 +117,11 @@ def contrast_row(outcomes: pd.DataFrame, contrast: Contrast, level: float) -> di
 
 
 def could_see(se: float, df: float, level: float = 0.95) -> float:
-    """The smallest true difference that a t test with this error shows with probability 0.8."""
-    if not df > 0 or not se > 0:
+    """The smallest true difference that a t test with this error shows with probability 0.8.
+
+    NaN where there is no error, or a level that rounds to 1, at which no difference can be seen.
+    """
+    if not (df > 0 and se > 0 and level < 1):
         return np.nan
     units = round(df) + 1
     return minimum_detectable(se * np.sqrt(units), units, level=level)

@@ -23,7 +23,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "05": ("04b",),
     "06": ("03", "04b"),  # 04b trains the SFT policy that gamma-PO starts from
     "07": ("06",),
-    "09": (),  # the tables of declared studies
+    "08": (),  # from here on, the tables of declared studies
+    "09": (),
+    "10": (),
     "11": (),
     "12": ("03", "04b"),  # the proxy, the SFT policy
     "99": ("03", "04b", "05", "06", "07"),  # and the tables of declared studies
