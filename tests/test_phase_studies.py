@@ -32,6 +32,18 @@ def test_a_phase_study_has_few_primaries_many_worlds_and_others_for_tuning(name)
     assert {"reward bias 1.5", "K 2", "K 8"} <= set(settings.axes)
 
 
+def write_tables(name: str, results) -> None:
+    """The tables of a study, tuned first, from what `results` makes up for its cells."""
+    declared = toy.declared.read(Study.load(name))
+    tuning = toy.phase.tuning_cells(declared)
+    tables = {"tuned": toy.phase.choose(tuning, results(tuning))}
+    cells = toy.phase.study_cells(declared, tables["tuned"])
+    tables |= toy.phase.result_tables(declared, cells, results(cells))
+    for title, table in tables.items():
+        record = {"seed": declared.study.seeds[0]}
+        write_table(paths.RESULTS / "studies" / name / f"{title}.csv", table, record)
+
+
 @pytest.fixture
 def made_up(demo):
     """Both studies with fewer cells, and their tables of paths that no run has made."""
@@ -42,14 +54,7 @@ def made_up(demo):
         fields["settings"] |= {"tuning_seeds": [1000], "axis_worlds": 2, "tie": TIE}
         fields["settings"]["axes"] = {"K 2": whole.settings.axes["K 2"]}
         (paths.STUDIES / f"{name}.json").write_text(json.dumps(fields))
-        declared = toy.declared.read(Study.load(name))
-        tuning = toy.phase.tuning_cells(declared)
-        tables = {"tuned": toy.phase.choose(tuning, results(tuning))}
-        cells = toy.phase.study_cells(declared, tables["tuned"])
-        tables |= toy.phase.result_tables(declared, cells, results(cells))
-        for title, table in tables.items():
-            record = {"seed": declared.study.seeds[0]}
-            write_table(paths.RESULTS / "studies" / name / f"{title}.csv", table, record)
+        write_tables(name, results)
 
 
 def results(cells) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from robustpo_kit.analysis.paired import (
     simultaneous,
 )
 from robustpo_kit.analysis.papers import paper_values
-from robustpo_kit.analysis.sentences import agreement, among_all, verdict
+from robustpo_kit.analysis.sentences import among_all, verdict
 from robustpo_kit.analysis.study_tables import holm, study_table
 from robustpo_kit.analysis.tuning import Knobs, choose, chosen_knobs, knobs_of, nearest
 
@@ -30,7 +30,6 @@ __all__ = [
     "Difference",
     "Knobs",
     "Study",
-    "agreement",
     "among_all",
     "cell_table",
     "choose",

@@ -75,21 +75,6 @@ def verdict(
     return f"no difference shown: {numbers}, could have seen {_shown(seen, places)}"
 
 
-def agreement(row: Mapping[str, Any] | pd.Series, *, level: float = 0.95) -> str:
-    """How a primary contrast, declared in the direction that a paper says, stands to the paper.
-
-    Args:
-        row: of `study_table`.
-        level: of its test.
-
-    Returns:
-        "agrees" where it is shown, "differs" where the opposite is, else "not shown".
-    """
-    if row["shown"]:
-        return "agrees"
-    return "differs" if row["p_adjusted"] < 1 - level else "not shown"
-
-
 def among_all(
     table: pd.DataFrame, value: str = "difference", *, level: float = 0.95
 ) -> pd.DataFrame:
