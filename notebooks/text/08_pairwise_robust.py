@@ -17,6 +17,8 @@
 # share of the rows holds synthetic replies only, ranked by a reward model with a taste of its own.
 
 # %%
+import json
+
 import matplotlib.pyplot as plt
 import pandas as pd
 
@@ -68,7 +70,15 @@ shown.round(2)
 tuned = nb.read_table("tuned", run="studies/pairwise")
 choices = tuned[tuned["chosen"]].drop(columns="chosen").reset_index(drop=True)
 nb.save_table("pairwise_tuned", choices)
+for row in choices.itertuples():
+    tries, chosen = declared.methods[row.method].tries, json.loads(row.knobs)
+    ends = [f"{knob} {value:g}" for knob, value in chosen.items() if value in (min(tries[knob]), max(tries[knob])) and len(tries[knob]) > 2]
+    if ends:
+        print(f"at an end of its grid: {row.method}, dose {row.dose:g}, {', '.join(ends)}")
 choices.round(2)
+
+# %% [markdown]
+# What is chosen at an end of its grid might be better beyond it, of a loss with DoRA as of one without.
 
 # %% [markdown]
 # ## 3. The primary contrasts
@@ -95,39 +105,42 @@ for _, row in primary.iterrows():
 cells = nb.read_table("cells", run="studies/pairwise")
 wins = cells[(cells["outcome"] == "win_rate") & (cells["baseline"] != toy.declared.START)]
 with_dora = wins[wins["method"].str.contains("DoRA|reweight") & wins["baseline"].isin(["DPO", "EXO", "SimPO"])]
-nb.save_table("pairwise_gains", with_dora.reset_index(drop=True))
+with_dora = with_dora.sort_values("baseline", kind="stable").reset_index(drop=True)
+nb.save_table("pairwise_gains", with_dora)
 table_1 = ["Robust DPO", "Dr.DPO", "DPO + DoRA"]
-ours = cells[cells["outcome"].isin(["win_rate", "lose"]) & cells["method"].isin(table_1) & (cells["baseline"] == "DPO")]
-ours = ours[ours["dose"] == clean]
+losing = cells[(cells["outcome"] == "lose") & (cells["dose"] == clean) & (cells["baseline"] == "DPO")]
+losing = losing.set_index("method").loc[table_1].reset_index()
 printed = analysis.paper_values("dora").query("table == 'Table 1'")
 printed = printed.assign(model=printed["row"].str.split(" / ").str[0], method=printed["row"].str.split(" / ").str[-1])
 percent = printed.pivot_table(index=["model", "method"], columns="column", values="value", sort=False)
 percent = percent.rename(columns={"win, %": "win", "lose, %": "lose"})[["win", "lose"]]
-theirs = (percent - percent.xs("DPO", level="method")) / 100  # shares, as ours
+theirs = percent - percent.xs("DPO", level="method")
 
-figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.6))
-for ax, dose in zip(axes, (clean, spoiled), strict=False):
-    plots.bars_with_ci(
-        with_dora[with_dora["dose"] == dose], ax, name="method", value="difference", reference=0.0,
-        xlabel=f"win rate minus the loss's own, dose {dose:g}",
-    )
+figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+panels = [(with_dora[with_dora["dose"] == dose], f"win rate over the loss itself, dose {dose:g}") for dose in (clean, spoiled)]
+panels.append((losing, f"lose rate minus DPO's, dose {clean:g}"))
+for ax, (part, words) in zip(axes, panels, strict=True):
+    points = part.assign(**100 * part[["difference", "low", "high"]])
+    plots.bars_with_ci(points, ax, name="method", value="difference", reference=0.0, xlabel="points")
+    ax.set_title(words, fontsize=10)
+    ax.locator_params(axis="x", nbins=6)
 axes[1].set_yticklabels([])
-losing = ours[ours["outcome"] == "lose"].set_index("method").loc[table_1].reset_index()
-plots.bars_with_ci(losing, axes[2], name="method", value="difference", reference=0.0, xlabel="lose rate minus DPO's, dose 0")
 for marker, model in zip("sD", percent.index.unique("model"), strict=True):
     values = theirs.loc[model].loc[table_1, "lose"]
     axes[2].scatter(values, range(len(table_1))[::-1], marker=marker, facecolor="none", edgecolor="#333333", label=f"paper, {model}")
-axes[2].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
-figure.tight_layout()
-nb.save_figure("pairwise_losses", figure, pd.concat([with_dora, losing]).reset_index(drop=True))
+axes[2].legend(loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=2)
+nb.save_figure("pairwise_losses", figure, pd.concat([with_dora, losing], ignore_index=True))
 plt.show()
 
 # %% [markdown]
-# The paper's Table 1 and ours, in percent. The levels are not comparable (theirs: 7B models against the chosen replies of
-# HH-RLHF); the differences to DPO are, in their signs at least.
+# The paper's Table 1 and ours, in percent, over the worlds that every method has. The levels are not comparable (theirs: 7B
+# models against the chosen replies of HH-RLHF); the differences to DPO are, in their signs at least.
 
 # %%
 outcomes = nb.read_table("outcomes", run="studies/pairwise")
+shared = set.intersection(*outcomes.groupby("method")["seed"].agg(set))
+outcomes = outcomes[outcomes["seed"].isin(shared)]
+print(f"{len(shared)} worlds")
 levels = outcomes[outcomes["outcome"].isin(["win", "lose"]) & outcomes["method"].isin([*table_1, "DPO", toy.declared.START])]
 means = (100 * levels.pivot_table(index="method", columns=["dose", "outcome"], values="value")).round(1)
 means.columns = [f"ours, dose {dose:g}, {name}" for dose, name in means.columns]
@@ -148,7 +161,7 @@ numbers = readings.merge(mine[["paper", "item"]])
 nb.save_table("pairwise_claims", numbers)
 for row in mine.to_dict("records"):
     print(f"{row['item']}: {row['claim']} {row['verdict']}")
-numbers[["item", "what", "value", "low", "high", "kind", "verdict"]]
+numbers[["item", "what", "value", "low", "high", "kind", "verdict"]].round(3)
 
 # %% [markdown]
 # And what every method changes against DPO where 60 % of the rows are contaminated (exploratory):
@@ -161,11 +174,10 @@ for row in wins[(wins["dose"] == spoiled) & (wins["baseline"] == "DPO")].to_dict
 # ## 5. What stands behind it
 #
 # Where the mass is, how far each policy went, how many samples drive a step, and what a golden reply has gained in log-probability since
-# SFT. `gold_valid` is the gold of valid replies alone.
+# SFT, over the same worlds. `gold_valid` is the gold of valid replies alone.
 
 # %%
-part = outcomes[outcomes["axis"] == toy.declared.BASE]
-behind = part.pivot_table(index=["dose", "method"], columns="outcome", values="value", sort=False).reset_index()
+behind = outcomes.pivot_table(index=["dose", "method"], columns="outcome", values="value", sort=False).reset_index()
 behind = behind.rename_axis(columns=None)
 nb.save_table("pairwise_means", behind)
 names = ["dose", "method", "gold", "gold_valid", "win_rate", "mass", "kl_reference", "golden_logp", "proxy", "ess"]

@@ -215,13 +215,18 @@ numbers = readings.merge(mine[["paper", "item"]])
 nb.save_table("ablations_claims", numbers)
 for row in mine.to_dict("records"):
     print(f"{row['paper']} {row['item']}: {row['claim']} {row['verdict']}")
-numbers[["item", "what", "value", "low", "high", "kind", "verdict"]]
+numbers[["item", "what", "value", "low", "high", "kind", "verdict"]].round(3)
 
 # %% [markdown]
 # ## 7. What stands behind it
+#
+# Over the worlds that every method of a study has.
 
 # %%
-means = levels.unstack("outcome").reset_index().rename_axis(columns=None)
+present = outcomes.groupby(["study", "seed"])["method"].transform("nunique")
+shared = outcomes[present == present.groupby(outcomes["study"]).transform("max")]
+means = shared.pivot_table(index=["study", "dose", "method"], columns="outcome", values="value", sort=False)
+means = means.reset_index().rename_axis(columns=None)
 nb.save_table("ablations_means", means)
 names = ["study", "dose", "method", "gold", "gold_valid", "win_rate", "mass", "kl_reference", "golden_logp", "ess"]
 means[names].round(2)
