@@ -1,6 +1,7 @@
 """The papers' tables and figures beside ours: every name in items.json exists, the rule is kept."""
 
 import dataclasses
+import itertools
 import re
 import shlex
 
@@ -189,6 +190,46 @@ def test_without_any_table_every_row_says_what_is_missing(monkeypatch, tmp_path)
     row = table[(table["paper"] == "dora") & (table["item"] == "Table 1")].iloc[0]
     assert row["reason"] == row["toy"] == "the study pairwise has not been run"
     assert row["command"].startswith("robustpo study pairwise; robustpo train --preset dora/")
+
+
+@pytest.fixture
+def every_study(monkeypatch, tmp_path):
+    """Outcomes, steps and pairs of every study that an item reads, as no run has made them."""
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    rng = np.random.default_rng(0)
+    for name in sorted({name for entry in ALL for name in studies_of(entry)}):
+        study, toy = Study.load(name), name not in REAL
+        titles = dict.fromkeys(OUTCOMES, "outcomes") | STEPS | PAIRS
+        cells = itertools.product(titles, study.seeds[:4], study.methods, study.doses, range(4))
+        names = ["outcome", "seed", "method", "dose", "row_id"]
+        table = pd.DataFrame(cells, columns=names).assign(study=name)
+        table["value"] = rng.normal(size=len(table))
+        flags = table["outcome"] == "pair_flipped"
+        table.loc[flags, "value"] = (table.loc[flags, "value"] > 0).astype(float)
+        folder = tmp_path / "studies" / name
+        folder.mkdir(parents=True)
+        for title, part in table.groupby(table["outcome"].map(titles)):
+            part.assign(**{"axis": "base"} if toy else {}).to_csv(folder / f"{title}.csv")
+        columns = ["kind", "method", "baseline", "outcome", "where"]
+        pd.DataFrame(columns=columns).to_csv(folder / "contrasts.csv")
+
+
+REAL = ("methods_real", "flips_real", "hh_flips")
+OUTCOMES = ("win_rate", "lose", "golden_logp", "implicit_accuracy", "sampled_win")
+OUTCOMES += ("sampled_reward", "sampled_confidence")
+STEPS = {"step_loss": "steps"}
+PAIRS = {"pair_gap": "pairs", "pair_flipped": "pairs"}
+
+
+def test_rows_fill_themselves_when_the_studies_tables_come(every_study):
+    readings = item_readings()
+    assert readings[["value", "low", "high"]].notna().all(axis=1).sum() == len(readings) - 3
+    by_studies = {f"{entry['paper']} {entry['item']}" for entry in ALL if studies_of(entry)}
+    filled = {" ".join(pair) for pair in readings[["paper", "item"]].to_numpy()}
+    assert by_studies <= filled and len(by_studies) >= 15
+    assert set(readings.loc[readings["where"] == "toy", "of"]) == {"worlds"}
+    real = readings[(readings["where"] == "real") & (readings["of"] != "printed values")]
+    assert set(real["of"]) == {"seeds"}
 
 
 # ---------------------------------------------------------------- readers, on made-up tables

@@ -116,7 +116,8 @@ def _readings_of(read: Any, item: Mapping[str, Any], where: str) -> pd.DataFrame
             continue
         names = {"paper": item["paper"], "item": item["item"], "where": where}
         table = pd.DataFrame([names | row for row in rows])
-        table["p_adjusted"] = table["p_adjusted"].fillna(_among(table, item))
+        alone = table["p_adjusted"].isna()  # no table of a study has held them among others
+        table.loc[alone, "p_adjusted"] = _among(table[alone], item)
         table["verdict"] = [reading_verdict(row, item) for _, row in table.iterrows()]
         if where == "toy":
             table = table.replace({"of": {"seeds": "worlds"}})
