@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 99 · Every table and figure of both papers: what is claimed, and what we find
 #
-# **In one line.** <!--claim paper_items-->of the papers' 33 tables and figures 4 agree, 9 differ, 7 are not shown, 5 claim nothing, 8 cannot be tested here; 20 have a number of ours<!--/claim-->.
+# **In one line.** <!--claim paper_items-->of the papers' 33 tables and figures 4 agree, 7 differ, 14 are not shown, 5 claim nothing, 3 cannot be tested here; 25 have a number of ours<!--/claim-->.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
@@ -44,8 +44,9 @@ nb.save_table("paper_items", items)
 # - **not shown**: the rest. Our numbers may be too few, or the effect too small.
 # - **cannot be tested here**, with what would test it; **no claim**, for definitions, drawings and examples.
 #
-# Only the direction is judged. Our yardsticks are not GPT-4's, our models are far smaller, and a difference here is about this kit's
-# worlds and texts: it refutes no paper at its own scale.
+# Each number is in the outcome that its study declared and tuned for, at the dose nearest to the paper's data. Only the direction is
+# judged. Our yardsticks are not GPT-4's, our models are far smaller, and a difference here is about this kit's worlds and texts: it
+# refutes no paper at its own scale.
 
 # %%
 print(f"{len(items)} items, {readings.groupby(['paper', 'item']).ngroups} of them with a number of ours, {len(readings)} numbers")
@@ -54,28 +55,31 @@ items["verdict"].value_counts().rename_axis("verdict").reset_index(name="items")
 # %% [markdown]
 # ## 2. All of them in one strip
 #
-# The colour of a row is its verdict. Hollow: the mean and range of what the paper prints, in points. Filled: our first number with its
-# interval, blue in the toy world, black on real text. A row on another scale has its number in words.
+# The colour of a row is its verdict. Hollow: the mean and range of what the paper prints, in points of win rate. Filled: our first number
+# with its interval, blue in the toy world, black on real text: points of win rate or accuracy, or hundredths of a standard deviation of
+# gold, as the study declared. A row on another scale has its number in words.
 
 # %%
 SHADES = {"agrees": "#7fb8d8", "differs": "#f2b880", "not shown": "#ffffff", "cannot be tested here": "#d9d9d9", "no claim": "#eeeeee"}
 PAPERS = {"dora": "DoRA", "gamma_po": "gamma-PO"}
 names = items["paper"].map(PAPERS) + " " + items["item"] + " · " + items["title"]
 drawn = items.assign(place=np.arange(len(items))[::-1])
-points = drawn[drawn["unit"] == "points"]
+printed = drawn[drawn["unit"] == "points"].dropna(subset="printed_value")
 figure, ax = plt.subplots(figsize=(8.6, 8.6), dpi=72)
 for verdict, part in drawn.groupby("verdict", sort=False):
     ax.barh(part["place"], 50, left=-25, height=1, color=SHADES[verdict], edgecolor=plots.GRID, label=verdict)
-ax.errorbar(100 * points["printed_value"], points["place"] + 0.2, xerr=100 * np.abs([points["printed_value"] - points["printed_low"], points["printed_high"] - points["printed_value"]]), fmt="D", mfc="none", color="#555555", ms=5, lw=1, label="the paper")
-for where, shade, label in (("toy", plots.PALETTE[0], "toy world"), ("real", "#000000", "real text")):
-    x, low, high = (100 * points[f"{where}_{name}"].astype(float) for name in ("value", "low", "high"))
-    ax.errorbar(x, points["place"] - 0.2 * (where == "real"), xerr=[x - low, high - x], fmt="o", color=shade, ms=4, lw=1.5, label=label)
+ends = [printed["printed_value"] - printed["printed_low"], printed["printed_high"] - printed["printed_value"]]
+ax.errorbar(100 * printed["printed_value"], printed["place"] + 0.25, xerr=100 * np.array(ends), fmt="D", mfc="none", color="#555555", ms=5, lw=1, label="the paper")
+for where, shade, label, lower in (("toy", plots.PALETTE[0], "toy world", 0.0), ("real", "#000000", "real text", 0.25)):
+    part = drawn[drawn[f"{where}_unit"].isin(["points", "sd"])]
+    x, low, high = (100 * part[f"{where}_{name}"].astype(float) for name in ("value", "low", "high"))
+    ax.errorbar(x, part["place"] - lower, xerr=[x - low, high - x], fmt="o", color=shade, ms=4, lw=1.5, label=label)
 for row in drawn[drawn["unit"] != "points"].to_dict("records"):
     ours = " | ".join(row[where] for where in ("toy", "real") if row[where])
     ax.text(0, row["place"], ours or row["reason"].split(",")[0].split(";")[0], ha="center", va="center", fontsize=7)
 ax.axvline(0, color="#555555", lw=1, ls=":")
 ax.set_yticks(drawn["place"], names, fontsize=8)
-ax.set(xlim=(-25, 25), ylim=(-0.5, len(items) - 0.5), xlabel="points, as the caption takes the difference")
+ax.set(xlim=(-25, 25), ylim=(-0.5, len(items) - 0.5), xlabel="points, or hundredths of an sd of gold; as the caption takes the difference")
 ax.legend(loc="upper center", bbox_to_anchor=(0.3, -0.05), ncols=4, fontsize=8)
 figure.tight_layout()
 nb.save_figure("paper_items", figure, drawn)
@@ -108,10 +112,21 @@ HTML(items.loc[items["verdict"] == "differs", ["paper", "item", "reason", "unlik
 # %% [markdown]
 # `unlike` is how our test is not the paper's: the first place to look, and not an explanation that was tested.
 #
-# ## 5. What would turn each round
+# ## 5. The same in win rate
+#
+# The papers print win rates. The phase studies declared gold, and their methods were tuned for it, so gold is judged; the win rates of
+# the same runs stand beside, and another order in them is a matter of what was tuned for as much as of the methods. All exploratory.
+
+# %%
+beside = readings[readings["verdict"] == "beside"].reset_index(drop=True)
+beside["says"] = [analysis.verdict(row, "value", places=3) for _, row in beside.rename(columns={"units": "n"}).iterrows()]
+beside[["paper", "item", "what", "says"]]
+
+# %% [markdown]
+# ## 6. What would turn each round
 #
 # For what is not shown: how many units of the same kind would show an effect as large as the printed one with probability 0.8, at the error
-# that these have. For the others: how far an interval on fresh units would have to move.
+# that these have, or the effect that they would show. For the others: how far an interval on fresh units would have to move.
 
 # %%
 turn = items[items["turn"] != ""]
@@ -124,7 +139,7 @@ turn[["paper", "item", "verdict", "turn"]].reset_index(drop=True)
 HTML(items.loc[items["verdict"] != "no claim", ["paper", "item", "command"]].to_html(index=False))
 
 # %% [markdown]
-# ## 6. Definitions, drawings, examples
+# ## 7. Definitions, drawings, examples
 #
 # They claim nothing that a number could test. What the kit has of the same thing is held by these tests.
 

@@ -8,7 +8,7 @@
     printed      which of its numbers: column, row (with a `*`), minus (the row that is subtracted)
     unit         of UNITS, of our numbers and of the printed ones where both can be compared
     wanted       what the claim wants of our numbers: higher or lower than `null` (0), equal to it
-                 within `margin`, or all of the printed ones
+                 within `margin`, all of the printed ones, or "beside": shown, and not judged
     toy, real    lists of sources: what to read in the toy world, and on text (settings and times of
                  the kit's own count as such); the first source of which every table is there counts
     unlike       how our test is not the paper's, which may be why numbers differ
@@ -42,6 +42,7 @@ from robustpo_kit.analysis.study_tables import could_see, within
 UNITS = {
     "points": (100, 1),
     "%": (100, 0),
+    "sd": (1, 2),
     "slope": (1, 2),
     "words": (1, 1),
     "nats": (1, 2),
@@ -88,10 +89,11 @@ def item_table(readings: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns paper, item, title, claim, unlike, unit; printed, printed_value (mean), printed_low
         and printed_high (least and largest); toy and real in words, and the first number of each,
-        WHERE_value, WHERE_low, WHERE_high, WHERE_units; verdict (of VERDICTS), reason, turn (what
-        would change it), command, notebook.
+        WHERE_value, WHERE_low, WHERE_high, WHERE_units, WHERE_unit; verdict (of VERDICTS), reason,
+        turn (what would change it), command, notebook.
     """
-    return pd.DataFrame([_row(item, _of_item(readings, item)) for item in paper_items()])
+    judged = readings[readings["verdict"] != "beside"]
+    return pd.DataFrame([_row(item, _of_item(judged, item)) for item in paper_items()])
 
 
 def _of_item(readings: pd.DataFrame, item: Mapping[str, Any]) -> pd.DataFrame:
@@ -116,8 +118,9 @@ def _readings_of(read: Any, item: Mapping[str, Any], where: str) -> pd.DataFrame
             continue
         names = {"paper": item["paper"], "item": item["item"], "where": where}
         table = pd.DataFrame([names | row for row in rows])
-        alone = table["p_adjusted"].isna()  # no table of a study has held them among others
-        table.loc[alone, "p_adjusted"] = _among(table[alone], item)
+        alone = table[table["p_adjusted"].isna()]  # no study has held them among others
+        for _, part in alone.groupby(alone["wanted"] == "beside"):
+            table.loc[part.index, "p_adjusted"] = _among(part, item)
         table["verdict"] = [reading_verdict(row, item) for _, row in table.iterrows()]
         if where == "toy":
             table = table.replace({"of": {"seeds": "worlds"}})
@@ -150,12 +153,14 @@ def reading_verdict(row: Mapping[str, Any] | pd.Series, item: Mapping[str, Any])
 
     A direction needs an interval on one side of the null and a p value, adjusted for its company,
     below 1 - LEVEL. "equal" agrees where the interval stays within the margin, and differs where it
-    lies beyond. "all" is a count, without an interval.
+    lies beyond. "all" is a count, without an interval. What stands "beside" is not judged.
 
     Args:
         row: of `item_readings`: wanted, value, low, high, units, p_adjusted.
         item: with null and margin, where it has them.
     """
+    if row["wanted"] == "beside":
+        return "beside"
     if row["wanted"] == "all":
         return "agrees" if row["value"] == row["units"] else "differs"
     low, high = row["low"] - item.get("null", 0), row["high"] - item.get("null", 0)
@@ -240,7 +245,8 @@ def _ours(item: Mapping[str, Any], where: str, readings: pd.DataFrame) -> dict[s
         text = f"{shown(first)} {first['of']}"
     if len(readings) > 1:
         text += f"; {len(readings) - 1} more"
-    numbers = {f"{where}_{name}": first[name] for name in ("value", "low", "high", "units")}
+    columns = ("value", "low", "high", "units", "unit")
+    numbers = {f"{where}_{name}": first[name] for name in columns}
     return {where: text} | numbers
 
 
@@ -299,18 +305,25 @@ def _turn(row: Mapping[str, Any], item: Mapping[str, Any], readings: pd.DataFram
         return f"an interval on other {first['of']} that ends {factor * away:.{places}f} further"
     target = row.get("printed_value", np.nan) - null
     if np.isnan(target) or first["unit"] != item["unit"]:
-        return f"more than {first['units']} {first['of']}"
+        factor, places = UNITS[first["unit"]]
+        seen = f"{factor * smallest_seen(first):.{places}f} {first['unit']}"
+        return f"an effect of {seen}, which {first['units']} {first['of']} show four times of five"
     needed = units_needed(first, target)
     if needed <= first["units"]:
         return f"more {first['of']}; of an effect as printed these have enough"
     return f"{needed} {first['of']}, of an effect as printed"
 
 
-def units_needed(row: Mapping[str, Any] | pd.Series, target: float) -> int:
-    """How many units would show a true effect of `target` with probability 0.8, at this error."""
+def smallest_seen(row: Mapping[str, Any] | pd.Series) -> float:
+    """The smallest true effect that as many units show with probability 0.8, at this error."""
     df = row["units"] - 1
     se = (row["high"] - row["low"]) / 2 / float(stats.t.ppf((1 + LEVEL) / 2, df))
-    return math.ceil(row["units"] * (could_see(se, df, LEVEL) / target) ** 2)
+    return could_see(se, df, LEVEL)
+
+
+def units_needed(row: Mapping[str, Any] | pd.Series, target: float) -> int:
+    """How many units would show a true effect of `target` with probability 0.8, at this error."""
+    return math.ceil(row["units"] * (smallest_seen(row) / target) ** 2)
 
 
 def _commands(item: Mapping[str, Any]) -> list[str]:
