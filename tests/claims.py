@@ -474,7 +474,7 @@ def primaries(study: str, harm: str) -> str:
         )
         if row["outcome"] != "gold":
             where = f"{row['outcome'].replace('_', ' ')}, {where}"
-            said = verdict(row, places=3)
+            said = verdict(row, places=4)
         words.append(f"{row['method']} over {row['baseline']} {said} ({where})")
     return "; ".join(words)
 

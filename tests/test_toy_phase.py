@@ -132,6 +132,18 @@ def test_runs_of_the_primary_contrasts_come_first():
     }
 
 
+def test_a_choice_at_an_end_of_three_values_or_more_is_named():
+    settings = ({"rate": rate, "beta": beta} for rate in (1, 2, 3) for beta in (0.1, 1.0))
+    rows = [{"method": "a", "dose": 0.5, "knobs": json.dumps(knobs)} for knobs in settings]
+    tuned = pd.DataFrame(rows)
+    found = {
+        rate: analysis.chosen_tries(tuned.assign(chosen=tuned.index == 2 * rate - 2)).iloc[0]
+        for rate in (1, 2, 3)
+    }
+    assert {rate: row["at_end"] for rate, row in found.items()} == {1: "rate", 2: "", 3: "rate"}
+    assert json.loads(found[2]["knobs"]) == {"rate": 2, "beta": 0.1} and "chosen" not in found[2]
+
+
 def chosen(declared, best=1):
     """A tuned table in which the try number `best` of every method won."""
     rows = []

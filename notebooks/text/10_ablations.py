@@ -2,7 +2,7 @@
 # # 10 · Ablations: what do lambda, tau and the window change?
 #
 # **In one line.** In worlds with known truth, on the papers' own case of nothing wrong with the data, 24 worlds a study: of what
-# was declared, <!--claim ablation_primaries--><!--/claim-->.
+# was declared, <!--claim ablation_primaries-->DoRA, lambda 4 over DoRA, lambda 0.5 gains 0.0473 [0.0356, 0.0590] (win rate, 0 % contaminated rows); DoRA, lambda 1 over DRO, lambda 1 loses 0.0138 [0.0061, 0.0215] (win rate, 0 % contaminated rows); DoRA, lambda 4 over DoRA, lambda 0.5 loses 0.3930 [0.3438, 0.4423] (golden logp, 0 % contaminated rows); gamma-SimPO, tau 4 gamma0 over gamma-SimPO, tau 0.5 gamma0 no difference shown: -0.0021 [-0.0049, 0.0008], could have seen 0.0045 (win rate, 0 % flipped labels); gamma-SimPO, tau 10 gamma0 over gamma-SimPO, tau 4 gamma0 loses 0.0004 [0.0002, 0.0007] (win rate, 0 % flipped labels)<!--/claim-->.
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
@@ -61,28 +61,28 @@ shown = pd.DataFrame(rows).set_index("method")
 nb.save_table("ablations_live", shown.reset_index())
 gap = (shown["gold"] - shown.loc["ERM", "gold"]).abs()
 assert shown.loc["DRO, lambda 0.5", "ess"] < shown.loc["DRO, lambda 4", "ess"] < shown.loc["ERM", "ess"]
-assert gap["DRO, lambda 0.5, window 1"] < 0.01 and gap["DRO, lambda 0.5"] > gap["DRO, lambda 4"] > 0
-print("CHECK a larger lambda has more samples in charge and ends nearer to ERM; a window of one is ERM: pass")
+assert gap["DRO, lambda 0.5, window 1"] < 0.01 and gap["DRO, lambda 0.5"] > 0.01
+print("CHECK a larger lambda has more samples in charge; a window of one is ERM, whatever lambda is: pass")
 shown.round(2)
 
 # %% [markdown]
 # ## 2. What tuning chose, and the primary contrasts
 #
 # Only the plain methods are tuned (learning rate and beta, twelve tries each): what is ablated is not. Holm's p among a
-# study's primaries, which were declared in the papers' direction.
+# study's primaries, which were declared in the papers' direction. `at_end` names what might be better beyond its grid.
 
 # %%
-tuned = pd.concat([nb.read_table("tuned", run=f"studies/{name}").assign(study=name) for name in STUDIES])
-choices = tuned[tuned["chosen"]].drop(columns="chosen").reset_index(drop=True)
+tuned = {name: nb.read_table("tuned", run=f"studies/{name}") for name in STUDIES}
+choices = pd.concat([analysis.chosen_tries(table).assign(study=name) for name, table in tuned.items()], ignore_index=True)
 nb.save_table("ablations_tuned", choices)
-choices[["study", "dose", "method", "knobs", "gold"]].round(2)
+choices[["study", "dose", "method", "knobs", "gold", "at_end"]].round(2)
 
 # %%
 contrasts = pd.concat([nb.read_table("contrasts", run=f"studies/{name}").assign(study=name) for name in STUDIES])
 primary = contrasts[contrasts["kind"] == "primary"].reset_index(drop=True)
 nb.save_table("ablations_primaries", primary)
 for _, row in primary.iterrows():
-    words = analysis.verdict(row, places=3, verbs=("rises by", "falls by"))
+    words = analysis.verdict(row, places=4, verbs=("rises by", "falls by"))
     print(f"{row['method']} against {row['baseline']}, {row['outcome']}, {row['where']}: {words}; as declared: {row['shown']}")
 
 # %% [markdown]
@@ -102,7 +102,7 @@ nb.save_table("ablations_lambda", lam.drop(columns="knob").reset_index(drop=True
 outcomes = pd.concat([nb.read_table("outcomes", run=f"studies/{name}") for name in STUDIES])
 levels = outcomes.groupby(["study", "dose", "method", "outcome"], sort=False)["value"].mean()
 
-figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.6))
+figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.6), dpi=72)
 panels = (("win_rate", 0.0), ("win_rate", 0.6), ("golden_logp", 0.0))
 for ax, (outcome, dose) in zip(axes, panels, strict=True):
     part = lam[(lam["outcome"] == outcome) & (lam["dose"] == dose)]
@@ -110,7 +110,7 @@ for ax, (outcome, dose) in zip(axes, panels, strict=True):
         start_of = levels["ablations", dose, "ERM", outcome]
         part = part.assign(**{name: part[name] + start_of for name in ("difference", "low", "high")})
         ax.axhline(start_of, color="#555555", lw=1, ls=":")
-        ax.set(ylabel="log-probability of golden replies since SFT")
+        ax.set(ylabel="log p of golden replies, since SFT")
     else:
         ax.axhline(0, color="#555555", lw=1, ls=":")
         ax.set(ylabel="win rate minus ERM's")
@@ -185,7 +185,7 @@ wide
 # %%
 tau = cells[(cells["knob"] == "tau") & (cells["outcome"] == "win_rate") & cells["baseline"].isin(["SimPO", "DPO"])]
 nb.save_table("ablations_tau", tau.drop(columns="knob").reset_index(drop=True))
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, dpi=72)
 for ax, dose in zip(axes, declared["ablations_tau"].study.doses, strict=True):
     plots.lines_with_bands(tau[tau["dose"] == dose], ax, x="at", y="difference", by="kind")
     ax.axhline(0, color="#555555", lw=1, ls=":")
@@ -200,7 +200,7 @@ plt.show()
 
 # %%
 for row in tau.to_dict("records"):
-    print(f"flips {row['dose']:g}, {row['kind']} at {row['at']:g}: win rate {analysis.verdict(row, places=3)}")
+    print(f"flips {row['dose']:g}, {row['kind']} at {row['at']:g}: win rate {analysis.verdict(row, places=4)}")
 
 # %% [markdown]
 # ## 6. What the claims come to
@@ -215,12 +215,12 @@ numbers = readings.merge(mine[["paper", "item"]])
 nb.save_table("ablations_claims", numbers)
 for row in mine.to_dict("records"):
     print(f"{row['paper']} {row['item']}: {row['claim']} {row['verdict']}")
-numbers[["item", "what", "value", "low", "high", "kind", "verdict"]].round(3)
+numbers[["paper", "item", "what", "value", "low", "high", "kind", "verdict"]].round(3)
 
 # %% [markdown]
 # ## 7. What stands behind it
 #
-# Over the worlds that every method of a study has.
+# Over the worlds that every method of a study has. `ess` is of a window where there is one, else of a step.
 
 # %%
 present = outcomes.groupby(["study", "seed"])["method"].transform("nunique")

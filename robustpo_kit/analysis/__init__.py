@@ -23,7 +23,14 @@ from robustpo_kit.analysis.paired import (
 from robustpo_kit.analysis.papers import paper_values
 from robustpo_kit.analysis.sentences import among_all, verdict
 from robustpo_kit.analysis.study_tables import holm, study_table
-from robustpo_kit.analysis.tuning import Knobs, choose, chosen_knobs, knobs_of, nearest
+from robustpo_kit.analysis.tuning import (
+    Knobs,
+    choose,
+    chosen_knobs,
+    chosen_tries,
+    knobs_of,
+    nearest,
+)
 
 __all__ = [
     "Contrast",
@@ -34,6 +41,7 @@ __all__ = [
     "cell_table",
     "choose",
     "chosen_knobs",
+    "chosen_tries",
     "energy_distance",
     "equivalence",
     "gap_quantiles",

@@ -37,6 +37,30 @@ def choose(tried: pd.DataFrame, outcome: str, *, units: str) -> pd.DataFrame:
     return means.assign(**{outcome: means[outcome].round(4)}, chosen=best == means.index)
 
 
+def chosen_tries(tuned: pd.DataFrame) -> pd.DataFrame:
+    """What was chosen, and what might be better beyond the grid.
+
+    Args:
+        tuned: of `choose`.
+
+    Returns:
+        Its chosen rows without `chosen`, and with `at_end`: names of the knobs, of three values or
+        more, whose least or largest was taken.
+    """
+    ends = {}
+    for _, part in tuned.groupby(["method", "dose"], sort=False):
+        tried = pd.DataFrame(map(json.loads, part["knobs"]), index=part.index)
+        [(place, chosen)] = tried[part["chosen"]].iterrows()
+        names = [
+            knob
+            for knob in tried.columns[tried.nunique() > 2]
+            if chosen[knob] in (tried[knob].min(), tried[knob].max())
+        ]
+        ends[place] = ", ".join(names)
+    rows = tuned[tuned["chosen"]].drop(columns="chosen")
+    return rows.assign(at_end=pd.Series(ends)).reset_index(drop=True)
+
+
 def chosen_knobs(
     study: str,
     tuned: pd.DataFrame,
