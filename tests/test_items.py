@@ -221,7 +221,15 @@ def every_study(monkeypatch, tmp_path):
 
 
 REAL = ("methods_real", "flips_real", "hh_flips")
-OUTCOMES = ("gold", "win_rate", "lose", "golden_logp", "implicit_accuracy", "sampled_win")
+OUTCOMES = (
+    "gold",
+    "win_rate",
+    "lose",
+    "golden_logp",
+    "kl_reference",
+    "implicit_accuracy",
+    "sampled_win",
+)
 OUTCOMES += ("sampled_reward", "sampled_confidence")
 STEPS = {"step_loss": "steps"}
 PAIRS = {"pair_gap": "pairs", "pair_flipped": "pairs"}

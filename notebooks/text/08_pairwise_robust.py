@@ -166,7 +166,7 @@ for row in wins[(wins["dose"] == spoiled) & (wins["baseline"] == "DPO")].to_dict
 # %% [markdown]
 # ## 5. What stands behind it
 #
-# Where the mass is, how far each policy went, how many samples drive a step, and what a golden reply has gained in log-probability since
+# Where the mass is, how far each policy went, how many samples drive a step, and how the log-probability of a golden reply changed since
 # SFT, over the same worlds. `gold_valid` is the gold of valid replies alone.
 
 # %%

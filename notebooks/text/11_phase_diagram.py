@@ -48,7 +48,8 @@ for name, study in declared.items():
 tuned = pd.concat([nb.read_table("tuned", run=f"studies/{name}").assign(study=name) for name in STUDIES])
 choices = tuned[tuned["chosen"]].drop(columns="chosen").reset_index(drop=True)
 nb.save_table("phase_tuned", choices)
-choices[["study", "dose", "method", "knobs", "gold"]].round(2)
+main = {name for study in declared.values() for name in study.settings.axis_methods}
+choices.loc[choices["method"].isin(main), ["dose", "method", "knobs", "gold"]].round(2)
 
 # %% [markdown]
 # What to look at: a choice at the edge of its grid might have been better beyond it. In the toy world mass that leaves the
@@ -80,7 +81,7 @@ cells = pd.concat([nb.read_table("cells", run=f"studies/{name}").assign(study=na
 base = cells[(cells["axis"] == toy.declared.BASE) & (cells["outcome"] == "gold")]
 drawn = base[~base.duplicated(["study", "method", "dose"])]  # the first baseline of a method
 rows = drawn.groupby("study")["method"].nunique()
-figure, axes = plt.subplots(1, 2, figsize=(12, 0.3 * rows.max() + 1), dpi=64)
+figure, axes = plt.subplots(1, 2, figsize=(11, 0.27 * rows.max() + 1), dpi=62)
 for (name, harm), ax in zip(STUDIES.items(), axes, strict=True):
     plots.verdict_map(drawn[drawn["study"] == name], ax, xlabel=harm, legend=ax is axes[-1])
     ax.set_title("gold, difference to the tuned baseline")
@@ -112,7 +113,7 @@ part = outcomes[(outcomes["axis"] == toy.declared.BASE) & (outcomes["dose"] == o
 means = part.pivot_table(index=["study", "method"], columns="outcome", values="value", sort=False)
 means = means.reset_index().rename_axis(columns=None)
 nb.save_table("phase_means", means)
-means[["study", "method", "gold", "win_rate", "gold_valid", "mass", "kl_reference", "proxy", "ess"]].round(2)
+means[["study", "method", "gold", "win_rate", "mass", "kl_reference", "proxy", "ess"]].round(2)
 
 # %% [markdown]
 # ## 5. Other things that can be wrong
@@ -124,7 +125,7 @@ means[["study", "method", "gold", "win_rate", "gold_valid", "mass", "kl_referenc
 others = cells[(cells["axis"] != toy.declared.BASE) & (cells["outcome"] == "gold")].reset_index(drop=True)
 nb.save_table("phase_axes", others)
 index = ["study", "method", "baseline"]
-wide = others.pivot_table(index=index, columns=["axis", "dose"], values="verdict", aggfunc="first", sort=False)
+wide = others[others["baseline"] != toy.declared.START].pivot_table(index=index, columns=["axis", "dose"], values="verdict", aggfunc="first", sort=False)
 wide.fillna("")
 
 # %% [markdown]

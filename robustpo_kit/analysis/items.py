@@ -88,9 +88,9 @@ def item_table(readings: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns paper, item, title, claim, unlike, unit; printed, printed_value (mean), printed_low
-        and printed_high (least and largest); toy and real in words, and the first number of each,
-        WHERE_value, WHERE_low, WHERE_high, WHERE_units, WHERE_unit; verdict (of VERDICTS), reason,
-        turn (what would change it), command, notebook.
+        and printed_high (least and largest); toy and real in words, and a number of each (the first
+        that differs, or else the first): WHERE_value, WHERE_low, WHERE_high, WHERE_units and
+        WHERE_unit; verdict (of VERDICTS), reason, turn (what would change it), command, notebook.
     """
     judged = readings[readings["verdict"] != "beside"]
     return pd.DataFrame([_row(item, _of_item(judged, item)) for item in paper_items()])
@@ -236,10 +236,11 @@ def _printed(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ours(item: Mapping[str, Any], where: str, readings: pd.DataFrame) -> dict[str, Any]:
-    """The first number in words and alone, and how many more there are."""
+    """The first number, of those that differ if any does, and how many more there are."""
     if readings.empty:
         return {where: _waits(item, where)}
-    first = readings.iloc[0]
+    against = readings[readings["verdict"] == "differs"]
+    first = (readings if against.empty else against).iloc[0]
     text = f"{shown(first)}, {first['units']} {first['of']}"
     if first["wanted"] == "all":
         text = f"{shown(first)} {first['of']}"
