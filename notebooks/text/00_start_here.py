@@ -208,8 +208,12 @@ plt.show()
 # | [05](05_reward_confidence.ipynb) | do high rewards mean target-like responses? |
 # | [06](06_train_gamma_po.ipynb) | do dynamic margins help, and what do they cost? |
 # | [07](07_gamma_vs_margin.ipynb) | how does gamma follow the margin? |
+# | [08](08_pairwise_robust.ipynb) | does DoRA help losses on pairs? |
 # | [09](09_label_noise.ipynb) | what survives flipped labels? |
+# | [10](10_ablations.ipynb) | what do lambda, tau and the window change? |
 # | [11](11_phase_diagram.ipynb) | where does each robust method win, tie and lose? |
+# | [12](12_self_training_and_rso.ipynb) | does DoRA help when the policy writes its own data? |
+# | [99](99_paper_tables.ipynb) | every table and figure of both papers: what is claimed, and what do we find? |
 
 # %%
 table = nb.read_table("toy_samples")

@@ -6,7 +6,7 @@
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
-# | tables of the study `pairwise` | tables `pairwise_*`, one figure | half a minute | [04](04_train_dora.ipynb) | [10](10_ablations.ipynb) |
+# | tables of the study `pairwise` | tables `pairwise_*`, one figure | half a minute | [04b](04b_train_dora.ipynb) | [10](10_ablations.ipynb) |
 #
 # DoRA's Figure 3 puts its weights on four losses on pairs, DPO, R-DPO, EXO and SimPO, on "unaugmented golden preference
 # datasets", and its caption says that every one is better for it. Table 1 sets DPO with DoRA beside two losses
@@ -177,7 +177,7 @@ names = ["dose", "method", "gold", "gold_valid", "win_rate", "mass", "kl_referen
 behind[names].round(2)
 
 # %% [markdown]
-# What this does not show: real text (notebook 04), lists of four (notebook 11), other lambdas (notebook 10). The weight
+# What this does not show: real text (notebook 04b), lists of four (notebook 11), other lambdas (notebook 10). The weight
 # $\tilde h$ on a pair is the mean over both replies, so a row with two synthetic ones weighs little; the slot's weight
 # looks at the claimed golden reply alone. Tuning looked at the truth of its worlds, for all methods alike.
 

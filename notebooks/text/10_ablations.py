@@ -13,7 +13,7 @@
 # - **lambda** of DRO and DoRA. DoRA's Figure 5: "as lambda increases from 0.5 to 4.0, the win rate generally decreases", and DRO is
 #   below DoRA; Figure 6: a larger lambda gives the chosen replies more probability, and comes closer to the plain loss.
 # - **the window**, the part of a step over which DRO and DoRA compute their weights: the papers take the batch, their script a
-#   micro-batch (notebook 04).
+#   micro-batch (notebook 04a).
 # - **tau** of gamma-PO, in units of the margin `gamma0`. Its Figure 6, on Gemma2: metrics rise with tau up to 20, and fall
 #   above. There `gamma0` is 10 * 0.5, so the best tau is four times `gamma0`.
 #
@@ -232,7 +232,7 @@ names = ["study", "dose", "method", "gold", "gold_valid", "win_rate", "mass", "k
 means[names].round(2)
 
 # %% [markdown]
-# What this does not show: real text, where losses and so the scale of lambda are other ones (notebook 04); other losses than DPO-PL;
+# What this does not show: real text, where losses and so the scale of lambda are other ones (notebook 04b); other losses than DPO-PL;
 # values of tau that the learning rate could make up for, as one rate was tuned for all of a curve.
 
 # %%
