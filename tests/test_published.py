@@ -205,7 +205,7 @@ def test_profile_paper_has_no_contamination_no_penalty_and_a_whole_bert():
     cfg = profiles.get("paper")
     assert (cfg.contamination, cfg.repetition_penalty) == (0.0, 1.0)
     steps = Steps(cfg, seed=0)
-    sampling = steps._sampling()
+    sampling = steps.sampling()
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.8, 50, 0.9)
     assert sampling.repetition_penalty == 1.0
     assert (cfg.classifier_rate, cfg.classifier_epochs, cfg.classifier_frozen) == (2e-5, 3, 0)
