@@ -119,7 +119,7 @@ def test_a_tuning_that_cannot_run_is_one_line(declare, source, changes, message)
 def test_labels_turn_in_training_alone(declare, source):
     """The held-out labels, and the rows of SFT, are the same at every dose."""
     runs = experiments.study_runs(Study.load(declare()), source)
-    splits = pairs_run._splits(runs[0])
+    splits = pairs_run.splits_of(runs[0].cfg, runs[0].seed, source)
     turned = splits["policy"].flip(0.5, 0)
     assert sum(row.flipped for row in turned) == 4
     assert all("It is" in row.responses[0] for row in (*splits["eval"], *splits["sft"]))

@@ -7,7 +7,7 @@ import pandas as pd
 
 from robustpo_kit.analysis.declarations import Contrast
 from robustpo_kit.analysis.sentences import verdict
-from robustpo_kit.analysis.study_tables import banded, contrast_row
+from robustpo_kit.analysis.study_tables import banded, contrast_row, within
 
 VERDICTS = ("win", "tie", "lose", "open")
 LEAST = 0.5  # share of a cell's worlds that need an outcome; of a few, t values have no bounds
@@ -66,7 +66,7 @@ def _pairs(against: Mapping[str, Sequence[str]], present: set[str]) -> list[tupl
 
 
 def _verdict(row: "pd.Series[Any]", margin: float) -> str:
-    if max(-row["low"], row["high"]) <= margin:
+    if within(row["low"], row["high"], margin):
         return "tie"
     if row["low"] > 0:
         return "win"

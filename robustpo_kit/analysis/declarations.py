@@ -19,15 +19,16 @@ within plus or minus `margin`.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from robustpo_kit import paths, records
 from robustpo_kit.errors import KitError
 
 DIRECTIONS = ("higher", "lower", "either", "equivalent")
 MOST_PRIMARIES = 3
+Fields = TypeVar("Fields")
 CONTRAST_FIELDS = ("contrast", "outcome", "where", "against", "direction", "margin")
 
 
@@ -91,6 +92,23 @@ class Study:
         )
         _check(study, reader, Path(path).stem)
         return study
+
+    def error(self, place: str, message: object) -> KitError:
+        """What is wrong at a place of the declaration."""
+        return KitError(f"study {self.name}, {place}: {message}")
+
+    def fields(self, kind: type[Fields], values: Any, place: str) -> Fields:
+        """An object of the declaration as a dataclass; raises KitError naming a wrong field."""
+        try:
+            return kind(**values)
+        except TypeError as error:
+            said = str(error).replace(f"{kind.__name__}.__init__() ", "")
+            raise self.error(place, said) from None
+
+    def check_tuning_seeds(self, seeds: Iterable[int], place: str) -> None:
+        """Raise KitError where a seed of tuning is one of the study's."""
+        if both := set(seeds).intersection(self.seeds):
+            raise self.error(place, f"seed {min(both)} is one of the study's; tune on others")
 
 
 class _Reader:

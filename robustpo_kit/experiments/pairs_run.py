@@ -5,21 +5,22 @@ Nobody knows a gold reward of such pairs: what is measured is how held-out label
 
 import dataclasses
 import functools
-from pathlib import Path
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
-from robustpo_kit import data, objectives, paths, training
+from robustpo_kit import data, objectives, training
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.errors import KitError
-from robustpo_kit.experiments.steps import train_config
+from robustpo_kit.experiments.steps import sft_step, train_config
 from robustpo_kit.experiments.study_run import share_problem
 from robustpo_kit.experiments.supervised import SftStep, adapted
 from robustpo_kit.measures import implicit_accuracy, tidy
-from robustpo_kit.policies import Policy
 from robustpo_kit.profiles import Profile
-from robustpo_kit.records import digest, stream_seed
+from robustpo_kit.records import digest
 
 # Of a held-out pair: whether the chosen response has the higher implicit reward over the SFT
 # policy (ties count half), the higher mean log-probability (SimPO's reward), by how many nats the
@@ -73,19 +74,18 @@ def _pairs_digest(task: str, source: str) -> str:
 
 def pairs_run(run: PairsRun) -> dict[str, object]:
     """Train and measure: `values` holds row_id, outcome (of OUTCOMES) and value."""
-    splits = _splits(run)
-    sft = _sft(run, splits["sft"])
-    reference, lengths = training.score(sft, splits["eval"])
-    logps = reference
+    start = _start(run.cfg, run.seed, run.source)
+    logps = start.logps
     if run.spec:
         objective = objectives.build(run.spec, seed=run.seed)
         cfg = run.cfg.of_method(objective.base)
-        policy = adapted(sft, cfg.lora_targets, cfg.lora_rank, seed=run.seed)
-        turned = splits["policy"].flip(run.dose, run.seed)
-        training.train(policy, turned, objective, train_config(cfg, run.seed))
-        logps, _ = training.score(policy, splits["eval"])
-    ids = [row.row_id for row in splits["eval"]]
-    arrays = [np.asarray(values, dtype=float) for values in (logps, reference, lengths)]
+        policy = adapted(start.step.load(), cfg.lora_targets, cfg.lora_rank, seed=run.seed)
+        turned = start.splits["policy"].flip(run.dose, run.seed)
+        config = train_config(cfg, run.seed)
+        training.train(policy, turned, objective, config)
+        logps, _ = training.score(policy, start.splits["eval"], config)
+    ids = [row.row_id for row in start.splits["eval"]]
+    arrays = [np.asarray(values, dtype=float) for values in (logps, start.logps, start.lengths)]
     values = outcomes(ids, *arrays)
     return {"values": values.assign(value=values["value"].round(5)).to_dict("list")}
 
@@ -114,28 +114,24 @@ def outcomes(
     return tidy(row_ids, dict(zip(OUTCOMES, columns, strict=True)))
 
 
-def _splits(run: PairsRun) -> dict[str, PreferenceSet]:
-    sizes = {name: getattr(run.cfg, f"{name}_rows") for name in SPLITS}
-    return pairs(run.cfg.task, run.source).split(sizes, run.seed)
+class Start(NamedTuple):
+    """Where all methods of a setting begin: rows, SFT, and how SFT scores the held-out rows."""
+
+    splits: Mapping[str, PreferenceSet]  # by the names of SPLITS
+    step: SftStep
+    logps: Tensor  # [N, 2] nats
+    lengths: Tensor  # [N, 2] tokens
 
 
-def _sft(run: PairsRun, rows: PreferenceSet) -> Policy:
-    """The model after SFT on chosen responses, made once a seed."""
-    cfg = run.cfg.of_method("sft")
-    folder = paths.work(run.cfg.name) / f"seed{run.seed}"
-    settings = dataclasses.replace(
-        train_config(cfg, run.seed),
-        learning_rate=cfg.sft_learning_rate,
-        epochs=cfg.sft_epochs,
-        seed=stream_seed(run.seed, "sft"),
-    )
-    return SftStep(
-        folder=Path(folder) / "sft",
-        rows=rows,
-        model=cfg.model,
-        dtype=cfg.dtype,
-        template=data.template_of(cfg.task),
-        lora_targets=cfg.lora_targets,
-        lora_rank=cfg.lora_rank,
-        run=settings,
-    ).load()
+@functools.lru_cache(maxsize=1)
+def _start(cfg: Profile, seed: int, source: str) -> Start:
+    splits = splits_of(cfg, seed, source)
+    step = sft_step(cfg, seed, splits["sft"])
+    config = train_config(cfg, seed)  # held-out rows are cut as training rows are
+    return Start(splits, step, *training.score(step.load(), splits["eval"], config))
+
+
+def splits_of(cfg: Profile, seed: int, source: str) -> dict[str, PreferenceSet]:
+    """Disjoint parts of the preferences, by the names of SPLITS."""
+    sizes = {name: getattr(cfg, f"{name}_rows") for name in SPLITS}
+    return pairs(cfg.task, source).split(sizes, seed)

@@ -247,14 +247,8 @@ def _tuning(study: Study) -> Tuning:
         raise KitError(
             f"study {study.name}: nothing to tune; that takes settings.tuning and a method's tries"
         )
-    try:
-        tuning = Tuning(**fields)
-    except TypeError as error:
-        said = str(error).replace("Tuning.__init__() ", "")
-        raise KitError(f"study {study.name}, settings.tuning: {said}") from None
-    if both := set(tuning.seeds).intersection(study.seeds):
-        said = f"seed {min(both)} is one of the study's; tune on others"
-        raise KitError(f"study {study.name}, settings.tuning.seeds: {said}")
+    tuning = study.fields(Tuning, fields, "settings.tuning")
+    study.check_tuning_seeds(tuning.seeds, "settings.tuning.seeds")
     return tuning
 
 

@@ -33,7 +33,7 @@ class Steps:
     @property
     def folder(self) -> Path:
         """runs/PROFILE/seedN."""
-        return paths.work(self.cfg.name) / f"seed{self.seed}"
+        return folder_of(self.cfg, self.seed)
 
     @functools.cached_property
     def rows(self) -> PreferenceSet:
@@ -118,22 +118,7 @@ class Steps:
     @functools.cached_property
     def sft(self) -> SftStep:
         """Supervised fine-tuning."""
-        cfg = self.cfg.of_method("sft")
-        return SftStep(
-            folder=self.folder / "sft",
-            rows=self.splits["sft"],
-            model=self.cfg.model,
-            dtype=self.cfg.dtype,
-            template=self.template,
-            lora_targets=cfg.lora_targets,
-            lora_rank=cfg.lora_rank,
-            run=dataclasses.replace(
-                train_config(cfg, self.seed),
-                learning_rate=cfg.sft_learning_rate,
-                epochs=cfg.sft_epochs,
-                seed=stream_seed(self.seed, "sft"),
-            ),
-        )
+        return sft_step(self.cfg, self.seed, self.splits["sft"])
 
     def start_replies(self, name: str) -> StartRepliesStep:
         """The replies of the SFT policy, by the name of sft, or of the base model."""
@@ -195,6 +180,31 @@ class Steps:
             samples=self.cfg.eval_samples,
             repetition_penalty=self.cfg.repetition_penalty,
         )
+
+
+def folder_of(cfg: Profile, seed: int) -> Path:
+    """Where the steps of a profile and a seed are kept: runs/PROFILE/seedN."""
+    return paths.work(cfg.name) / f"seed{seed}"
+
+
+def sft_step(cfg: Profile, seed: int, rows: PreferenceSet) -> SftStep:
+    """Supervised fine-tuning on `rows` of the profile's task, with the task's template."""
+    cfg = cfg.of_method("sft")
+    return SftStep(
+        folder=folder_of(cfg, seed) / "sft",
+        rows=rows,
+        model=cfg.model,
+        dtype=cfg.dtype,
+        template=data.template_of(cfg.task),
+        lora_targets=cfg.lora_targets,
+        lora_rank=cfg.lora_rank,
+        run=dataclasses.replace(
+            train_config(cfg, seed),
+            learning_rate=cfg.sft_learning_rate,
+            epochs=cfg.sft_epochs,
+            seed=stream_seed(seed, "sft"),
+        ),
+    )
 
 
 def train_config(cfg: Profile, seed: int) -> TrainConfig:

@@ -6,11 +6,10 @@ Its `settings` have the fields of `Settings`; each of its methods is an object w
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from robustpo_kit import objectives
 from robustpo_kit.analysis import Contrast, Knobs, Study, knobs_of
-from robustpo_kit.errors import KitError
 from robustpo_kit.toy.runs import Run
 from robustpo_kit.toy.setting import Setting
 
@@ -22,8 +21,6 @@ AT_KL = "gold_at_kl"  # gold where a run's path first has the divergence `equal_
 OUTCOMES = (*MEASURES, AT_KL)
 GOLDEN_LOGP = "golden_logp"  # what E log pi(golden reply) has gained since the start, nats
 FURTHER = ("win", "lose", "kl_golden", GOLDEN_LOGP)  # outcomes of studies that name them
-
-Fields = TypeVar("Fields")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +96,9 @@ def read(study: Study) -> Declared:
     Raises:
         KitError: naming the study and the field of a setting, method or contrast that is wrong.
     """
-    settings = _fields(study, Settings, study.settings, "settings")
+    settings = study.fields(Settings, study.settings, "settings")
     methods = {
-        name: _fields(study, Method, fields, f"method '{name}'")
+        name: study.fields(Method, fields, f"method '{name}'")
         for name, fields in study.methods.items()
     }
     declared = Declared(study, settings, methods)
@@ -112,21 +109,9 @@ def read(study: Study) -> Declared:
     return declared
 
 
-def _error(study: Study, place: str, message: object) -> KitError:
-    return KitError(f"study {study.name}, {place}: {message}")
-
-
 def _one_of(study: Study, place: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise _error(study, place, f"'{value}' is none of {', '.join(known)}")
-
-
-def _fields(study: Study, kind: type[Fields], fields: Any, place: str) -> Fields:
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        said = str(error).replace(f"{kind.__name__}.__init__() ", "")
-        raise _error(study, place, said) from None
+        raise study.error(place, f"'{value}' is none of {', '.join(known)}")
 
 
 def _changed(value: Any, changes: Mapping[str, Any]) -> Any:
@@ -142,16 +127,14 @@ def _changed(value: Any, changes: Mapping[str, Any]) -> Any:
 def _check_settings(declared: Declared) -> None:
     study, settings = declared.study, declared.settings
     _one_of(study, "settings.harm", settings.harm, HARMS)
-    if both := set(settings.tuning_seeds).intersection(study.seeds):
-        said = f"seed {min(both)} is one of the study's; tune on other worlds"
-        raise _error(study, "settings.tuning_seeds", said)
+    study.check_tuning_seeds(settings.tuning_seeds, "settings.tuning_seeds")
     for field in ("tuning_seeds", "tuning_doses", "tie"):
         if not getattr(settings, field):
-            raise _error(study, f"settings.{field}", "needs a value at least")
+            raise study.error(f"settings.{field}", "needs a value at least")
     if START in declared.methods:
-        raise _error(study, "methods", f"'{START}' names where all begin; take another name")
+        raise study.error("methods", f"'{START}' names where all begin; take another name")
     if not any(method.against for method in declared.methods.values()):
-        raise _error(study, "methods", "one at least needs `against`, what it is held against")
+        raise study.error("methods", "one at least needs `against`, what it is held against")
     for name in settings.axis_methods:
         _known(declared, name, "settings.axis_methods")
     for outcome in settings.further:
@@ -165,10 +148,10 @@ def _check_settings(declared: Declared) -> None:
 def _check_primary(declared: Declared, contrast: Contrast) -> None:
     place = f"{contrast.method} minus {contrast.baseline}"
     if set(contrast.where) != {"dose"} or set(contrast.against) != {"dose"}:
-        raise _error(declared.study, place, "where should name a dose, and nothing else")
+        raise declared.study.error(place, "where should name a dose, and nothing else")
     for name in (contrast.method, contrast.baseline):
         if declared.methods[name].worlds is not None:
-            raise _error(declared.study, place, f"'{name}' should have all worlds of the study")
+            raise declared.study.error(place, f"'{name}' should have all worlds of the study")
 
 
 def _check_worlds(declared: Declared) -> None:
@@ -180,13 +163,13 @@ def _check_worlds(declared: Declared) -> None:
                 declared.setting(0, dose, axis)
             except (AttributeError, TypeError, ValueError) as error:
                 place = f"dose {dose:g}, axis '{axis}'"
-                raise _error(declared.study, place, error) from None
+                raise declared.study.error(place, error) from None
 
 
 def _known(declared: Declared, name: str, place: str) -> Method:
     if name not in declared.methods:
         known = ", ".join(declared.methods)
-        raise _error(declared.study, place, f"'{name}' is none of the methods {known}")
+        raise declared.study.error(place, f"'{name}' is none of the methods {known}")
     return declared.methods[name]
 
 
@@ -198,19 +181,19 @@ def _check_method(declared: Declared, name: str) -> None:
     tuned = _known(declared, method.tuned_as or name, f"{place}, tuned_as")
     if not tuned.tries or bool(method.tries) == bool(method.tuned_as):
         said = "needs tries, or else tuned_as, a method that has tries"
-        raise _error(declared.study, place, said)
+        raise declared.study.error(place, said)
     budget = max(len(other.knobs()) for other in declared.methods.values())
     if len(tuned.knobs()) != budget:
         said = f"has {len(tuned.knobs())} tries, another has {budget}: give all the same number"
-        raise _error(declared.study, place, said)
+        raise declared.study.error(place, said)
     used = {"learning_rate", *(("rso_beta",) if "rso" in method.rounds else ())}
     for knob in method.tries:
         if knob not in used and f"{{{knob}}}" not in method.spec:
-            raise _error(declared.study, place, f"tries have '{knob}', which nothing takes")
+            raise declared.study.error(place, f"tries have '{knob}', which nothing takes")
     try:
         for knobs in tuned.knobs():
             objectives.build(method.run(Setting(), knobs).objective)
     except KeyError as error:
-        raise _error(declared.study, place, f"tries lack the knob {error}") from None
+        raise declared.study.error(place, f"tries lack the knob {error}") from None
     except ValueError as error:
-        raise _error(declared.study, place, error) from None
+        raise declared.study.error(place, error) from None
