@@ -15,6 +15,7 @@ from robustpo_kit.training.signals import Signals, fitting_rows
 from robustpo_kit.training.step import ExactStep
 from robustpo_kit.training.step_objective import StepObjective
 from robustpo_kit.training.trainer import StepTrainer
+from robustpo_kit.training.whole_step import WholeStep
 
 __all__ = [
     "Estimate",
@@ -27,6 +28,7 @@ __all__ = [
     "StepTrainer",
     "Terminated",
     "TrainConfig",
+    "WholeStep",
     "devices_needed",
     "end_ranks",
     "fitting_rows",
