@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from test_phase_studies import write_tables
+from test_phase_studies import made_up_path, write_tables
 
 from robustpo_kit import paths, series, toy
 from robustpo_kit.analysis import Study
-from robustpo_kit.toy.phase import POINTS
 
 NOTEBOOKS = {"08_pairwise_robust": ("pairwise",), "10_ablations": ("ablations", "ablations_tau")}
 NAMES = [name for names in NOTEBOOKS.values() for name in names]
@@ -61,13 +60,11 @@ def make_up(name: str) -> None:
 
 
 def results(cells) -> pd.DataFrame:
-    """Of `runs.path`: a win rate of the world's level, the method's effect and noise."""
+    """Of `runs.path`, with EFFECTS on the win rate."""
     rng, rows = np.random.default_rng(0), []
-    way = np.linspace(0, 1, POINTS + 1)
     for cell in cells:
-        level = np.sin(cell.seed) + EFFECTS.get(cell.method, 0.0)
-        path = {name: (way * rng.uniform(0.5, 0.6)).tolist() for name in MEASURES}
-        path["win_rate"] = (level + 0.2 * way + rng.normal(0, 0.005)).tolist()
+        effect = EFFECTS.get(cell.method, 0.0)
+        path = made_up_path(rng, cell, "win_rate", effect, 0.005, MEASURES)
         lam = float(cell.method.split("lambda ")[1]) if "lambda" in cell.method else 32.0
         rows.append({"path": path, "ess": lam})
     return pd.DataFrame(rows)

@@ -57,16 +57,22 @@ def made_up(demo):
         write_tables(name, results)
 
 
-def results(cells) -> pd.DataFrame:
-    """Of `runs.path`: gold that grows along a path to the world's level and the method's effect."""
-    rng, rows = np.random.default_rng(0), []
+def made_up_path(rng, cell, outcome: str, effect: float, noise: float, names=MEASURES) -> dict:
+    """A run's path: `outcome` grows to the world's level and the method's effect."""
     way = np.linspace(0, 1, POINTS + 1)
+    path = {name: (way * rng.uniform(0.5, 0.6)).tolist() for name in names}
+    level = np.sin(cell.seed) + effect
+    path[outcome] = (level + 0.2 * way + rng.normal(0, noise)).tolist()
+    return path
+
+
+def results(cells) -> pd.DataFrame:
+    """Of `runs.path`, with EFFECTS on gold where something is harmed."""
+    rng, paths_of = np.random.default_rng(0), []
     for cell in cells:
-        level = np.sin(cell.seed) + EFFECTS.get(cell.method, 0.0) * (cell.dose > 0)
-        path = {name: (way * rng.uniform(0.5, 0.6)).tolist() for name in MEASURES}
-        path["gold"] = (level + 0.2 * way + rng.normal(0, 0.02)).tolist()
-        rows.append({"path": path, "ess": 8.0})
-    return pd.DataFrame(rows)
+        effect = EFFECTS.get(cell.method, 0.0) * (cell.dose > 0)
+        paths_of.append(made_up_path(rng, cell, "gold", effect, 0.02))
+    return pd.DataFrame({"path": paths_of, "ess": 8.0})
 
 
 def test_notebook_11_says_what_the_tables_of_its_studies_say(
