@@ -94,7 +94,12 @@ def test_lock_satisfies_every_dependency_and_holds_no_stray():
     assert set(locked) == names
 
 
-PEERS = {("bench", "trl"), ("bench", "flash_pref"), ("policies", "vllm")}  # asked for by name alone
+PEERS = {  # asked for by name alone
+    ("bench", "trl"),
+    ("bench", "flash_pref"),
+    ("judging", "openai"),
+    ("policies", "vllm"),
+}
 
 
 def third_party_imports(path: Path) -> set[str]:

@@ -57,7 +57,7 @@ def add_seed(parser: argparse.ArgumentParser, about: str = "of every draw (defau
     parser.add_argument("--seed", type=int, default=0, help=about)
 
 
-def add_assignments(parser: argparse.ArgumentParser, flag: str, about: str) -> None:
+def add_assignments(parser: "argparse._ActionsContainer", flag: str, about: str) -> None:
     """A flag that may come several times, each time with KEY=VALUE; `assignments` reads them."""
     parser.add_argument(flag, action="append", default=[], metavar="KEY=VALUE", help=about)
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustpo_kit import data, paths, records
+from robustpo_kit.cli.endpoints import add_endpoint, endpoint_judge
 from robustpo_kit.cli.parsing import Commands, add_data, add_model, add_seed, write_lines
 from robustpo_kit.errors import KitError
 
 if TYPE_CHECKING:  # commands import what they need when they run: `robustpo --help` stays quick
     from robustpo_kit.data import PreferenceSet
+    from robustpo_kit.judging import EndpointJudge, RewardJudge
 
 
 def add_synthesise(commands: Commands) -> None:
@@ -118,9 +120,7 @@ def add_judge(commands: Commands) -> None:
         "judge", help="win, tie and lose of each source's replies against those of one column"
     )
     add_data(parser, "prompt, responses, sources (who wrote each)")
-    parser.add_argument(
-        "--judge", required=True, metavar="DIR", help="a reward model trained on other rows"
-    )
+    parser.add_argument("--judge", metavar="DIR", help="a reward model trained on other rows")
     parser.add_argument(
         "--against", type=int, default=0, metavar="COLUMN", help="the replies to beat (default: 0)"
     )
@@ -134,19 +134,22 @@ def add_judge(commands: Commands) -> None:
         help="a control of the audit that a column holds, as 'untrained model=smollm2'; repeatable",
     )
     parser.add_argument(
-        "--tie-band", type=float, default=0.05, help="|preference - 1/2| within it is a tie"
+        "--tie-band",
+        type=float,
+        default=0.05,
+        help="of a reward model: |preference - 1/2| within it is a tie",
     )
     add_seed(parser, "of the order in which the judge sees two replies (default: 0)")
     parser.add_argument(
         "--out", metavar="FILE.csv", help="the table, with its provenance beside it as JSON"
     )
+    add_endpoint(parser)
     parser.set_defaults(run=_judge)
 
 
 def _judge(arguments: argparse.Namespace) -> int:
     from robustpo_kit import judging
     from robustpo_kit.data import PreferenceSet
-    from robustpo_kit.rewards import RewardModel
 
     started = time.time()
     rows = PreferenceSet.from_jsonl(arguments.data)
@@ -156,7 +159,7 @@ def _judge(arguments: argparse.Namespace) -> int:
             f"judge: --against {arguments.against} should name one of the columns of {names}, "
             "all different"
         )
-    judge = judging.RewardJudge(RewardModel.load(arguments.judge), tie_band=arguments.tie_band)
+    judge = _judge_of(arguments)
     replies = {}
     for column, name in enumerate(names):
         replies[name] = [row.responses[column] for row in rows]
@@ -175,6 +178,9 @@ def _judge(arguments: argparse.Namespace) -> int:
     if not arguments.unaudited:
         claimed = rows.map(lambda row: dataclasses.replace(row, golden=arguments.against))
         audit = judging.audit(judge, claimed, given=given, seed=arguments.seed)
+    counts: dict[str, int] = getattr(judge, "counts", {})
+    if counts:  # before the table, which an audit may refuse
+        print(", ".join(f"{name} {count}" for name, count in counts.items()))
     table = judging.win_table(verdicts, audit, unaudited=arguments.unaudited, seed=arguments.seed)
     shown = table[["policy", "prompts", "win", "tie", "lose", "score", "audited"]]
     print(shown.round(3).to_string(index=False))
@@ -183,11 +189,25 @@ def _judge(arguments: argparse.Namespace) -> int:
     if arguments.out:
         against = names[arguments.against]
         controls = None if audit is None else audit.to_dict("records")
-        config = {"data": arguments.data, "judge": arguments.judge, "against": against}
+        config = {"data": arguments.data, "judge": judge.name, "against": against}
+        config |= {"fingerprint": judge.fingerprint, "counts": counts}
+        config |= {"judge_files": arguments.judge or arguments.endpoint}
         config |= {"controls": dict(option.split("=", 1) for option in arguments.control)}
         origin = records.provenance(config | {"audit": controls}, arguments.seed, started)
         records.write_table(Path(arguments.out), table, origin)
     return 0
+
+
+def _judge_of(arguments: argparse.Namespace) -> "RewardJudge | EndpointJudge":
+    """The judge that --judge or --endpoint names; raises KitError for neither or both."""
+    from robustpo_kit.judging import RewardJudge
+    from robustpo_kit.rewards import RewardModel
+
+    if bool(arguments.judge) == bool(arguments.endpoint):
+        raise KitError("judge: name one judge, --judge DIR or --endpoint URL")
+    if arguments.endpoint:
+        return endpoint_judge(arguments)
+    return RewardJudge(RewardModel.load(arguments.judge), tie_band=arguments.tie_band)
 
 
 def _controls(options: Sequence[str], replies: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -11,9 +11,8 @@ from robustpo_kit.data import PreferenceSet
 from robustpo_kit.errors import KitError
 from robustpo_kit.intervals import Interval, bootstrap_mean, bootstrap_statistic
 from robustpo_kit.judging.controls import golden_replies, made
-from robustpo_kit.judging.judges import SCORES, Judge, compare, fingerprint_of
+from robustpo_kit.judging.judges import OTHER_WAY_ROUND, SCORES, Judge, compare, fingerprint_of
 
-OTHER_WAY_ROUND = {"A": "B", "B": "A", "C": "C"}
 LEAST = 20  # groups of rows: of fewer that all agree, an interval says nothing
 
 
@@ -130,7 +129,7 @@ class _Asker:
         return _row(name, interval, limit)
 
     def swapped_order(self) -> dict[str, Any]:
-        """How often the verdict stays when the two replies change places."""
+        """How often the verdict stays when the two replies change places; no verdict does not."""
         answers = self.judge.verdicts(self.prompts, self.golden, self.rivals)
         turned = self.judge.verdicts(self.prompts, self.rivals, self.golden)
         same = [
@@ -155,7 +154,7 @@ class _Asker:
         return _row("length slope", interval, SLOPE)
 
     def _scores(self, texts: Sequence[str]) -> np.ndarray:
-        """[N] 1, 1/2 or 0 for each reply against the golden one."""
+        """[N] 1, 1/2 or 0 for each reply against the golden one; NaN where there is no verdict."""
         verdicts = compare(
             self.judge,
             self.prompts,

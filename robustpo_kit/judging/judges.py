@@ -1,8 +1,9 @@
 """Judges, and their verdicts against the human reply.
 
 A judge is anything with `verdicts(prompts, first, second) -> list of "A" | "B" | "C"` (A: the first
-reply is better, C: a tie), the papers' answer format (DoRA App. C.4). `RewardJudge` is one; an LLM
-reading the papers' prompts fits too, as a `FunctionJudge`.
+reply is better, C: a tie), the papers' answer format (DoRA App. C.4), or UNANSWERED where it said
+nothing of the kind. `RewardJudge` is one, `EndpointJudge`, a language model that reads the papers'
+prompts, another; any function is, as a `FunctionJudge`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from robustpo_kit.records import digest, stream
 from robustpo_kit.rewards import Rewards
 
 SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
+UNANSWERED = "-"  # in the place of A, B or C: a refusal, or an answer that says none of them
+OTHER_WAY_ROUND = {"A": "B", "B": "A", "C": "C"}
 
 
 class Judge(Protocol):
@@ -35,7 +38,7 @@ class Judge(Protocol):
     def verdicts(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
     ) -> list[str]:
-        """A (first is better), B (second is better) or C (tie) for each prompt."""
+        """A (first is better), B (second is better), C (tie) or UNANSWERED for each prompt."""
         ...
 
 
@@ -138,13 +141,13 @@ def compare(
         row_ids: [N] the rows that the prompts come from; a judge that learned from one refuses.
 
     Returns:
-        A row a policy and prompt: policy, prompt_id, verdict (of the policy: win | tie | lose),
-        swapped, judge (its name), fingerprint (`fingerprint_of`).
+        A row a policy and prompt: policy, prompt_id, verdict (of the policy: win | tie | lose |
+        unanswered), swapped, judge (its name), fingerprint (`fingerprint_of`).
 
     Raises:
         ValueError: where lengths differ, naming the argument or the policy, where there is no
             policy or a reply is no text, where the judge learned from a row, or answers anything
-            but A, B or C.
+            but A, B, C or UNANSWERED.
     """
     _check_unseen(judge, row_ids)
     prompt_ids = list(prompts if prompt_ids is None else prompt_ids)
@@ -186,13 +189,13 @@ def _verdict(answer: str, swapped: bool, reply: str) -> str:
     """The policy's verdict; an empty reply loses, whatever the judge makes of it."""
     if not reply.strip():
         return "lose"
-    if answer == "C":
-        return "tie"
+    if answer in ("C", UNANSWERED):
+        return "tie" if answer == "C" else "unanswered"
     return "win" if (answer == "A") != swapped else "lose"
 
 
 def _check_answers(answers: Sequence[str], count: int, judge: Judge) -> None:
-    unknown = sorted(set(answers) - {"A", "B", "C"})
+    unknown = sorted(set(answers) - {"A", "B", "C", UNANSWERED})
     if unknown or len(answers) != count:
         raise ValueError(
             f"judge '{judge.name}': {len(answers)} answers for {count} prompts, "

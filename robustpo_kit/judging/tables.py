@@ -20,14 +20,15 @@ def win_table(
     """Shares of win, tie and lose by policy, and score = win + tie/2, with bootstrap intervals.
 
     Args:
-        verdicts: a row a reply, with the columns policy, prompt_id, verdict, judge (of `compare`).
+        verdicts: a row a reply, with the columns policy, prompt_id, verdict, judge (of `compare`);
+            those unanswered are in no share.
         audit: of that judge, by `judging.audit`.
         unaudited: take a judge that has no audit or fails it; the table says so.
         draws, seed: of the bootstrap over prompts, whose intervals are at 95 %.
 
     Returns:
         A row a policy: policy, prompts, replies, then NAME, NAME_low, NAME_high for win, tie, lose,
-        score; judge, audited (False under `unaudited`).
+        score; judge, audited (False under `unaudited`); unanswered (replies), where any is.
 
     Raises:
         ValueError: the judge has no audit, or fails it, naming the controls.
@@ -42,7 +43,11 @@ def win_table(
         draws=draws,
         seed=seed,
     )
-    return table.rename(columns={"clusters": "prompts", "n": "replies"}).assign(**marks)
+    table = table.rename(columns={"clusters": "prompts", "n": "replies"}).assign(**marks)
+    missing = verdicts.loc[verdicts["verdict"] == "unanswered", "policy"].value_counts()
+    if len(missing):
+        table["unanswered"] = table["policy"].map(missing).fillna(0).astype(int)
+    return table
 
 
 def difference_table(
@@ -93,6 +98,9 @@ def difference_table(
 
 
 def _with_outcomes(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts` with a column 0 or 1 for each of win, tie, lose, and the score."""
-    columns = {name: (verdicts["verdict"] == name).astype(float) for name in VERDICTS}
+    """`verdicts` with a column 0 or 1 for each of win, tie, lose, and the score; NaN unanswered."""
+    answered = verdicts["verdict"] != "unanswered"
+    columns = {
+        name: (verdicts["verdict"] == name).astype(float).where(answered) for name in VERDICTS
+    }
     return verdicts.assign(**columns, score=verdicts["verdict"].map(SCORES))
