@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from robustpo_kit import __version__
+from robustpo_kit.cli.benchmarks import add_answer_benchmark, add_score_benchmark
 from robustpo_kit.cli.machine import add_bench, add_doctor
 from robustpo_kit.cli.notebooks import add_notebooks, add_series
 from robustpo_kit.cli.parsing import Parser
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         add_presets,
         add_score,
         add_judge,
+        add_answer_benchmark,
+        add_score_benchmark,
         add_study,
         add_bench,
     ):

@@ -50,14 +50,20 @@ class EndpointJudge:
         pairs = list(zip(prompts, first, second, strict=True))
         self._own["pairs"] += len(pairs)
         if self.form.single:
-            ratings = self._readings([(prompt, a) for prompt, a, _ in pairs])
-            others = self._readings([(prompt, b) for prompt, _, b in pairs])
-            return [_higher(*both) for both in zip(ratings, others, strict=True)]
+            both = self.ratings(prompts, first), self.ratings(prompts, second)
+            return [_higher(*pair) for pair in zip(*both, strict=True)]
         answers = self._readings(pairs)
         if not self.both_orders:
             return [answer or UNANSWERED for answer in answers]
         turned = self._readings([(prompt, b, a) for prompt, a, b in pairs])
         return [self._agreed(*both) for both in zip(answers, turned, strict=True)]
+
+    def ratings(self, prompts: Sequence[str], replies: Sequence[str]) -> list[float | None]:
+        """The rating of each reply, None where there is none; of a form that rates one alone."""
+        if not self.form.single:
+            raise KitError(f"judge '{self.name}': its form compares two replies; take a single one")
+        read = self._readings(list(zip(prompts, replies, strict=True)))
+        return [None if rating is None else float(rating) for rating in read]
 
     def _readings(self, questions: Sequence[tuple[str, ...]]) -> list[str | None]:
         """What each answer says; one that says nothing is counted by its kind."""
@@ -77,13 +83,13 @@ class EndpointJudge:
         return answer if same else "C"
 
 
-def _higher(rating: str | None, other: str | None) -> str:
+def _higher(rating: float | None, other: float | None) -> str:
     """The verdict of two ratings."""
     if rating is None or other is None:
         return UNANSWERED
-    if float(rating) == float(other):
+    if rating == other:
         return "C"
-    return "A" if float(rating) > float(other) else "B"
+    return "A" if rating > other else "B"
 
 
 def _kind(answer: Answer) -> str:
