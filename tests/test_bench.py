@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robustpo_kit import bench, policies
+from robustpo_kit import bench, data, policies
 from robustpo_kit.bench import contenders, inside, layouts
 from robustpo_kit.bench.epochs import StepClock
 from robustpo_kit.bench.models import bench_policy
@@ -148,7 +148,7 @@ def policy():
 def pairs(tmp_path):
     rows = [{"prompt": f"why {i}", "chosen": "because", "rejected": "no " * i} for i in (1, 2)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return PreferenceSet.from_jsonl(tmp_path / "pairs.jsonl")
+    return data.load(tmp_path / "pairs.jsonl")
 
 
 @pytest.fixture

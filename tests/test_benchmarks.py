@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from robustpo_kit import benchmarks, cli, judging, policies
 from robustpo_kit.benchmarks import leaderboard
-from robustpo_kit.data import Template
+from robustpo_kit.data import Conversation, Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.judging import EndpointJudge, FunctionJudge
 
@@ -86,11 +86,27 @@ def test_answers_have_the_benchmarks_format(tmp_path, policy, name):
         assert len(choice["turns"]) == 2 and all(isinstance(turn, str) for turn in choice["turns"])
 
 
+def turns(prompt):
+    """What a prompt is made of: a text, or those of its messages, which alternate."""
+    if not isinstance(prompt, Conversation):
+        return prompt
+    roles = [message["role"] for message in prompt.messages]
+    assert roles == [("user", "assistant")[place % 2] for place in range(len(roles))]
+    return [message["content"] for message in prompt.messages]
+
+
 def test_turns_see_those_before_them_and_text_stays_as_it_was(tmp_path, policy, monkeypatch):
     seen = []
 
     def sampled(policy, prompts, config, *, seed, purpose):
-        seen.append((list(prompts), config.temperature, config.top_k, config.repetition_penalty))
+        seen.append(
+            (
+                [turns(prompt) for prompt in prompts],
+                config.temperature,
+                config.top_k,
+                config.repetition_penalty,
+            )
+        )
         ids = policy.tokenizer("  two\n\n  lines ", add_special_tokens=False)["input_ids"]
         end = policy.tokenizer.eos_token_id
         return [[policies.Reply("cut", len(ids), True, (*ids, end))] for _ in prompts]
@@ -102,17 +118,11 @@ def test_turns_see_those_before_them_and_text_stays_as_it_was(tmp_path, policy, 
     assert answers[0]["choices"][0]["turns"] == ["two\n\n  lines"] * 2
     said = "two\n\n  lines"
     assert seen == [  # writing at 0.7, mathematics greedily
-        ([("Write a line.",)], 0.7, 50, 1.0),
-        ([("What is 2 + 3?",)], 1.0, 1, 1.0),
-        ([("Write a line.", said, "Now in red.")], 0.7, 50, 1.0),
-        ([("What is 2 + 3?", said, "Twice that?")], 1.0, 1, 1.0),
+        (["Write a line."], 0.7, 50, 1.0),
+        (["What is 2 + 3?"], 1.0, 1, 1.0),
+        ([["Write a line.", said, "Now in red."]], 0.7, 50, 1.0),
+        ([["What is 2 + 3?", said, "Twice that?"]], 1.0, 1, 1.0),
     ]
-    template, tokenizer = policy.template, policy.tokenizer
-    text = template.render(("a", "b", "c"), tokenizer)
-    assert text == "<s>user\na</s>\n<s>assistant\nb</s>\n<s>user\nc</s>\n<s>assistant\n"
-    assert template.render("a", tokenizer) == template.render(("a",), tokenizer)
-    with pytest.raises(ValueError, match="'plain' has no turns"):
-        Template("plain").render(("a", "b", "c"), tokenizer)
 
 
 def test_decoding_is_the_papers():

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from robustpo_kit import __version__, assets, cli, paths, policies, records
-from robustpo_kit.data.reading import PAIR, READERS
+from robustpo_kit.data.reading import READERS
+from robustpo_kit.data.shapes import RANKED
 from robustpo_kit.errors import KitError
 
 PAIRS = [
@@ -42,8 +43,9 @@ def refused(capsys, *arguments: str) -> str:
         code = leaving.code
     out, err = capsys.readouterr()
     assert code == 2 and out == ""
-    assert err.startswith("robustpo: ") and err.count("\n") == 1
-    return err
+    said = [line for line in err.splitlines() if " rows, K = " not in line]  # what was read
+    assert len(said) == 1 and said[0].startswith("robustpo: ")
+    return said[0]
 
 
 # ---------------------------------------------------------------- refusals
@@ -273,7 +275,7 @@ def test_the_readmes_own_run_works_on_its_own_format(tmp_path, monkeypatch, pair
     """On a tiny model: the command that trains, and the lines of Python, as they stand there."""
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
-    commands, code = readme_blocks("Without a notebook")
+    commands, *_, code = readme_blocks("Without a notebook")
     (line,) = re.findall(r"^robustpo (train .*)$", commands, re.M)
     assert cli.main(shlex.split(line.replace("MODEL", "tiny"))) == 0
     assert (tmp_path / "runs" / "mine" / "record.json").exists()
@@ -285,12 +287,11 @@ def test_the_readmes_own_run_works_on_its_own_format(tmp_path, monkeypatch, pair
 def test_the_readme_names_every_field_of_a_row():
     text = (paths.ROOT / "README.md").read_text()
     said = text.split("A row of preference data")[1].split("In Python")[0]
-    assert set(re.findall(r"`(\w+)`", said)) == {*READERS, *PAIR}
+    assert set(re.findall(r"`(\w+)`", said)) == {*READERS, *RANKED}
 
 
 def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
-    from robustpo_kit import calibration, encoders, rewards
-    from robustpo_kit.data import PreferenceSet
+    from robustpo_kit import calibration, data, encoders, rewards
 
     words = ["open", "close", "turn", "break", "lift", "push", "jar", "lid", "box", "door"]
     training = tmp_path / "training.jsonl"
@@ -311,7 +312,7 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
             for i in range(24)
         )
     )
-    rows, encoder = PreferenceSet.from_jsonl(training), encoders.load("tiny")
+    rows, encoder = data.load(training), encoders.load("tiny")
     classifier = calibration.fit_classifier(
         rows, features="frozen", encoder=encoder, folds=2, seed=0
     )
@@ -328,10 +329,10 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
     table = tmp_path / "wins.csv"
     judge = ["judge", "--data", str(pairs), "--judge", str(tmp_path / "reward")]
     assert "judge 'reward judge': fails its audit (" in refused(capsys, *judge)
-    control = ["--control", "untrained model=source_1"]
+    control = ["--control", "untrained model=rejected"]
     assert "(echo " in refused(capsys, *judge, *control)
-    wrong = refused(capsys, *judge, "--control", "untrained=source_1")
-    assert "--control 'untrained=source_1'" in wrong and "one of untrained model, cont" in wrong
+    wrong = refused(capsys, *judge, "--control", "untrained=rejected")
+    assert "--control 'untrained=rejected'" in wrong and "one of untrained model, cont" in wrong
     own = ["judge", "--data", training, "--judge", tmp_path / "reward"]
     assert "judge 'reward judge': row 't1' (18 in all) was trained on" in refused(capsys, *own)
     assert (
@@ -350,12 +351,12 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
         == 0
     )
     told = capsys.readouterr().out
-    assert "source_1" in told and "win" in told
+    assert "rejected" in told and "win" in told
     header, line = table.read_text().splitlines()
     row = dict(zip(header.split(","), line.split(","), strict=True))
     assert row["prompts"] == "6" and row["audited"] == "False"
     assert float(row["win"]) + float(row["tie"]) + float(row["lose"]) == pytest.approx(1, abs=1e-5)
-    assert records.read_json(tmp_path / "wins.json")["config"]["against"] == "source_0"
+    assert records.read_json(tmp_path / "wins.json")["config"]["against"] == "chosen"
     assert records.read_json(tmp_path / "wins.json")["config"]["audit"] is None
 
 

@@ -42,13 +42,11 @@ def write(path, *values):
 def test_a_set_survives_the_way_through_a_file(tmp_path):
     original = rows(k=3, rewards=True).with_h([0.5] * 6)
     original.to_jsonl(tmp_path / "set.jsonl")
-    assert PreferenceSet.from_jsonl(tmp_path / "set.jsonl").rows == original.rows
+    assert data.load(tmp_path / "set.jsonl").rows == original.rows
 
 
 def test_pairs_may_come_as_chosen_and_rejected(tmp_path):
-    (row,) = PreferenceSet.from_jsonl(
-        write(tmp_path / "p.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"})
-    )
+    (row,) = data.load(write(tmp_path / "p.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"}))
     assert (row.responses, row.golden, row.group) == (("a", "b"), 0, "q")
 
 
@@ -92,18 +90,18 @@ def test_pairs_may_come_as_chosen_and_rejected(tmp_path):
 def test_a_bad_row_is_named_by_file_row_and_field(tmp_path, value, words):
     path = write(tmp_path / "bad.jsonl", {"prompt": "fine", "chosen": "a", "rejected": "b"}, value)
     with pytest.raises(KitError, match=words):
-        PreferenceSet.from_jsonl(path)
+        data.load(path)
 
 
 def test_files_that_are_missing_empty_or_no_text_are_named(tmp_path):
     with pytest.raises(KitError, match=r"none\.jsonl: no such file"):
-        PreferenceSet.from_jsonl(tmp_path / "none.jsonl")
+        data.load(tmp_path / "none.jsonl")
     with pytest.raises(KitError, match=r"empty\.jsonl: holds no rows"):
-        PreferenceSet.from_jsonl(write(tmp_path / "empty.jsonl"))
+        data.load(write(tmp_path / "empty.jsonl"))
     whole = gzip.compress(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}).encode())
     (tmp_path / "torn.jsonl.gz").write_bytes(whole[:-9])
     with pytest.raises(KitError, match=r"torn\.jsonl\.gz: cannot be read"):
-        PreferenceSet.from_jsonl(tmp_path / "torn.jsonl.gz")
+        data.load(tmp_path / "torn.jsonl.gz")
 
 
 # --- splits and flips
@@ -232,7 +230,7 @@ def test_the_papers_loaders_read_local_files_of_the_hubs_format(tmp_path):
     feedback = write(tmp_path / "uf.jsonl", {"prompt": "q", "chosen": messages, "rejected": other})
     loaded = data.load("ultrafeedback", feedback)
     assert loaded[0].responses == ("a", "b") and loaded.template.kind == "chat"
-    with pytest.raises(KitError, match="row 1, field chosen/rejected"):
+    with pytest.raises(KitError, match="row 1, field rejected: missing"):
         data.load("hh", write(tmp_path / "bad.jsonl", {"chosen": "x"}))
 
 

@@ -21,8 +21,7 @@ from training_setting import (
     weights,
 )
 
-from robustpo_kit import cli, objectives, paths, policies, training
-from robustpo_kit.data import PreferenceSet
+from robustpo_kit import cli, data, objectives, paths, policies, training
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import tokenize
 from robustpo_kit.training import ExactStep, TrainConfig, forward, launching, lifeline
@@ -215,7 +214,7 @@ def test_a_batch_that_is_not_finite_is_saved(window, monkeypatch, tmp_path):
         take_run(tmp_path, window=window)
     (folder,) = (tmp_path / "run").glob("not_finite-*-step2")
     assert f"the batch lies in {folder}" in str(refused.value)
-    saved = PreferenceSet.from_jsonl(folder / "rows.jsonl")
+    saved = data.load(folder / "rows.jsonl")
     rows = {row.row_id: row for row in preferences(2)}
     assert len(saved) == 2 and all(rows[row.row_id] == row for row in saved)
     tensors = load_file(folder / "batch.safetensors")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from robustpo_kit import records
+from robustpo_kit import data, records
 from robustpo_kit.bench.config import BenchConfig
 from robustpo_kit.bench.epochs import measure
 from robustpo_kit.bench.inside import (
@@ -18,7 +18,6 @@ from robustpo_kit.bench.inside import (
 from robustpo_kit.bench.models import bench_policy
 from robustpo_kit.bench.replies import measure_replies
 from robustpo_kit.bench.sizes import measure_sizes
-from robustpo_kit.data import PreferenceSet
 from robustpo_kit.records import stream_seed
 
 
@@ -39,12 +38,9 @@ def contender(task: dict[str, Any], folder: Path) -> Any:
         return measure_replies(task)
     name, alternations = task["contender"], task["alternations"]
     if name == "layouts":
-        lists = PreferenceSet.from_jsonl(folder / "lists.jsonl")
+        lists = data.load(folder / "lists.jsonl")
         return compare_layouts(config, bench_policy(config), lists, alternations)
-    rows = {
-        name: PreferenceSet.from_jsonl(folder / f"{name}.jsonl")
-        for name in ("pairs", "lists", "short")
-    }
+    rows = {name: data.load(folder / f"{name}.jsonl") for name in ("pairs", "lists", "short")}
     if task.get("sizes"):
         return measure_sizes(config, name)
     if name != "inside":

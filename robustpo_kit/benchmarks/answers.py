@@ -13,6 +13,7 @@ from typing import Any
 
 from robustpo_kit import policies
 from robustpo_kit.benchmarks.files import Fields, read_rows
+from robustpo_kit.data import Conversation
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import Policy, SamplingConfig
 from robustpo_kit.records import digest
@@ -189,12 +190,15 @@ def _benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def _conversation(question: Question, said: Sequence[Spoken], turn: int) -> tuple[str, ...]:
-    """The turns up to `turn`, the model's own between the user's."""
-    turns = [question.turns[0]]
+def _conversation(question: Question, said: Sequence[Spoken], turn: int) -> str:
+    """The turns up to `turn`, the model's own between the user's; the first alone is a text."""
+    if turn == 0:
+        return question.turns[0]
+    messages = [{"role": "user", "content": question.turns[0]}]
     for spoken, text in zip(said, question.turns[1 : turn + 1], strict=True):
-        turns += [spoken.text, text]
-    return tuple(turns)
+        messages.append({"role": "assistant", "content": spoken.text})
+        messages.append({"role": "user", "content": text})
+    return Conversation.of(messages)
 
 
 def _by_temperature(

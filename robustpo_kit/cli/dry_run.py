@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustpo_kit import data, published, records
+from robustpo_kit.cli.parsing import read_preferences
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
 
@@ -36,6 +37,12 @@ class Asked:
     rank: int
     run: "TrainConfig"
     objective: "StepObjective"
+    split: str | None = None
+    on_bad_row: str | None = None
+
+    def preferences(self) -> PreferenceSet:
+        """The rows; says on standard error what they are."""
+        return read_preferences(self.data, self.split, self.on_bad_row)
 
 
 def dry_run(asked: Asked) -> str:
@@ -94,22 +101,17 @@ def model_config(model: str) -> tuple["PreTrainedConfig", Path | None]:
     )
 
 
-def preferences(source: str) -> PreferenceSet:
-    """The rows of a task, or of a file in the kit's own format."""
-    if source in data.TASKS:
-        return data.load(source)
-    return PreferenceSet.from_jsonl(source)
-
-
 def token_rows(asked: Asked, folder: Path | None) -> tuple[Sequence["TokenRow"], str]:
     """The rows' tokens, and in words how they are known; nothing is fetched."""
     from robustpo_kit import assets, policies, training
 
     if asked.data in published.ROWS:
         return _bound(asked)
-    if asked.data in data.TASKS and assets.local(data.TASKS[asked.data].source) is None:
+    task = data.TASKS.get(asked.data)
+    here = Path(asked.data).exists() if task is None else assets.local(task.source) is not None
+    if not here:
         raise KitError(f"--data {asked.data}: not on this machine, and --dry-run fetches nothing")
-    rows = training.fitting_rows(preferences(asked.data), asked.objective)
+    rows = training.fitting_rows(asked.preferences(), asked.objective)
     tokenizer = _tokenizer(asked.model, folder)
     if tokenizer is None:
         return [_guessed(row, asked.run) for row in rows], (

@@ -2,11 +2,12 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-from robustpo_kit import records
+from robustpo_kit import data, records
 from robustpo_kit.errors import KitError
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # what `add_parser` belongs to
@@ -47,9 +48,43 @@ def add_model(parser: argparse.ArgumentParser, default: str | None, about: str =
     parser.add_argument("--model", default=default, help=said)
 
 
-def add_data(parser: argparse.ArgumentParser, about: str) -> None:
-    """The flag --data: a preference file, which the command cannot do without."""
-    parser.add_argument("--data", required=True, metavar="FILE.jsonl", help=about)
+def add_data(parser: argparse.ArgumentParser, about: str, *, required: bool = True) -> None:
+    """The flags --data, --split and --on-bad-row, which `preferences_of` reads."""
+    said = f"{about}: JSON lines, JSON, CSV or Parquet, a `datasets` folder, a Hub id or a task"
+    parser.add_argument("--data", required=required, metavar="FILE", help=said)
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """The flags --split and --on-bad-row: how a preference file is read."""
+    parser.add_argument(
+        "--split", metavar="NAME", help="of a `datasets` folder or Hub data set (default: train)"
+    )
+    parser.add_argument(
+        "--on-bad-row",
+        choices=data.ON_BAD_ROW,
+        help="a row that cannot be used ends the command, or is left out and counted "
+        "(default: raise)",
+    )
+
+
+def preferences_of(arguments: argparse.Namespace) -> data.PreferenceSet:
+    """The rows that --data, --split and --on-bad-row name; says on standard error what they are."""
+    return read_preferences(arguments.data, arguments.split, arguments.on_bad_row)
+
+
+def read_preferences(source: str, split: str | None, on_bad_row: str | None) -> data.PreferenceSet:
+    """The rows of a source, and one line on standard error, of the first rank, that says them.
+
+    Raises KitError as `data.load`, of a bad row with the flag that leaves it out.
+    """
+    try:
+        rows = data.load(source, split=split, on_bad_row=on_bad_row or "raise")
+    except data.BadRowError as error:
+        raise KitError(f"{error} (or leave such rows out by --on-bad-row skip)") from None
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(rows.describe(), file=sys.stderr)
+    return rows
 
 
 def add_seed(parser: argparse.ArgumentParser, about: str = "of every draw (default: 0)") -> None:

@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING
 
 from robustpo_kit import data, paths, records
 from robustpo_kit.cli.endpoints import add_endpoint, endpoint_judge
-from robustpo_kit.cli.parsing import Commands, add_data, add_model, add_seed, write_lines
+from robustpo_kit.cli.parsing import (
+    Commands,
+    add_data,
+    add_model,
+    add_reading,
+    add_seed,
+    preferences_of,
+    read_preferences,
+    write_lines,
+)
 from robustpo_kit.errors import KitError
 
 if TYPE_CHECKING:  # commands import what they need when they run: `robustpo --help` stays quick
     from robustpo_kit.data import PreferenceSet
     from robustpo_kit.judging import EndpointJudge, RewardJudge
+
+SCORERS = ("data", "model", "classifier", "reward", "dtype")  # what decides a file of scores
 
 
 def add_synthesise(commands: Commands) -> None:
@@ -25,8 +36,9 @@ def add_synthesise(commands: Commands) -> None:
     parser.add_argument(
         "--task",
         required=True,
-        help=" | ".join([*data.TASKS, "FILE.jsonl"]),
+        help=" | ".join([*data.TASKS, "FILE"]),
     )
+    add_reading(parser)
     add_model(parser, "smollm2-135m-instruct")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument(
@@ -44,7 +56,7 @@ def _synthesise(arguments: argparse.Namespace) -> int:
     from robustpo_kit import mixture, policies
     from robustpo_kit.policies import SamplingConfig
 
-    rows = data.load(arguments.task)
+    rows = read_preferences(arguments.task, arguments.split, arguments.on_bad_row)
     if arguments.rows < 0 or not len(rows):
         raise KitError(f"--rows {arguments.rows}, of {len(rows)}: at least one row is expected")
     if arguments.rows:
@@ -75,7 +87,7 @@ def add_score(commands: Commands) -> None:
     parser = commands.add_parser(
         "score", help="score every response of a preference file: one JSON line a row"
     )
-    add_data(parser, "prompt and responses, or chosen and rejected")
+    add_data(parser, "preferences")
     add_model(parser, None, "adds logps (nats, summed) and lengths: ")
     parser.add_argument(
         "--classifier", metavar="DIR", help="adds c, the probability of the target source"
@@ -87,11 +99,15 @@ def add_score(commands: Commands) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from robustpo_kit.data import PreferenceSet
-
     if not (arguments.model or arguments.classifier or arguments.reward):
         raise KitError("score: name at least one of --model, --classifier, --reward")
-    rows = PreferenceSet.from_jsonl(arguments.data)
+    if arguments.out and Path(arguments.out).suffix == ".json":
+        raise KitError(
+            f"--out {arguments.out}: rows are JSON lines, and their provenance takes NAME.json; "
+            "name it NAME.jsonl"
+        )
+    started = time.time()
+    rows = preferences_of(arguments)
     columns: dict[str, list[list[float]]] = {}
     if arguments.model:
         from robustpo_kit import policies, training
@@ -112,6 +128,10 @@ def _score(arguments: argparse.Namespace) -> int:
         values = {name: column[position][:count] for name, column in columns.items()}
         lines.append(json.dumps({"row_id": row.row_id} | values, ensure_ascii=False))
     write_lines(lines, arguments.out)
+    if arguments.out:
+        config = {name: getattr(arguments, name) for name in SCORERS} | {"dropped": rows.dropped}
+        origin = records.provenance(config, 0, started)
+        records.write_json(Path(arguments.out).with_suffix(".json"), origin)
     return 0
 
 
@@ -119,7 +139,7 @@ def add_judge(commands: Commands) -> None:
     parser = commands.add_parser(
         "judge", help="win, tie and lose of each source's replies against those of one column"
     )
-    add_data(parser, "prompt, responses, sources (who wrote each)")
+    add_data(parser, "responses with sources (who wrote each)")
     parser.add_argument("--judge", metavar="DIR", help="a reward model trained on other rows")
     parser.add_argument(
         "--against", type=int, default=0, metavar="COLUMN", help="the replies to beat (default: 0)"
@@ -149,10 +169,9 @@ def add_judge(commands: Commands) -> None:
 
 def _judge(arguments: argparse.Namespace) -> int:
     from robustpo_kit import judging
-    from robustpo_kit.data import PreferenceSet
 
     started = time.time()
-    rows = PreferenceSet.from_jsonl(arguments.data)
+    rows = preferences_of(arguments)
     names = _common_sources(rows, arguments.data)
     if not 0 <= arguments.against < len(names) or len(set(names)) < len(names):
         raise KitError(
@@ -192,7 +211,10 @@ def _judge(arguments: argparse.Namespace) -> int:
         config = {"data": arguments.data, "judge": judge.name, "against": against}
         config |= {"fingerprint": judge.fingerprint, "counts": counts}
         config |= {"judge_files": arguments.judge or arguments.endpoint}
-        config |= {"controls": dict(option.split("=", 1) for option in arguments.control)}
+        config |= {
+            "dropped": rows.dropped,
+            "controls": dict(option.split("=", 1) for option in arguments.control),
+        }
         origin = records.provenance(config | {"audit": controls}, arguments.seed, started)
         records.write_table(Path(arguments.out), table, origin)
     return 0

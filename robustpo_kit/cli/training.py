@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from robustpo_kit import data, paths, published, records
-from robustpo_kit.cli.dry_run import Asked, dry_run, missing_data, preferences
-from robustpo_kit.cli.parsing import Commands, add_assignments, add_model, assignments
+from robustpo_kit.cli.dry_run import Asked, dry_run, missing_data
+from robustpo_kit.cli.parsing import Commands, add_assignments, add_data, add_model, assignments
 from robustpo_kit.errors import KitError
 
 REQUIRED = ("data", "objective", "model", "out")
-FLAGS = (*REQUIRED, "seed", "dtype", "lora", "rank")
+FLAGS = (*REQUIRED, "split", "on_bad_row", "seed", "dtype", "lora", "rank")
 
 
 def add_train(commands: Commands) -> None:
@@ -33,11 +33,7 @@ def add_train(commands: Commands) -> None:
     parser.add_argument(
         "--config", metavar="FILE.json", help="any of these settings by name; flags win over it"
     )
-    parser.add_argument(
-        "--data",
-        metavar="FILE.jsonl",
-        help="preferences: prompt and responses, or chosen and rejected; or the name of a task",
-    )
+    add_data(parser, "preferences", required=False)
     parser.add_argument(
         "--objective",
         metavar="SPEC",
@@ -63,7 +59,7 @@ def _train(arguments: argparse.Namespace) -> int:
     out = _free_folder(settings)
     asked = _asked(settings, arguments.preset)
     _refuse_plain_data(asked)
-    rows = preferences(asked.data)
+    rows = asked.preferences()
     template = data.template_of(asked.data)
     # what was named is the reference
     policy = policies.load(asked.model, template=template, dtype=asked.dtype).merge()
@@ -133,6 +129,7 @@ def _asked(settings: dict[str, Any], preset: str | None) -> Asked:
     run = dict(settings)
     run.pop("out", None)
     model, source = run.pop("model"), run.pop("data")
+    reading = {name: run.pop(name, None) for name in ("split", "on_bad_row")}
     dtype, lora = run.pop("dtype", "float32"), run.pop("lora", "attention")
     if lora == "none" and "rank" in run:
         raise KitError(f"--rank {run['rank']}: there is no adapter under --lora none")
@@ -144,7 +141,7 @@ def _asked(settings: dict[str, Any], preset: str | None) -> Asked:
     except TypeError as error:
         raise KitError(f"train: {error}") from None
     objective = objectives.build(spec, seed=config.seed)
-    return Asked(model, source, preset, dtype, lora, rank, config, objective)
+    return Asked(model, source, preset, dtype, lora, rank, config, objective, **reading)
 
 
 def _refuse_plain_data(asked: Asked) -> None:

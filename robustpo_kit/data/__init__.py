@@ -1,11 +1,16 @@
 """Preference data: rows, sets, files, and tasks of text."""
 
+from robustpo_kit.data.conversation import Conversation
+from robustpo_kit.data.loading import ON_BAD_ROW
 from robustpo_kit.data.preferences import PreferenceSet
-from robustpo_kit.data.rows import Preference, mean_h, take
+from robustpo_kit.data.rows import BadRowError, Preference, mean_h, take
 from robustpo_kit.data.tasks import TASKS, Task, load, template_of
 from robustpo_kit.data.template import Template
 
 __all__ = [
+    "BadRowError",
+    "Conversation",
+    "ON_BAD_ROW",
     "Preference",
     "PreferenceSet",
     "TASKS",

@@ -4,14 +4,15 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from robustpo_kit import paths
-from robustpo_kit.data.reading import json_lines, row_from_json
+from robustpo_kit.data.packing import kept
+from robustpo_kit.data.reading import row_as_json
 from robustpo_kit.data.rows import Preference, best_worst, check_row, flipped_row, take
 from robustpo_kit.data.template import PLAIN, Template
 from robustpo_kit.errors import KitError
@@ -27,11 +28,13 @@ class PreferenceSet(Sequence[Preference]):
         *,
         name: str = "preferences",
         template: Template = PLAIN,
+        shape: str = "",
         dropped: Mapping[str, int] | None = None,
     ):
-        self.rows = tuple(rows)
+        self.rows = kept(rows)
         self.name = name
         self.template = template
+        self.shape = shape  # in words, of the file that the rows are from
         self.dropped = dict(dropped or {})
 
     def __len__(self) -> int:
@@ -55,9 +58,23 @@ class PreferenceSet(Sequence[Preference]):
         return f"PreferenceSet({self.name}: {len(self)} rows, K = {self.responses_per_prompt})"
 
     def _with(self, rows: Iterable[Preference]) -> "PreferenceSet":
-        return PreferenceSet(rows, name=self.name, template=self.template, dropped=self.dropped)
+        return PreferenceSet(
+            rows, name=self.name, template=self.template, shape=self.shape, dropped=self.dropped
+        )
 
-    @property
+    def describe(self) -> str:
+        """One line: name, shape, how many rows of how many responses, what was dropped."""
+        counts = sorted({len(row.responses) for row in self.rows}) or [0]
+        responses = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        parts = [self.shape, f"{len(self):,} rows", f"K = {responses}"]
+        if self.dropped:
+            parts.append(f"dropped: {self._reasons()}")
+        return f"{self.name}: {', '.join(filter(None, parts))}"
+
+    def _reasons(self) -> str:
+        return ", ".join(f"{count} {why}" for why, count in self.dropped.items())
+
+    @cached_property
     def responses_per_prompt(self) -> int:
         """The largest K of the set; 0 for an empty one."""
         return max((len(row.responses) for row in self.rows), default=0)
@@ -83,26 +100,14 @@ class PreferenceSet(Sequence[Preference]):
             seen.add(row.row_id)
         return self
 
-    @classmethod
-    def from_jsonl(cls, path: str | Path) -> "PreferenceSet":
-        """Read and validate JSON lines (or .gz): `prompt` and `responses`, or a pair.
-
-        A pair is `prompt`, `chosen`, `rejected`. Raises KitError naming file, line and field.
-        """
-        path = Path(path)
-        rows = [row_from_json(value, where, number) for number, where, value in json_lines(path)]
-        if not rows:
-            raise KitError(f"{paths.show(path)}: holds no rows; expected one JSON object a line")
-        return cls(rows, name=path.name).validate()
-
     def to_jsonl(self, path: str | Path) -> None:
-        """Write one JSON object a line, by rename."""
+        """Write one JSON object a line, by rename; `data.load` reads the same rows from it."""
         with (
             atomic_write(Path(path)) as temporary,
             open(temporary, "w", encoding="utf-8") as stream,
         ):
             for row in self.rows:
-                stream.write(json.dumps(vars(row), ensure_ascii=False) + "\n")
+                stream.write(json.dumps(row_as_json(row), ensure_ascii=False) + "\n")
 
     def split(self, sizes: Mapping[str, int], seed: int) -> dict[str, "PreferenceSet"]:
         """Disjoint parts of about the given row counts, whole groups only, in a seeded order.
@@ -131,8 +136,7 @@ class PreferenceSet(Sequence[Preference]):
         """Why there are no more rows."""
         if not self.dropped:
             return ""
-        reasons = ", ".join(f"{count} {why}" for why, count in self.dropped.items())
-        return f" (dropped before: {reasons})"
+        return f" (dropped before: {self._reasons()})"
 
     def flip(self, rate: float, seed: int) -> "PreferenceSet":
         """Label noise: a fixed share of rows has its preference reversed, marked in `flipped`.

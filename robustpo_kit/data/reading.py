@@ -1,105 +1,100 @@
-"""JSON lines as rows; every defect is named by file, row and field."""
+"""The kit's own row format as JSON, in and out; every defect is named by file, row and field."""
 
-import gzip
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-from robustpo_kit import paths
-from robustpo_kit.data.rows import Preference
-from robustpo_kit.errors import KitError
-
-PAIR = ("chosen", "rejected")  # may stand in the place of `responses`
+from robustpo_kit.data.conversation import Conversation, Message
+from robustpo_kit.data.rows import BadRowError, Preference
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Number (from 1), place for messages and object of every line that is not blank.
-
-    Raises:
-        KitError: naming the file, and the line that is not one JSON object.
-    """
-    opener: Callable[..., Any] = open
-    if path.suffix == ".gz":
-        opener = gzip.open
-    try:
-        with opener(path, "rt", encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    where = f"{paths.show(path)}, row {number}"
-                    yield number, where, _json_object(line, where)
-    except FileNotFoundError:
-        raise KitError(f"{paths.show(path)}: no such file") from None
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise KitError(
-            f"{paths.show(path)}: cannot be read as UTF-8 JSON lines ({error})"
-        ) from None
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise KitError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(value, dict):
-        raise KitError(f"{where}: a JSON {type(value).__name__}; an object is expected")
-    return value
-
-
-def row_from_json(value: dict[str, Any], where: str, number: int) -> Preference:
-    """A row from `prompt` and `responses`, or from `prompt`, `chosen`, `rejected`.
+def row_from_json(value: dict[str, Any], where: str, number: int | str) -> Preference:
+    """A row from `prompt`, `responses` and what else of `READERS` is known of it.
 
     Args:
-        value: the object of one line.
+        value: an object; other fields are passed over.
         where: file and row, for messages.
-        number: of the line; the row's id where none is given.
+        number: the row's id where none is given.
 
     Raises:
-        KitError: naming `where` and the field that is unknown, missing or of a wrong type.
+        BadRowError: naming `where` and the field that is missing or of a wrong type.
     """
-    _check_names(value, where)
-    given = {name: entry for name, entry in value.items() if name not in PAIR}
-    if "responses" not in value:
-        given["responses"] = [READERS["prompt"](value[name], name, where) for name in PAIR]
-    row = {"row_id": number, "group": value["prompt"]} | given
-    values = {name: read(row[name], name, where) for name, read in READERS.items() if name in row}
+    for name in ("prompt", "responses"):
+        if name not in value:
+            raise BadRowError(where, name, "missing", "missing")
+    values = {
+        name: read(value[name], name, where) for name, read in READERS.items() if name in value
+    }
+    prompt = values["prompt"]
+    values.setdefault("row_id", str(number))
+    if "group" not in values:
+        values["group"] = prompt.opening if isinstance(prompt, Conversation) else prompt
     if not values.get("sources"):
         values["sources"] = tuple(f"source_{k}" for k in range(len(values["responses"])))
     return Preference(**values)
 
 
-def _check_names(value: dict[str, Any], where: str) -> None:
-    known = {*READERS, *PAIR}
-    unknown = sorted(set(value) - known)
-    if unknown:
-        raise KitError(
-            f"{where}, field {unknown[0]}: unknown; known fields: {', '.join(sorted(known))}"
-        )
-    needed = ["prompt"]
-    if "responses" not in value:
-        needed += PAIR
-    for name in needed:
-        if name not in value:
-            raise KitError(
-                f"{where}, field {name}: missing; "
-                "give prompt and responses, or prompt, chosen, rejected"
-            )
+def row_as_json(row: Preference) -> dict[str, Any]:
+    """What `row_from_json` makes the same row of."""
+    value = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    if isinstance(row.prompt, Conversation):
+        value["prompt"] = {"text": row.prompt, "messages": row.prompt.messages}
+    return value
+
+
+def read_messages(value: Any, name: str, where: str) -> list[Message]:
+    """Chat messages, each with a role and text; what is null in one is left out.
+
+    Raises BadRowError naming `where`, and the message that is none.
+    """
+    if not isinstance(value, list) or not value:
+        raise _wrong_type(value, name, where)
+    messages = []
+    for place, message in enumerate(value):
+        at = f"{name}[{place}]"
+        if not isinstance(message, dict):
+            raise _wrong_type(message, at, where)
+        for part in ("role", "content"):
+            read_text(message.get(part), f"{at}.{part}", where)
+        messages.append({key: entry for key, entry in message.items() if entry is not None})
+    return messages
+
+
+def read_text(value: Any, name: str, where: str) -> str:
+    """A text that can be written as UTF-8; raises BadRowError naming `where` and the field."""
+    if not isinstance(value, str):
+        raise _wrong_type(value, name, where)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            said = f"not UTF-8 at character {error.start}; mend it, or save the file as UTF-8"
+            raise BadRowError(where, name, said, "not UTF-8") from None
+    return value
+
+
+def _prompt(value: Any, name: str, where: str) -> str:
+    """A text; or messages, alone or with their transcript."""
+    if isinstance(value, dict):
+        text = read_text(value.get("text"), f"{name}.text", where)
+        return Conversation(text, read_messages(value.get("messages"), f"{name}.messages", where))
+    if not isinstance(value, list):
+        return read_text(value, name, where)
+    messages = read_messages(value, name, where)
+    if messages[-1]["role"] == "assistant":
+        said = "ends with an assistant's message; a prompt ends before the reply"
+        raise BadRowError(where, name, said, "ends with a reply")
+    return Conversation.of(messages)
 
 
 def _label(value: Any, _name: str, _where: str) -> str:
     return str(value)
 
 
-def _text(value: Any, name: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise _wrong_type(value, name, where)
-    return value
-
-
 def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise KitError(f"{where}, field {name}: a list of strings is expected")
-    return tuple(value)
+        raise BadRowError(where, name, "a list of strings is expected", "of a wrong type")
+    return tuple(read_text(text, f"{name}[{k}]", where) for k, text in enumerate(value))
 
 
 def _optional_texts(value: Any, name: str, where: str) -> tuple[str, ...]:
@@ -110,7 +105,8 @@ def _numbers(value: Any, name: str, where: str) -> tuple[float, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not all(_is_number(number) for number in value):
-        raise KitError(f"{where}, field {name}: {value!r}; a list of numbers is expected")
+        said = f"{value!r:.60}; a list of numbers is expected"
+        raise BadRowError(where, name, said, "of a wrong type")
     return tuple(float(number) for number in value)
 
 
@@ -142,15 +138,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _wrong_type(value: Any, name: str, where: str) -> KitError:
-    return KitError(f"{where}, field {name}: {value!r:.60} has the wrong type")
+def _wrong_type(value: Any, name: str, where: str) -> BadRowError:
+    return BadRowError(where, name, f"{value!r:.60} has the wrong type", "of a wrong type")
 
 
 # a field of Preference -> how it is read; what is not given keeps the field's own default
 READERS: dict[str, Callable[[Any, str, str], Any]] = {
     "row_id": _label,
     "group": _label,
-    "prompt": _text,
+    "prompt": _prompt,
     "responses": _texts,
     "sources": _optional_texts,
     "rewards": _numbers,

@@ -7,7 +7,23 @@ from dataclasses import dataclass, replace
 from robustpo_kit.errors import KitError
 
 
-@dataclass(frozen=True)
+class BadRowError(KitError):
+    """A row that cannot be used.
+
+    Args:
+        where: file and row.
+        field: of the row; empty for the row itself.
+        said: what is wrong, and what to do.
+        why: the same in a word or two, under which such rows are counted.
+    """
+
+    def __init__(self, where: str, field: str, said: str, why: str):
+        name = f", field {field}" if field else ""
+        super().__init__(f"{where}{name}: {said}")
+        self.why = f"{field.split('[')[0]} {why}".strip()
+
+
+@dataclass(frozen=True, slots=True)
 class Preference:
     """One prompt with K responses. Column 0 is the chosen one of a pair."""
 
@@ -79,35 +95,40 @@ def _ascending(values: Sequence[float]) -> list[int]:
 
 
 def check_row(row: Preference, where: str) -> None:
-    """Raises KitError naming `where`, the field and what is wrong with it."""
+    """Raises BadRowError naming `where`, the field and what is wrong with it."""
     count = len(row.responses)
     if not row.prompt.strip():
-        raise KitError(f"{where}, field prompt: empty; remove the row or give the prompt")
+        raise BadRowError(where, "prompt", "empty; remove the row or give the prompt", "empty")
     if count < 1:
-        raise KitError(f"{where}, field responses: none; at least one is expected")
+        raise BadRowError(where, "responses", "none; at least one is expected", "empty")
     if len(row.sources) != count:
-        raise KitError(
-            f"{where}, field sources: {len(row.sources)} for {count} responses; one each"
-        )
+        raise _not_one_each(where, "sources", row.sources, count)
     for column, response in enumerate(row.responses):
         if not response.strip():
-            raise KitError(
-                f"{where}, field responses[{column}]: empty; remove the row or give the response"
-            )
-    if row.rewards is not None:
-        _check_rewards(row.rewards, count, where)
+            said = "empty; remove the row or give the response"
+            raise BadRowError(where, f"responses[{column}]", said, "empty")
+    if row.rewards is not None and len(row.rewards) != count:
+        raise _not_one_each(where, "rewards", row.rewards, count)
+    if row.rewards is not None and not all(map(math.isfinite, row.rewards)):
+        raise BadRowError(where, "rewards", "a value is not finite", "not finite")
     if row.golden is not None and not 0 <= row.golden < count:
-        raise KitError(f"{where}, field golden: {row.golden} is not a column of {count} responses")
-    factors = row.h if isinstance(row.h, tuple) else (row.h,) * count
-    if row.h is not None and len(factors) != count:
-        raise KitError(f"{where}, field h: {len(factors)} for {count} responses; one each, or one")
+        said = f"{row.golden} is not a column of {count} responses"
+        raise BadRowError(where, "golden", said, "no column")
+    if row.h is not None:
+        _check_factors(row.h, count, where)
+
+
+def _check_factors(h: float | tuple[float, ...], count: int, where: str) -> None:
+    factors = h if isinstance(h, tuple) else (h,) * count
+    if len(factors) != count:
+        raise _not_one_each(where, "h", factors, count, ", or one")
     for factor in factors:
-        if factor is not None and not (math.isfinite(factor) and factor >= 0):
-            raise KitError(f"{where}, field h: {factor}; a finite value >= 0 is expected")
+        if not (math.isfinite(factor) and factor >= 0):
+            raise BadRowError(where, "h", f"{factor}; a finite value >= 0 is expected", "below 0")
 
 
-def _check_rewards(rewards: Sequence[float], count: int, where: str) -> None:
-    if len(rewards) != count:
-        raise KitError(f"{where}, field rewards: {len(rewards)} for {count} responses; one each")
-    if not all(math.isfinite(reward) for reward in rewards):
-        raise KitError(f"{where}, field rewards: a value is not finite")
+def _not_one_each(
+    where: str, field: str, values: Sequence[object], count: int, also: str = ""
+) -> BadRowError:
+    said = f"{len(values)} for {count} responses; one each{also}"
+    return BadRowError(where, field, said, "not one a response")

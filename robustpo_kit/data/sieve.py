@@ -1,9 +1,9 @@
 """The sieve that every task's rows go through: defects are dropped and counted."""
 
-from collections import Counter
-
+from robustpo_kit.data.loading import BadRows
 from robustpo_kit.data.preferences import PreferenceSet
-from robustpo_kit.data.rows import Preference
+from robustpo_kit.data.rows import BadRowError, Preference
+from robustpo_kit.data.shapes import PARTED
 from robustpo_kit.data.template import Template
 
 MANY_WORDS = 10_000  # a limit that only what is no text exceeds
@@ -12,15 +12,24 @@ MANY_WORDS = 10_000  # a limit that only what is no text exceeds
 class Sieve:
     """Collects rows; counts and drops the empty, the duplicate, the over-long and the malformed."""
 
-    def __init__(self, *, max_words: int = MANY_WORDS, max_prompt_words: int = MANY_WORDS):
+    def __init__(
+        self, bad: BadRows, *, max_words: int = MANY_WORDS, max_prompt_words: int = MANY_WORDS
+    ):
+        self.bad = bad
         self.max_words, self.max_prompt_words = max_words, max_prompt_words
         self.rows: list[Preference] = []
-        self.dropped: Counter[str] = Counter()
+        self.dropped = bad.counts
         self._seen: set[tuple[str, tuple[str, ...]]] = set()
 
     def drop(self, reason: str) -> None:
         """Count a record that becomes no row."""
         self.dropped[reason] += 1
+
+    def refuse(self, error: BadRowError) -> None:
+        """Count dialogues that part before their replies; tell `bad` of any other defect."""
+        if error.why == PARTED:
+            return self.drop(PARTED)
+        self.bad(error)
 
     def add(self, row: Preference) -> None:
         """Keep a row without defect; count any other under its first defect."""

@@ -11,17 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from robustpo_kit.data.containers import OnBadRow, Record
+from robustpo_kit.data.loading import BadRows, load_source
 from robustpo_kit.data.preferences import PreferenceSet
-from robustpo_kit.data.rows import Preference
+from robustpo_kit.data.reading import row_from_json
+from robustpo_kit.data.rows import BadRowError, Preference
+from robustpo_kit.data.shapes import HH, PAIRS, Shape, own_fields
 from robustpo_kit.data.sieve import MANY_WORDS, Sieve
-from robustpo_kit.data.sources import Record, asset_records, file_records, hub_records
+from robustpo_kit.data.sources import asset_records, is_hub_id, records_of
 from robustpo_kit.data.template import PLAIN, Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.records import stream
 
 CONTEXT_TURNS = 3  # turns of a dialogue that make the prompt of its next turn
 MATCHING_SEED = 0  # decides ties of length among the responses of other prompts
-RANKED = ("chosen", "rejected")  # sources of an annotated pair
 MATCHED = ("human_matched", "human_mismatched")  # sources of a human text and one of another prompt
 
 
@@ -36,33 +39,51 @@ class Task:
     max_words: int = MANY_WORDS  # of a response; longer ones are dropped
     max_prompt_words: int = MANY_WORDS
 
-    def records(self, source: str | Path | None) -> Iterator[Record]:
+    def records(
+        self, source: str | Path | None, split: str | None, bad: OnBadRow
+    ) -> Iterator[Record]:
         """Records of the task's own source, or of a local file or Hub data set of its format."""
         if source is not None and Path(source).is_file():
-            return file_records(Path(source))
+            return records_of(source, split, bad)
         if self.split is None:
             return asset_records(str(source or self.source))
-        return hub_records(str(source or self.source), self.split)
+        return records_of(source or self.source, split or self.split, bad)
 
 
-def load(task: str, source: str | Path | None = None) -> PreferenceSet:
-    """The preference set of a task, or of a JSON lines file of the kit's own format.
+def load(
+    task: str | Path,
+    source: str | Path | None = None,
+    *,
+    split: str | None = None,
+    on_bad_row: str = "raise",
+) -> PreferenceSet:
+    """The preference set of a task; or of a file, a folder or a Hub data set, whatever its format.
+
+    Files are JSON lines, JSON, CSV or Parquet, with gzip or without; folders are what `datasets`
+    saved or can load. The shape of the rows (`shapes.SHAPES`, docs/formats.md) is found out from
+    the first one. A set of many rows is kept on disk.
 
     Args:
-        task: a name in `TASKS`, or a path that ends in .jsonl or .gz.
-        source: a local file, mirror folder or Hub data set in the task's format; default: its own.
+        task: a name in `TASKS`; or a path; or a Hub id, `owner/name` or `owner/name:configuration`.
+        source: of a task: a local file, mirror folder or Hub data set in its format; default: its
+            own.
+        split: of a folder or Hub data set; default: its only one, or `train`; of a task, its own.
+        on_bad_row: "raise", or "skip": bad rows are left out and counted in `dropped`.
 
     Raises:
-        KitError: for an unknown task, a missing asset, a row that cannot be read.
+        KitError: for an unknown task, a missing asset or file, one that is damaged or has no usable
+            row; naming file, row, field and reason of a bad row, where these are not skipped.
     """
     if task in TASKS:
-        row = TASKS[task]
-        sieve = Sieve(max_words=row.max_words, max_prompt_words=row.max_prompt_words)
-        row.read(row.records(source), sieve)
-        return sieve.finish(task, row.template)
-    if Path(task).suffix in (".jsonl", ".gz"):
-        return PreferenceSet.from_jsonl(task)
-    raise KitError(f"task: '{task}' is unknown; choose {', '.join(TASKS)} or give a .jsonl file")
+        row, bad = TASKS[str(task)], BadRows(on_bad_row)
+        sieve = Sieve(bad, max_words=row.max_words, max_prompt_words=row.max_prompt_words)
+        row.read(row.records(source, split, bad), sieve)
+        return sieve.finish(str(task), row.template)
+    if Path(task).exists() or is_hub_id(str(task)) or Path(task).suffix:
+        return load_source(task, split=split, on_bad_row=on_bad_row)
+    raise KitError(
+        f"task: '{task}' is unknown; choose {', '.join(TASKS)}, or a file, folder or Hub id"
+    )
 
 
 def template_of(task: str) -> Template | None:
@@ -107,31 +128,18 @@ def _read_summaries(records: Iterator[Record], sieve: Sieve) -> None:
     _add_matched(articles, sieve)
 
 
-def _read_hh(records: Iterator[Record], sieve: Sieve) -> None:
-    """HH-RLHF (Bai et al., 2022): two dialogues that differ in their last replies."""
-    for name, where, value in records:
-        chosen, rejected = value.get("chosen"), value.get("rejected")
-        if not isinstance(chosen, str) or not isinstance(rejected, str):
-            raise KitError(f"{where}, field chosen/rejected: two dialogues as text are expected")
-        cut = chosen.rfind("\n\nAssistant:") + len("\n\nAssistant:")
-        if not chosen.startswith("\n\nHuman:") or chosen[:cut] != rejected[:cut]:
-            sieve.drop("malformed")
-            continue
-        prompt = chosen[:cut].strip()
-        group = prompt.split("\n\nAssistant:")[0]
-        # the leading space belongs to the response: prompt + response is the dialogue to the letter
-        responses = (chosen[cut:].rstrip(), rejected[cut:].rstrip())
-        sieve.add(Preference(f"hh-{name}", group, prompt, responses, RANKED))
+def _pairs_of(shape: Shape, prefix: str) -> Callable[[Iterator[Record], Sieve], None]:
+    """A reader of human preferences that have a known shape."""
 
+    def read(records: Iterator[Record], sieve: Sieve) -> None:
+        for name, where, value in records:
+            try:
+                fields = own_fields(shape, value, where)
+                sieve.add(row_from_json(fields, where, f"{prefix}-{name}"))
+            except BadRowError as error:
+                sieve.refuse(error)
 
-def _read_tldr(records: Iterator[Record], sieve: Sieve) -> None:
-    """TL;DR comparisons (Stiennon et al., 2020): columns prompt, chosen, rejected."""
-    _add_pairs(records, sieve, "tldr")
-
-
-def _read_ultrafeedback(records: Iterator[Record], sieve: Sieve) -> None:
-    """UltraFeedback Binarized (Cui et al., 2024): lists of messages, the last one is the reply."""
-    _add_pairs(records, sieve, "ultrafeedback")
+    return read
 
 
 TASKS = {
@@ -158,32 +166,15 @@ TASKS = {
         max_words=60,
         max_prompt_words=300,
     ),
-    "hh": Task(_read_hh, "Anthropic/hh-rlhf", "train"),
-    "tldr": Task(_read_tldr, "CarperAI/openai_summarize_comparisons", "train"),
+    "hh": Task(_pairs_of(HH, "hh"), "Anthropic/hh-rlhf", "train"),
+    "tldr": Task(_pairs_of(PAIRS, "tldr"), "CarperAI/openai_summarize_comparisons", "train"),
     "ultrafeedback": Task(
-        _read_ultrafeedback,
+        _pairs_of(PAIRS, "ultrafeedback"),
         "HuggingFaceH4/ultrafeedback_binarized",
         "train_prefs",
         template=Template("chat"),
     ),
 }
-
-
-def _add_pairs(records: Iterator[Record], sieve: Sieve, prefix: str) -> None:
-    """Rows of columns prompt, chosen, rejected: texts, or messages of which the last counts."""
-    for name, where, value in records:
-        try:
-            prompt = value["prompt"]
-            responses = tuple(_last_text(value[field]) for field in RANKED)
-        except (KeyError, TypeError, IndexError) as error:
-            raise KitError(f"{where}, field {error}: missing or of another form") from None
-        sieve.add(Preference(f"{prefix}-{name}", prompt, prompt, responses, RANKED))
-
-
-def _last_text(value: str | list[dict[str, Any]]) -> str:
-    if isinstance(value, str):
-        return value
-    return str(value[-1]["content"])
 
 
 def _turns(record: Record) -> Iterator[tuple[str, str, str, str]]:

@@ -18,14 +18,12 @@ REPLY = "kvw"  # stands for a reply where a template is asked what it writes beh
 
 
 def prompt_tokens(
-    prompts: Sequence[str | Sequence[str]],
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
+    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> list[list[int]]:
     """The tokens that the model reads before a response, BOS included.
 
     Args:
-        prompts: the user's texts, or the turns of conversations.
+        prompts: the user's texts, or conversations.
         tokenizer: the model's.
         template: makes model input of a prompt.
     """

@@ -29,7 +29,7 @@ class Reply:
 
 def sample(
     policy: Policy,
-    prompts: Sequence[str | Sequence[str]],
+    prompts: Sequence[str],
     config: SamplingConfig,
     *,
     seed: int,
@@ -51,7 +51,7 @@ def sample(
 
 def sample_batch(
     policy: Policy,
-    prompts: Sequence[str | Sequence[str]],
+    prompts: Sequence[str],
     config: SamplingConfig,
     *,
     seed: int,
@@ -64,7 +64,7 @@ def sample_batch(
     Args:
         policy: its template makes model input of a prompt, and says what ends a reply, as in
             training; mode and weights of its model are left as they were.
-        prompts: texts of users, or turns of conversations, the user's first.
+        prompts: texts of users, or conversations.
         config: decoding.
         seed: of the whole run.
         number: of the batch in the run, which draws from a stream of its own.

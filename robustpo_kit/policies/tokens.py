@@ -121,7 +121,7 @@ def tokenize(
     whole_texts: list[str] = []
     for row, prompt, texts in zip(dataset, prompts, responses, strict=True):
         _refuse_empty(row.row_id, texts)
-        whole_texts += [prompt + text for text in texts]
+        whole_texts += [prompt + template.reply(row.prompt, text) for text in texts]
     prompt_ids = rendered_tokens(prompts, tokenizer, template)
     whole_ids = iter(rendered_tokens(whole_texts, tokenizer, template))
     rows = [

@@ -5,16 +5,18 @@ from typing import Any
 
 import numpy as np
 
+from robustpo_kit.data import PreferenceSet
 from robustpo_kit.records import RunRecord, provenance
 from robustpo_kit.training.ranks import world_size
 from robustpo_kit.training.trainer import StepTrainer
 
 
-def run_record(trainer: StepTrainer, started: float) -> RunRecord:
+def run_record(trainer: StepTrainer, rows: PreferenceSet, started: float) -> RunRecord:
     """The record of a run that is over.
 
     Args:
         trainer: After its last step.
+        rows: That it was given.
         started: `time.time()` when the run began.
 
     Returns:
@@ -22,9 +24,10 @@ def run_record(trainer: StepTrainer, started: float) -> RunRecord:
     """
     config, history = trainer.config, trainer.history
     origin = provenance(dataclasses.asdict(config), config.seed, started)
+    data = {"name": rows.name, "shape": rows.shape, "dropped": rows.dropped}
     return RunRecord(
         objective=trainer.objective.spec,
-        config=origin["config"] | {"policy": trainer.policy.record},
+        config=origin["config"] | {"data": data, "policy": trainer.policy.record},
         seed=config.seed,
         versions=origin["versions"],
         device=origin["device"],

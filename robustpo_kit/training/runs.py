@@ -67,7 +67,7 @@ def train(
         with Lifeline():
             trainer = _trainer(policy, rows, objective, config, arguments)
             _take_steps(trainer, rows)
-    return run_record(trainer, started)
+    return run_record(trainer, rows, started)
 
 
 def _take_steps(trainer: StepTrainer, rows: PreferenceSet) -> None:

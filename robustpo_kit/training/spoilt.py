@@ -24,7 +24,7 @@ def save_batch(
 ) -> Path:
     """Write the rows of a step, and what is known of them, to `folder`; whole or not at all.
 
-    rows.jsonl holds the preferences, as `PreferenceSet.from_jsonl` reads them; batch.safetensors
+    rows.jsonl holds the preferences, as `data.load` reads them; batch.safetensors
     holds `logps` [B, C] and what of the signals there is, in their order, and of row i the tokens
     `prompt i` and `response i k`.
 

@@ -1,0 +1,214 @@
+"""The shapes of preference rows that people have: each becomes the kit's own, in one function.
+
+To add one: a function of an object and its place, which returns fields of `reading.READERS`, and a
+row of `SHAPES`, above the rows whose fields it also has.
+"""
+
+import os
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, NamedTuple, TypeAlias
+
+from robustpo_kit.data.conversation import REPLY, Conversation, Message
+from robustpo_kit.data.reading import READERS, read_messages, read_text
+from robustpo_kit.data.rows import BadRowError
+
+Fields: TypeAlias = dict[str, Any]
+
+OPTIONAL = tuple(name for name in READERS if name not in ("prompt", "responses"))
+RANKED = ("chosen", "rejected")  # a pair's columns, and the sources of its responses
+SCORES = ("score_chosen", "score_rejected")
+PARTED = "chosen and rejected part before their last replies"
+COMPLETION = {"responses": "response", "sources": "model", "rewards": "overall_score"}
+POST = ("subreddit", "title", "post")  # of a summary's post, in the order of its prompt
+LIKENESS = 0.8  # of a field's name to a missing one, which is then taken to be meant
+ADVICE = "give prompt and responses, or prompt, chosen, rejected"
+
+
+class Shape(NamedTuple):
+    """One shape of rows."""
+
+    name: str
+    needs: tuple[str, ...]  # its fields
+    read: Callable[[Fields, str], Fields]
+    fits: Callable[[Fields], bool] = lambda value: True  # where its fields alone do not tell
+
+
+def own_fields(shape: Shape, value: Fields, where: str) -> Fields:
+    """A row in the kit's own fields: those that its shape makes, and others that it has itself.
+
+    Raises BadRowError naming `where` and the field that is missing or of another form.
+    """
+    if not all(name in value for name in shape.needs):
+        shape = recognise(value, where)
+    fields = shape.read(value, where)
+    for name in OPTIONAL:
+        # nothing is not given, but for the golden column, which is then not known
+        if name in value and (value[name] is not None or name == "golden"):
+            fields[name] = value[name]
+    return fields
+
+
+def recognise(value: Fields, where: str) -> Shape:
+    """The first shape whose fields the row has; raises BadRowError naming what is missing."""
+    for shape in SHAPES:
+        if all(name in value for name in shape.needs) and shape.fits(value):
+            return shape
+    present = [sum(name in value for name in shape.needs) for shape in SHAPES]
+    if not any(present):
+        names = ", ".join(map(str, value)) or "none"
+        raise BadRowError(where, "", f"fields {names}: no preferences; {ADVICE}", "of no format")
+    missing = [len(shape.needs) - count for shape, count in zip(SHAPES, present, strict=True)]
+    nearest = min(range(len(SHAPES)), key=lambda k: (missing[k], -present[k]))
+    name = next(name for name in SHAPES[nearest].needs if name not in value)
+    for slip in get_close_matches(name, value, n=1, cutoff=LIKENESS):
+        raise BadRowError(where, slip, f"unknown; {name} is meant?", "unknown")
+    raise BadRowError(where, name, f"missing; {ADVICE}", "missing")
+
+
+def unread(shape: Shape, value: Fields) -> list[str]:
+    """Fields of a row that no reader takes."""
+    return [name for name in value if name not in {*OPTIONAL, *shape.needs}]
+
+
+def _own(value: Fields, where: str) -> Fields:
+    """The kit's own: a prompt, and its responses."""
+    replies = value["responses"]
+    if isinstance(replies, list):
+        replies = [_reply(reply, f"responses[{k}]", where)[1] for k, reply in enumerate(replies)]
+    return {"prompt": value["prompt"], "responses": replies}
+
+
+def _pair(value: Fields, where: str) -> Fields:
+    """TRL's pair: texts, or messages that end in the reply; the prompt may be among them."""
+    (before, chosen), (other, rejected) = [_reply(value[name], name, where) for name in RANKED]
+    if before != other:
+        raise BadRowError(where, "", PARTED, PARTED)
+    prompt = _asked(value.get("prompt"), before, where)
+    fields = {"prompt": prompt, "responses": [chosen, rejected], "sources": list(RANKED)}
+    if all(name in value for name in SCORES):
+        fields["rewards"] = [value[name] for name in SCORES]
+    return fields
+
+
+def _asked(prompt: Any, before: list[Message], where: str) -> Any:
+    """The prompt: as given, or the messages `before` the reply where they say more."""
+    if not before:
+        return prompt
+    asked = [{"role": "user", "content": prompt}]
+    if isinstance(prompt, list):
+        asked = read_messages(prompt, "prompt", where)
+    if before == asked:
+        return prompt
+    if isinstance(prompt, list):
+        said = "the messages before the reply are others than the prompt's"
+        raise BadRowError(where, "chosen", said, "not behind the prompt")
+    return before
+
+
+def _reply(value: Any, name: str, where: str) -> tuple[list[Message], Any]:
+    """The messages before a reply, and the reply: a text, or the last, the assistant's message."""
+    if not isinstance(value, list):
+        return [], read_text(value, name, where)
+    *before, last = read_messages(value, name, where)
+    if last["role"] != "assistant":
+        said = f"ends with a message of {last['role']}; the assistant's reply is expected"
+        raise BadRowError(where, name, said, "without a reply")
+    return before, last["content"]
+
+
+def _transcripts(value: Fields, where: str) -> Fields:
+    """HH-RLHF (Bai et al., 2022): two dialogues that differ in their last replies."""
+    chosen, rejected = (read_text(value[name], name, where) for name in RANKED)
+    cut = chosen.rfind(REPLY) + len(REPLY)
+    if not chosen.startswith("\n\nHuman:") or chosen[:cut] != rejected[:cut]:
+        raise BadRowError(where, "", PARTED, PARTED)
+    # the leading space belongs to the response: prompt + response is the dialogue to the letter
+    responses = [chosen[cut:].rstrip(), rejected[cut:].rstrip()]
+    prompt = Conversation.read(chosen[:cut])
+    return {"prompt": prompt, "responses": responses, "sources": list(RANKED)}
+
+
+def _is_transcript(value: Fields) -> bool:
+    return isinstance(value["chosen"], str) and value["chosen"].startswith("\n\nHuman:")
+
+
+def _is_text(value: Fields) -> bool:
+    return isinstance(value["chosen"], str)
+
+
+def _common_beginning(value: Fields, where: str) -> Fields:
+    """TRL's implicit prompt: the letters that both texts begin with, but a blank at their end."""
+    texts = [read_text(value[name], name, where) for name in RANKED]
+    prompt = os.path.commonprefix(texts).removesuffix(" ")
+    if not prompt.strip():
+        said = "missing, and chosen and rejected have no common beginning that could be it"
+        raise BadRowError(where, "prompt", said, "missing")
+    responses = [text[len(prompt) :] for text in texts]
+    return {"prompt": prompt, "responses": responses, "sources": list(RANKED)}
+
+
+def _completions(value: Fields, where: str) -> Fields:
+    """UltraFeedback (Cui et al., 2024): an instruction, completions with their overall scores."""
+    given = _objects(value["completions"], "completions", where)
+    fields: Fields = {"prompt": value["instruction"], "golden": None}
+    for name, key in COMPLETION.items():
+        fields[name] = [entry.get(key) for entry in given]
+    return fields
+
+
+def _on_policy(value: Fields, _where: str) -> Fields:
+    """A policy's own replies with a reward model's scores (SimPO; Meng et al., 2024)."""
+    replies, rewards = value["all_generated_responses"], value["all_rm_scores"]
+    return {"prompt": value["prompt"], "responses": replies, "rewards": rewards, "golden": None}
+
+
+def _comparison(value: Fields, where: str) -> Fields:
+    """TL;DR comparisons (Stiennon et al., 2020): a post, two summaries, which one was chosen."""
+    (info,) = _objects([value["info"]], "info", where)
+    summaries, choice = _objects(value["summaries"], "summaries", where), value["choice"]
+    if choice not in (0, 1) or len(summaries) != 2:
+        said = f"{choice!r:.60} of {len(summaries)} summaries; 0 or 1 of 2 is expected"
+        raise BadRowError(where, "choice", said, "not one of two")
+    ranked = summaries if choice == 0 else summaries[::-1]
+    responses = [summary.get("text") for summary in ranked]
+    sources = [str(summary.get("policy", "unknown")) for summary in ranked]
+    return {"prompt": _post(info, where), "responses": responses, "sources": sources}
+
+
+def _post(info: Fields, where: str) -> str:
+    """What is summed up, in the words of Stiennon et al., Appendix B.2 (of news articles, too)."""
+    if info.get("post") is None:
+        return f"Article: {read_text(info.get('article'), 'info.article', where)}\n\nTL;DR:"
+    parts = [read_text(info.get(name), f"info.{name}", where) for name in POST]
+    return "SUBREDDIT: r/{}\n\nTITLE: {}\n\nPOST: {}\n\nTL;DR:".format(*parts)
+
+
+def _objects(value: Any, name: str, where: str) -> list[Fields]:
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        said = f"{value!r:.60} has the wrong type"
+        raise BadRowError(where, name, said, "of a wrong type")
+    return value
+
+
+PAIRS = Shape("pairs (prompt, chosen, rejected)", ("prompt", *RANKED), _pair)
+HH = Shape("HH-RLHF transcripts", RANKED, _transcripts, _is_transcript)
+UNPAIRED = Shape(
+    "unpaired replies with labels, paired within a prompt", ("prompt", "completion", "label"), _pair
+)
+SHAPES = (
+    Shape("prompt and responses", ("prompt", "responses"), _own),
+    Shape(
+        "on-policy replies with scores",
+        ("prompt", "all_generated_responses", "all_rm_scores"),
+        _on_policy,
+    ),
+    Shape("UltraFeedback completions", ("instruction", "completions"), _completions),
+    Shape("TL;DR comparisons", ("info", "summaries", "choice"), _comparison),
+    UNPAIRED,
+    Shape("pairs with scores, as UltraFeedback binarized", (*PAIRS.needs, *SCORES), _pair),
+    PAIRS,
+    HH,
+    Shape("pairs with a common beginning", RANKED, _common_beginning, _is_text),
+    Shape("pairs of messages (the prompt among them)", RANKED, _pair),
+)
