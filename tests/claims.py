@@ -486,6 +486,46 @@ def phase_primaries() -> str:
 
 
 @claim
+def phase_at_kl() -> str:
+    """The shown primary once more, where each path has the same divergence from its start."""
+    rows = table("cells", "studies/phase_contamination").query("outcome == 'gold_at_kl'")
+    rows = rows.query("axis == 'base' and method == 'reweight slot' and baseline == 'ERM'")
+    row = rows[rows["dose"] == 0.6].iloc[0]
+    return f"{verdict(row)}, in {row['seeds']} of {row['worlds']} worlds"
+
+
+@claim
+def phase_trusted() -> str:
+    """The slot weight over ERM with less of what it needs to know."""
+    rows = table("cells", "studies/phase_contamination").query("outcome == 'gold' and dose == 0.6")
+    rows = rows.query("method == 'reweight slot' and baseline == 'ERM'").set_index("axis")
+    names = {
+        "classifier 32 rows": "with 32 trusted lists",
+        "classifier untrusted": "with a classifier of the contaminated rows themselves",
+        "reward bias 1.5": "with a reward that likes style",
+    }
+    return "; ".join(f"{words} {verdict(rows.loc[axis])}" for axis, words in names.items())
+
+
+def over_start(methods: "list[str]") -> str:
+    rows = table("cells", "studies/self_training").query("axis == 'base' and outcome == 'gold'")
+    rows = rows[rows["baseline"] == "SFT"].set_index("method")
+    return "; ".join(f"{name} {rows.loc[name, 'difference']:+.2f}" for name in methods)
+
+
+@claim
+def rso_over_start() -> str:
+    return over_start(["DPO-PL", "DoRA DPO-PL", "RSO DPO-PL"])
+
+
+@claim
+def rso_at_kl() -> str:
+    rows = table("cells", "studies/self_training").query("axis == 'base'")
+    rows = rows.query("outcome == 'gold_at_kl' and method == 'DoRA DPO-PL'").set_index("baseline")
+    return verdict(rows.loc["RSO DPO-PL"])
+
+
+@claim
 def flip_primaries() -> str:
     return primaries("phase_flips", "flipped labels")
 
@@ -544,6 +584,7 @@ def paper_items() -> str:
     readings = item_readings()
     counts = item_table(readings)["verdict"].value_counts()
     plural = {"agrees": "agree", "differs": "differ", "not shown": "are not shown"}
+    plural |= {"by construction": "hold or fail by construction"}
     plural |= {"no claim": "claim nothing", "cannot be tested here": "cannot be tested here"}
     words = ", ".join(f"{counts[name]} {plural[name]}" for name in plural if name in counts)
     ours = readings.groupby(["paper", "item"]).ngroups

@@ -151,6 +151,32 @@ def test_what_stands_beside_is_not_judged():
     assert reading_verdict({"wanted": "beside", "low": -2, "high": -1}, {}) == "beside"
 
 
+def test_within_the_margin_of_its_study_a_number_is_a_tie():
+    row = {"wanted": "higher", "low": 0.001, "high": 0.004, "p_adjusted": 0.01, "tie": 0.01}
+    assert reading_verdict(row, {}) == "tie"
+    assert reading_verdict(row | {"high": 0.02}, {}) == "agrees"
+    assert reading_verdict(row | {"low": -0.004, "high": -0.001}, {}) == "tie"
+    assert item_verdict(["tie", "agrees"]) == item_verdict(["tie"]) == "not shown"
+
+
+def test_another_outcome_is_judged_where_it_stands_beside():
+    asked = {"paper": "gamma_po", "item": "Figure 4"}
+    as_declared, by_wins = item_readings(), item_readings(instead="win_rate")
+    for readings, judged, beside in (
+        (as_declared, "gold", "win_rate"),
+        (by_wins, "win_rate", "gold"),
+    ):
+        mine = readings[(readings[list(asked)] == pd.Series(asked)).all(axis=1)]
+        is_beside = mine["verdict"] == "beside"
+        assert mine.loc[is_beside, "what"].str.contains(f", {beside},").all()
+        assert mine.loc[~is_beside, "what"].str.contains(f", {judged},").all()
+        assert is_beside.sum() == len(mine) / 2 == 5
+    same = ["paper", "item", "what", "value"]
+    assert set(map(tuple, as_declared[same].dropna().to_numpy())) == set(
+        map(tuple, by_wins[same].dropna().to_numpy())
+    )
+
+
 def test_a_count_agrees_where_it_is_whole():
     row = {"wanted": "all", "value": 15, "units": 15}
     assert reading_verdict(row, {}) == "agrees"
@@ -187,7 +213,7 @@ def test_without_any_table_every_row_says_what_is_missing(monkeypatch, tmp_path)
     assert set(readings["of"]) == {"printed values"}
     table = item_table(readings)
     assert len(table) == 33 and set(table["verdict"]) == {
-        "agrees", "differs", "cannot be tested here", "no claim"
+        "by construction", "cannot be tested here", "no claim"
     }  # fmt: skip
     waits = table[table["verdict"] == "cannot be tested here"]
     assert (waits["reason"] != "").all() and (waits["command"] != "").all()
@@ -223,6 +249,7 @@ def every_study(monkeypatch, tmp_path):
 REAL = ("methods_real", "flips_real", "hh_flips")
 OUTCOMES = (
     "gold",
+    "gold_at_kl",
     "win_rate",
     "lose",
     "golden_logp",
@@ -282,7 +309,7 @@ def test_contrasts_come_from_the_studys_own_rows_or_else_from_its_outcomes():
     cell = row | {"axis": "base", "dose": 0, "kind": "exploratory", "difference": 0.2}
     cells = pd.DataFrame([cell | {"axis": "K 2"}, cell]).drop(columns="where")
     tables = {"contrasts": contrasts, "outcomes": outcomes({"a": 0, "b": 1, "c": 3}, "gold")}
-    asked = {"study": "s", "outcome": "gold", "doses": [0]}
+    asked = {"study": "pairwise", "outcome": "gold", "doses": [0]}
 
     def found(*pair):
         (reading,) = READERS["contrasts"](made_up(tables), pairs=[pair], **asked)
@@ -360,8 +387,9 @@ def test_numbers_of_the_committed_tables_are_numbers_and_carry_their_units():
     assert (readings["low"].isna() | (readings["low"] <= readings["value"])).all()
     assert (readings["high"].isna() | (readings["high"] >= readings["value"])).all()
     table = item_table(readings)
-    tested = readings.groupby(["paper", "item"]).ngroups
-    assert (table["verdict"].isin(["agrees", "differs", "not shown"])).sum() == tested >= 15
+    judged = readings[readings["verdict"] != "beside"].groupby(["paper", "item"]).ngroups
+    said = ["agrees", "differs", "not shown", "by construction"]
+    assert table["verdict"].isin(said).sum() == judged >= 15
     assert set(table.loc[table["toy"].str.contains("has not been run"), "paper"]) <= set(ITEMS)
 
 

@@ -132,16 +132,18 @@ def test_runs_of_the_primary_contrasts_come_first():
     }
 
 
-def test_a_choice_at_an_end_of_three_values_or_more_is_named():
-    settings = ({"rate": rate, "beta": beta} for rate in (1, 2, 3) for beta in (0.1, 1.0))
+def test_a_choice_at_an_end_of_its_grid_is_named():
+    settings = ({"rate": rate, "beta": beta, "tau": 1} for rate in (1, 2, 3) for beta in (0.1, 1.0))
     rows = [{"method": "a", "dose": 0.5, "knobs": json.dumps(knobs)} for knobs in settings]
     tuned = pd.DataFrame(rows)
     found = {
         rate: analysis.chosen_tries(tuned.assign(chosen=tuned.index == 2 * rate - 2)).iloc[0]
         for rate in (1, 2, 3)
     }
-    assert {rate: row["at_end"] for rate, row in found.items()} == {1: "rate", 2: "", 3: "rate"}
-    assert json.loads(found[2]["knobs"]) == {"rate": 2, "beta": 0.1} and "chosen" not in found[2]
+    ends = {rate: row["at_end"] for rate, row in found.items()}
+    assert ends == {1: "rate, beta", 2: "beta", 3: "rate, beta"}  # of two values each is an end
+    knobs = {"rate": 2, "beta": 0.1, "tau": 1}
+    assert json.loads(found[2]["knobs"]) == knobs and "chosen" not in found[2]
 
 
 def chosen(declared, best=1):
@@ -403,6 +405,13 @@ def test_a_band_knows_how_many_units_each_difference_has():
     found = analysis.simultaneous(padded, t_values, seed=0)
     assert found.factor == pytest.approx(whole.factor, rel=0.1)
     assert found.p_values == pytest.approx(whole.p_values, abs=0.03)
+
+
+def test_a_method_that_loses_more_often_does_not_win():
+    table = outcomes().assign(outcome="lose")
+    against = {"better": ["erm"], "worse": ["erm"], "same": ["erm"]}
+    cells = analysis.cell_table(table, against, {"lose": 0.1}).set_index("method")
+    assert cells["verdict"].to_dict() == {"better": "lose", "worse": "win", "same": "tie"}
 
 
 def test_the_map_names_its_methods_and_doses():

@@ -10,6 +10,7 @@ from robustpo_kit.analysis.sentences import verdict
 from robustpo_kit.analysis.study_tables import banded, contrast_row, within
 
 VERDICTS = ("win", "tie", "lose", "open")
+LESS_IS_BETTER = ("lose",)  # outcomes where a method wins below its baseline
 LEAST = 0.5  # share of a cell's worlds that need an outcome; of a few, t values have no bounds
 
 
@@ -38,7 +39,8 @@ def cell_table(
         baseline, outcome, worlds, seeds (worlds where both have the outcome; a row where fewer than
         LEAST of them have is left out), value (mean of the method), difference, low, high,
         p_adjusted, could_see, and verdict: "tie" where the interval stays within the margin, else
-        "win" above zero, "lose" below it, and "open" where it shows neither.
+        "win" above zero, "lose" below it (the other way round for LESS_IS_BETTER), and "open"
+        where it shows neither.
     """
     families: dict[tuple[str, int], list[dict[str, Any]]] = {}
     outcomes = outcomes[outcomes["outcome"].isin(tie)]
@@ -66,11 +68,14 @@ def _pairs(against: Mapping[str, Sequence[str]], present: set[str]) -> list[tupl
 
 
 def _verdict(row: "pd.Series[Any]", margin: float) -> str:
-    if within(row["low"], row["high"], margin):
+    low, high = row["low"], row["high"]
+    if within(low, high, margin):
         return "tie"
-    if row["low"] > 0:
+    if row["outcome"] in LESS_IS_BETTER:
+        low, high = -high, -low
+    if low > 0:
         return "win"
-    return "lose" if row["high"] < 0 else "open"
+    return "lose" if high < 0 else "open"
 
 
 def which_method(

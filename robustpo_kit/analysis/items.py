@@ -11,6 +11,7 @@
                  within `margin`, all of the printed ones, or "beside": shown, and not judged
     toy, real    lists of sources: what to read in the toy world, and on text (settings and times of
                  the kit's own count as such); the first source of which every table is there counts
+    construction true: what is compared holds, or not, by how the kit was written, and shows nothing
     unlike       how our test is not the paper's, which may be why numbers differ
     reason       why nothing can be tested here, or what an item without a claim is
     tested       the tests that hold the same thing of the kit, of an item without a claim
@@ -52,7 +53,9 @@ UNITS = {
     "settings": (1, 0),
 }
 OWN = ("unit", "wanted")  # of an item, and of a part of a source that has its own
-VERDICTS = ("agrees", "differs", "not shown", "no claim", "cannot be tested here")
+VERDICTS = (
+    "agrees", "differs", "not shown", "by construction", "no claim", "cannot be tested here",
+)  # fmt: skip
 WHERE = ("toy", "real")
 LEVEL = 0.95
 
@@ -62,21 +65,25 @@ def paper_items() -> list[dict[str, Any]]:
     return records.read_json(FOLDER / "items.json")
 
 
-def item_readings(runs: Sequence[str] = ("reference",)) -> pd.DataFrame:
+def item_readings(
+    runs: Sequence[str] = ("reference",), *, instead: str | None = None
+) -> pd.DataFrame:
     """Every number of ours that an item names and that a table has.
 
     Args:
         runs: folders of `data/results` with the tables of a series, of which the first that has a
             table counts; studies have their own.
+        instead: an outcome that is judged where it stands beside another of the same study, which
+            stands beside then; None judges what `items.json` says.
 
     Returns:
         A row a number: paper, item, where (toy or real), unit, wanted, what, value, low, high,
         units (how many, `of` what), p_adjusted (its table's, else Holm's among the item's numbers
-        there), kind (primary or exploratory), verdict.
+        there), kind (primary or exploratory), tie (the margin of its study, if any), verdict.
     """
     read = functools.cache(functools.partial(_read, tuple(runs)))
     asked = itertools.product(paper_items(), WHERE)
-    parts = [_readings_of(read, item, where) for item, where in asked]
+    parts = [_readings_of(read, _judging(item, instead), where) for item, where in asked]
     return pd.concat([part for part in parts if not part.empty], ignore_index=True)
 
 
@@ -94,6 +101,30 @@ def item_table(readings: pd.DataFrame) -> pd.DataFrame:
     """
     judged = readings[readings["verdict"] != "beside"]
     return pd.DataFrame([_row(item, _of_item(judged, item)) for item in paper_items()])
+
+
+def _judging(item: dict[str, Any], instead: str | None) -> dict[str, Any]:
+    """The item with `instead` judged where it stands beside another outcome."""
+    if instead is None:
+        return item
+    return item | {
+        where: [_judging_part(source, instead) for source in item[where]]
+        for where in WHERE
+        if where in item
+    }
+
+
+def _judging_part(source: list[dict[str, Any]], instead: str) -> list[dict[str, Any]]:
+    is_there = [part.get("outcome") == instead for part in source]
+    beside = {part["study"] for part, there in zip(source, is_there, strict=True) if there}
+    parts = []
+    for part, there in zip(source, is_there, strict=True):
+        if there:
+            part = {name: value for name, value in part.items() if name != "wanted"}
+        elif part.get("study") in beside:
+            part = part | {"wanted": "beside"}
+        parts.append(part)
+    return parts
 
 
 def _of_item(readings: pd.DataFrame, item: Mapping[str, Any]) -> pd.DataFrame:
@@ -149,14 +180,15 @@ def _among(table: pd.DataFrame, item: Mapping[str, Any]) -> "pd.Series[float]":
 
 
 def reading_verdict(row: Mapping[str, Any] | pd.Series, item: Mapping[str, Any]) -> str:
-    """What one number says to a claim: "agrees", "differs" or "not shown".
+    """What one number says to a claim: "agrees", "differs", "tie" or "not shown".
 
     A direction needs an interval on one side of the null and a p value, adjusted for its company,
     below 1 - LEVEL. "equal" agrees where the interval stays within the margin, and differs where it
-    lies beyond. "all" is a count, without an interval. What stands "beside" is not judged.
+    lies beyond. "all" is a count, without an interval. What stands "beside" is not judged. A tie
+    lies within the margin that its study declared as not mattering, whichever side it is on.
 
     Args:
-        row: of `item_readings`: wanted, value, low, high, units, p_adjusted.
+        row: of `item_readings`: wanted, value, low, high, units, p_adjusted, tie.
         item: with null and margin, where it has them.
     """
     if row["wanted"] == "beside":
@@ -164,6 +196,8 @@ def reading_verdict(row: Mapping[str, Any] | pd.Series, item: Mapping[str, Any])
     if row["wanted"] == "all":
         return "agrees" if row["value"] == row["units"] else "differs"
     low, high = row["low"] - item.get("null", 0), row["high"] - item.get("null", 0)
+    if within(low, high, row.get("tie", np.nan)):  # NaN, of no margin, is not
+        return "tie"
     if row["wanted"] == "lower":
         low, high = -high, -low
     if row["wanted"] == "equal":
@@ -284,10 +318,14 @@ def _judged(item: Mapping[str, Any], readings: pd.DataFrame) -> dict[str, str]:
         waits = [text for where in WHERE if (text := _waits(item, where))]
         reason = item.get("reason") or "; ".join(dict.fromkeys(waits))
         return {"verdict": "cannot be tested here", "reason": reason}
+    if item.get("construction"):
+        reason = "; ".join(f"{row['what']} {shown(row)}" for _, row in readings.iterrows())
+        return {"verdict": "by construction", "reason": reason}
     verdict = item_verdict(readings["verdict"].tolist())
     if verdict != "differs":
-        agreed = (readings["verdict"] == "agrees").sum()
-        return {"verdict": verdict, "reason": f"{agreed} of {len(readings)} numbers agree"}
+        agreed, ties = ((readings["verdict"] == name).sum() for name in ("agrees", "tie"))
+        reason = f"{agreed} of {len(readings)} numbers agree" + f", {ties} tie" * bool(ties)
+        return {"verdict": verdict, "reason": reason}
     against = readings[readings["verdict"] == "differs"]
     words = [f"{row['where']}: {row['what']} {shown(row)}" for _, row in against.iterrows()]
     return {"verdict": verdict, "reason": "; ".join(words)}

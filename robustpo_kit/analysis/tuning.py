@@ -44,8 +44,8 @@ def chosen_tries(tuned: pd.DataFrame) -> pd.DataFrame:
         tuned: of `choose`.
 
     Returns:
-        Its chosen rows without `chosen`, and with `at_end`: names of the knobs, of three values or
-        more, whose least or largest was taken.
+        Its chosen rows without `chosen`, and with `at_end`: names of the knobs whose least or
+        largest value was taken; of two values each is an end.
     """
     ends = {}
     for _, part in tuned.groupby(["method", "dose"], sort=False):
@@ -53,7 +53,7 @@ def chosen_tries(tuned: pd.DataFrame) -> pd.DataFrame:
         [(place, chosen)] = tried[part["chosen"]].iterrows()
         names = [
             knob
-            for knob in tried.columns[tried.nunique() > 2]
+            for knob in tried.columns[tried.nunique() > 1]
             if chosen[knob] in (tried[knob].min(), tried[knob].max())
         ]
         ends[place] = ", ".join(names)
