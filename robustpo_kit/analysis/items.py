@@ -100,7 +100,17 @@ def item_table(readings: pd.DataFrame) -> pd.DataFrame:
         WHERE_unit; verdict (of VERDICTS), reason, turn (what would change it), command, notebook.
     """
     judged = readings[readings["verdict"] != "beside"]
-    return pd.DataFrame([_row(item, _of_item(judged, item)) for item in paper_items()])
+    return pd.DataFrame(
+        [
+            _row(item, _of_item(readings if _unjudged(item) else judged, item))
+            for item in paper_items()
+        ]
+    )
+
+
+def _unjudged(item: Mapping[str, Any]) -> bool:
+    """Whether all numbers of an item are shown, and not judged."""
+    return item.get("wanted") == "beside"
 
 
 def _judging(item: dict[str, Any], instead: str | None) -> dict[str, Any]:
@@ -314,7 +324,7 @@ def _waits(item: Mapping[str, Any], where: str) -> str:
 
 def _judged(item: Mapping[str, Any], readings: pd.DataFrame) -> dict[str, str]:
     """Verdict and reason of an item that claims something."""
-    if readings.empty:
+    if readings.empty or _unjudged(item):
         waits = [text for where in WHERE if (text := _waits(item, where))]
         reason = item.get("reason") or "; ".join(dict.fromkeys(waits))
         return {"verdict": "cannot be tested here", "reason": reason}
