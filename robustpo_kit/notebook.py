@@ -114,9 +114,9 @@ class Notebook:
         return number_of(self.name)
 
     @property
-    def work(self) -> Path:
-        """Folder for models and intermediate files of this profile (git-ignored)."""
-        return paths.work(self.cfg.name)
+    def run(self) -> str:
+        """Its `paths.run_name`."""
+        return paths.run_name(self.seed, self.overrides)
 
     def record(self) -> dict[str, Any]:
         """Provenance of whatever is written now: this notebook, and `records.provenance`."""
@@ -131,7 +131,7 @@ class Notebook:
         """
         _check_name("table", name)
         _check_table(name, table)
-        path = paths.tables(self.cfg.name) / f"{name}.csv"
+        path = paths.tables(self.cfg.name, self.run) / f"{name}.csv"
         records.write_table(path, table, self.record() | {"rows": len(table)})
         self.tables.append(paths.show(path))
         print(f"table {name}: {_count(len(table), 'row')} -> {paths.show(path)}")
@@ -139,7 +139,8 @@ class Notebook:
     def read_table(self, name: str, *, run: str | None = None) -> Any:
         """The table NAME as a DataFrame; prints where it comes from, and whose it is.
 
-        Looks at what this profile has written, then at the committed run, `data/results/reference`.
+        Looks at what this run has written (`paths.run_name`), then at the committed one,
+        `data/results/reference`.
         Under `smoke` the committed run comes first, because explaining cells show real results.
         `run` names one folder of `data/results` instead, such as "gpu". Raises KitError when nobody
         has written the table yet.
@@ -147,7 +148,7 @@ class Notebook:
         import pandas as pd
 
         _check_name("table", name)
-        folders = [paths.tables(self.cfg.name), paths.RESULTS / "reference"]
+        folders = [paths.tables(self.cfg.name, self.run), paths.RESULTS / "reference"]
         if run is not None:
             folders = [paths.RESULTS / run]
         elif self.cfg.name == "smoke":
@@ -172,7 +173,7 @@ class Notebook:
         if path.parent.parent == paths.RESULTS / "studies":
             seeds = record.get("config", {}).get("seeds", [])
             return f"[study: {_count(len(seeds), 'seed')}]"
-        whose = "yours" if path.parent == paths.tables(self.cfg.name) else "record"
+        whose = "yours" if path.parent == paths.tables(self.cfg.name, self.run) else "record"
         return f"[{whose}: {record.get('profile', '?')}, seed {record.get('seed', '?')}]"
 
     def save_figure(self, name: str, figure: Any, table: Any) -> None:
@@ -184,7 +185,7 @@ class Notebook:
         _check_table(name, table)
         if not getattr(figure, "axes", None):
             raise KitError(f"figure '{name}': expected a matplotlib figure with at least one axes")
-        path = paths.figures(self.cfg.name) / f"{name}.png"
+        path = paths.figures(self.cfg.name, self.run) / f"{name}.png"
         with records.atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", **PNG)
         records.write_table(path.with_suffix(".csv"), table, self.record() | {"rows": len(table)})
@@ -195,9 +196,11 @@ class Notebook:
         """Write the done file: metrics, tables, figures, provenance.
 
         A notebook without it counts as incomplete. The file is ROBUSTPO_DONE where the runner names
-        one, else runs/PROFILE/metrics/NN.json.
+        one, else runs/PROFILE/metrics/NN.json, or the same in the folder of its run.
         """
-        target = os.environ.get("ROBUSTPO_DONE") or done_file(self.cfg.name, self.number)
+        target = os.environ.get("ROBUSTPO_DONE") or done_file(
+            paths.work(self.cfg.name, self.run), self.number
+        )
         done = {
             "schema": 1,
             "metrics": _finite(metrics or {}),
@@ -214,9 +217,9 @@ def number_of(name: str) -> str:
     return name.split("_")[0]
 
 
-def done_file(profile: str, number: str) -> Path:
-    """Where notebook `number` writes its metrics at its end."""
-    return paths.work(profile) / "metrics" / f"{number}.json"
+def done_file(work: Path, number: str) -> Path:
+    """Where notebook `number` of the run in `work` writes its metrics at its end."""
+    return work / "metrics" / f"{number}.json"
 
 
 def _seed(seed: int, *, single_thread: bool) -> None:

@@ -1,7 +1,11 @@
 """Where things live: the project's folders and the cache, whatever the working directory."""
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(os.environ.get("ROBUSTPO_ROOT", Path(__file__).resolve().parent.parent))
 NOTEBOOKS = ROOT / "notebooks"
@@ -14,23 +18,35 @@ RUNS = ROOT / "runs"
 CACHE = Path(os.environ.get("ROBUSTPO_CACHE", Path.home() / ".cache" / "robustpo-kit"))
 
 
-def tables(profile: str) -> Path:
-    """Folder of the result tables of a run under `profile`; smoke runs stay out of `data/`."""
+def run_name(seed: int, overrides: Mapping[str, Any]) -> str:
+    """The folder of a run's results among those of its profile, so that none replaces another's.
+
+    Empty for seed 0 without overrides, the run of record; else seedN, or seedN-DIGEST of what is
+    set in place of the profile's settings.
+    """
+    if not overrides:
+        return f"seed{seed}" if seed else ""
+    text = json.dumps(dict(overrides), sort_keys=True)
+    return f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def tables(profile: str, run: str = "") -> Path:
+    """Folder of the tables of a run (`run_name`) under `profile`; smoke stays out of `data/`."""
     if profile == "smoke":
-        return RUNS / "smoke" / "tables"
-    return RESULTS / profile
+        return RUNS / "smoke" / "tables" / run
+    return RESULTS / profile / run
 
 
-def figures(profile: str) -> Path:
-    """Folder of the figures of a run under `profile`; smoke runs stay out of `figures/`."""
+def figures(profile: str, run: str = "") -> Path:
+    """Folder of the figures of a run (`run_name`); smoke runs stay out of `figures/`."""
     if profile == "smoke":
-        return RUNS / "smoke" / "figures"
-    return FIGURES
+        return RUNS / "smoke" / "figures" / run
+    return FIGURES / profile / run if run else FIGURES
 
 
-def work(profile: str) -> Path:
-    """Folder for models, checkpoints and intermediate files of a profile (git-ignored)."""
-    return RUNS / profile
+def work(profile: str, run: str = "") -> Path:
+    """Folder for models, checkpoints and intermediate files of a profile or run (git-ignored)."""
+    return RUNS / profile / run
 
 
 def show(path: Path) -> str:

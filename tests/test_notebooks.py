@@ -355,12 +355,28 @@ def test_table_goes_out_and_comes_back_with_its_record(demo, settings, capsys):
     table = pd.DataFrame({"method": ["erm", "dora"], "win_rate": [0.5, 0.61]})
     nb.save_table("wins", table)
     pd.testing.assert_frame_equal(nb.read_table("wins"), table)
-    record = records.read_json(demo.root / "data/results/cpu/wins.json")
+    record = records.read_json(demo.root / "data/results/cpu/seed2/wins.json")
     assert (record["notebook"], record["profile"], record["seed"]) == ("04b_train_dora", "cpu", 2)
     assert record["config"]["name"] == "cpu" and record["rows"] == 2
     told = capsys.readouterr().out
-    assert "table wins: 2 rows -> data/results/cpu/wins.csv\n" in told
-    assert "table wins <- data/results/cpu/wins.csv [yours: cpu, seed 2]\n" in told
+    assert "table wins: 2 rows -> data/results/cpu/seed2/wins.csv\n" in told
+    assert "table wins <- data/results/cpu/seed2/wins.csv [yours: cpu, seed 2]\n" in told
+
+
+def test_no_run_replaces_what_another_wrote(demo, settings):
+    """Seeds, overrides and both have folders of their own; seed 0 as it comes is the profile's."""
+    runs = [{}, {"seed": 1}, {"overrides": {"epochs": 7}}, {"seed": 1, "overrides": {"epochs": 7}}]
+    started = [begin(profile="cpu", **run) for run in runs]
+    for number, nb in enumerate(started):
+        nb.save_table("t", pd.DataFrame({"x": [number]}))
+        nb.finish({"x": number})
+    assert [nb.read_table("t").x[0] for nb in started] == [0, 1, 2, 3]
+    folders = [f"data/results/cpu/{nb.run}/t.csv".replace("//", "/") for nb in started]
+    assert [nb.tables for nb in started] == [[folder] for folder in folders]
+    assert [nb.run.split("-")[0] for nb in started] == ["", "seed1", "seed0", "seed1"]
+    for number, nb in enumerate(started):
+        done = paths.work("cpu", nb.run) / "metrics/04b.json"
+        assert records.read_json(done)["metrics"] == {"x": number}
 
 
 def test_a_table_says_whose_it_is(demo, settings, capsys):

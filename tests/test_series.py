@@ -84,30 +84,27 @@ def test_statuses_manifest_and_index(demo, monkeypatch, capsys):
     assert found["05"].reason == "needs 01 (failed)" and found["06"].reason == "needs 05 (skipped)"
 
     # what the notebook was told, and what it wrote
-    done = records.read_json(paths.RUNS / "cpu/metrics/00.json")
+    name = paths.run_name(3, {"epochs": 7})
+    run = paths.RUNS / "cpu" / name
+    done = records.read_json(run / "metrics/00.json")
     assert done["metrics"] == {"profile": "cpu", "seed": 3, "epochs": 7}
-    assert found["00"].tables == ["data/results/cpu/points.csv"] and found["00"].figures == [
-        "figures/points.png"
-    ]
-    assert (demo.root / "figures/points.png").stat().st_size > 5000
-    assert (demo.root / "runs/cpu/notebooks/00_real.ipynb").exists()
+    assert found["00"].tables == [f"data/results/cpu/{name}/points.csv"]
+    assert found["00"].figures == [f"figures/cpu/{name}/points.png"]
+    assert (demo.root / found["00"].figures[0]).stat().st_size > 5000
+    assert (run / "notebooks/00_real.ipynb").exists()
     assert [path.read_bytes() for path in sources] == before, "a source notebook was written over"
 
-    manifest = records.read_json(paths.RUNS / "cpu/manifest.json")
+    manifest = records.read_json(run / "manifest.json")
     assert [entry["status"] for entry in manifest["notebooks"]] == [
         result.status for result in results
     ]
     assert manifest["seed"] == 3 and manifest["parameters"]["overrides"] == {"epochs": 7}
     assert manifest["versions"]["torch"]
-    index = (paths.RUNS / "cpu/index.md").read_text()
-    assert (
-        "| 00_real | ok |" in index
-        and "- `figures/points.png`" in index
-        and "time limit of 40 s" in index
-    )
+    index = (run / "index.md").read_text()
+    assert "| 00_real | ok |" in index and "points.png`" in index and "time limit of 40 s" in index
     told = capsys.readouterr().out
     assert "2 ok, 3 failed, 1 incomplete, 2 skipped" in told
-    assert "RuntimeError" in (paths.RUNS / "cpu/logs/01_raises.log").read_text()
+    assert "RuntimeError" in (run / "logs/01_raises.log").read_text()
 
 
 def test_a_failed_series_is_not_published_and_a_good_one_is(demo, monkeypatch):
@@ -175,8 +172,9 @@ def test_resume_keeps_what_is_unchanged_and_nothing_else(demo, monkeypatch):
     (paths.RUNS / "cpu/notebooks/02_alone.ipynb").unlink()
     assert [result.kept for result in runs().values()] == [True, True, False]
     assert not any(result.kept for result in series.runner.run(plan(demo, only=("02",))))
-    # another seed is another run
+    # another seed is another run, and leaves the first as it was
     assert not runs(seed=1)["02"].kept
+    assert runs(seed=1)["02"].kept and runs()["02"].kept
 
 
 def test_a_number_stands_for_its_parts():

@@ -21,6 +21,13 @@ from robustpo_kit.analysis.paired import (
     simultaneous,
 )
 from robustpo_kit.analysis.papers import paper_values
+from robustpo_kit.analysis.runs import (
+    Run,
+    all_curves,
+    compare_runs,
+    differing_settings,
+    read_runs,
+)
 from robustpo_kit.analysis.sentences import among_all, verdict
 from robustpo_kit.analysis.study_tables import holm, study_table
 from robustpo_kit.analysis.tuning import (
@@ -36,10 +43,14 @@ __all__ = [
     "Contrast",
     "Difference",
     "Knobs",
+    "Run",
     "Study",
+    "all_curves",
     "among_all",
     "cell_table",
     "choose",
+    "compare_runs",
+    "differing_settings",
     "chosen_knobs",
     "chosen_tries",
     "energy_distance",
@@ -57,6 +68,7 @@ __all__ = [
     "paired_rows",
     "paper_items",
     "paper_values",
+    "read_runs",
     "reward_confidence",
     "simultaneous",
     "slope_difference",

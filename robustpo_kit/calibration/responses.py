@@ -23,6 +23,12 @@ def flat_responses(preferences: PreferenceSet) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def by_row(preferences: PreferenceSet, values: ArrayLike) -> list[list[float]]:
+    """Values [M] of all responses, in the order of `flat_responses`, as a list a row."""
+    ends = np.cumsum([len(row.responses) for row in preferences])
+    return [part.tolist() for part in np.split(np.asarray(values, dtype=float), ends[:-1])]
+
+
 def responses_per_row(preferences: PreferenceSet) -> int:
     """K; raises ValueError where it differs between rows."""
     counts = {len(row.responses) for row in preferences}

@@ -39,6 +39,7 @@ class Asked:
     objective: "StepObjective"
     split: str | None = None
     on_bad_row: str | None = None
+    heldout: str | None = None
 
     def preferences(self) -> PreferenceSet:
         """The rows; says on standard error what they are."""

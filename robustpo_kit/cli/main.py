@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from robustpo_kit import __version__
 from robustpo_kit.cli.benchmarks import add_answer_benchmark, add_score_benchmark
+from robustpo_kit.cli.calibration import add_calibrate
+from robustpo_kit.cli.comparison import add_compare
 from robustpo_kit.cli.machine import add_bench, add_doctor
 from robustpo_kit.cli.notebooks import add_notebooks, add_series
 from robustpo_kit.cli.parsing import Parser
@@ -64,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         add_synthesise,
         add_train,
         add_presets,
+        add_calibrate,
+        add_compare,
         add_score,
         add_judge,
         add_answer_benchmark,

@@ -2,6 +2,7 @@
 
 import argparse
 
+from robustpo_kit import paths
 from robustpo_kit.cli.parsing import (
     Commands,
     add_assignments,
@@ -51,7 +52,8 @@ def _series(arguments: argparse.Namespace) -> int:
     from robustpo_kit import series
 
     if arguments.publish:
-        print("\n".join(series.report.publish(arguments.profile)))
+        run = paths.run_name(arguments.seed, assignments("--set", arguments.set))
+        print("\n".join(series.report.publish(arguments.profile, run)))
         return 0
     if arguments.workers < 1 or arguments.time_limit <= 0:
         raise KitError("--workers and --time-limit should be greater than 0")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-from robustpo_kit import data, records
+from robustpo_kit import data, paths, records
 from robustpo_kit.errors import KitError
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # what `add_parser` belongs to
@@ -85,6 +85,27 @@ def read_preferences(source: str, split: str | None, on_bad_row: str | None) -> 
     if int(os.environ.get("RANK", "0")) == 0:
         print(rows.describe(), file=sys.stderr)
     return rows
+
+
+def free_folder(out: str, mark: str, what: str, *needed: str | None) -> Path:
+    """The folder of --out, unless it holds what another command wrote, or a file that is `needed`.
+
+    What stands in it is replaced at the end. Raises KitError.
+
+    Args:
+        out: as given.
+        mark: the file by which the command's own folders are known.
+        what: the command writes.
+        needed: files that it reads.
+    """
+    folder = Path(out)
+    is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_empty and not (folder / mark).exists():
+        raise KitError(f"--out {paths.show(folder)}: exists and is no {what}; name another folder")
+    for file in needed:
+        if file and Path(file).resolve().is_relative_to(folder.resolve()):
+            raise KitError(f"--out {paths.show(folder)}: is replaced, and holds {file}")
+    return folder
 
 
 def add_seed(parser: argparse.ArgumentParser, about: str = "of every draw (default: 0)") -> None:

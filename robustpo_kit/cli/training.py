@@ -5,15 +5,26 @@ import dataclasses
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robustpo_kit import data, paths, published, records
 from robustpo_kit.cli.dry_run import Asked, dry_run, missing_data
-from robustpo_kit.cli.parsing import Commands, add_assignments, add_data, add_model, assignments
+from robustpo_kit.cli.parsing import (
+    Commands,
+    add_assignments,
+    add_data,
+    add_model,
+    assignments,
+    read_preferences,
+)
+from robustpo_kit.data import PreferenceSet
 from robustpo_kit.errors import KitError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 REQUIRED = ("data", "objective", "model", "out")
-FLAGS = (*REQUIRED, "split", "on_bad_row", "seed", "dtype", "lora", "rank")
+FLAGS = (*REQUIRED, "heldout", "split", "on_bad_row", "seed", "dtype", "lora", "rank")
 
 
 def add_train(commands: Commands) -> None:
@@ -39,6 +50,11 @@ def add_train(commands: Commands) -> None:
         metavar="SPEC",
         help='e.g. "dpo(beta=0.1)" or "dora(dpo_pl, beta=0.1, lam=1.0)"',
     )
+    parser.add_argument(
+        "--heldout",
+        metavar="FILE",
+        help="preferences to other prompts; what the policy makes of them, for `robustpo compare`",
+    )
     add_model(parser, None)
     parser.add_argument("--out", metavar="DIR", help="where the policy and record.json go")
     parser.add_argument("--seed", type=int)
@@ -60,19 +76,49 @@ def _train(arguments: argparse.Namespace) -> int:
     asked = _asked(settings, arguments.preset)
     _refuse_plain_data(asked)
     rows = asked.preferences()
+    heldout = _heldout(asked, rows)
     template = data.template_of(asked.data)
     # what was named is the reference
     policy = policies.load(asked.model, template=template, dtype=asked.dtype).merge()
     if asked.lora != "none":
         policy.add_lora(asked.lora, asked.rank, seed=asked.run.seed)
+    before = None if heldout is None else training.score(policy, heldout, asked.run)
     record = training.train(policy, rows, asked.objective, asked.run)
+    record.config |= {"model": asked.model, "data": asked.data, "heldout": asked.heldout}
+    scored = None
+    if heldout is not None and before is not None:
+        after = training.score(policy, heldout, asked.run)
+        scored = training.heldout_outcomes(heldout, before, after)
     policy.save(out)
     if int(os.environ.get("RANK", "0")) == 0:
+        if scored is not None:
+            records.write_table(out / "heldout.csv", scored, {"config": record.config})
+            print(_in_words(scored))
         record.to_json(out / "record.json")
         print(training.run_card(record))
         print(f"policy     {paths.show(out)}")
     training.end_ranks()
     return 0
+
+
+def _heldout(asked: Asked, rows: PreferenceSet) -> PreferenceSet | None:
+    """The rows of --heldout; raises KitError for prompts that are trained on."""
+    from robustpo_kit import policies, training
+
+    if asked.heldout is None:
+        return None
+    if policies.first_rank_loads():
+        raise KitError("--heldout: weights are sharded here; `robustpo score` them afterwards")
+    heldout = read_preferences(asked.heldout, asked.split, asked.on_bad_row)
+    training.refuse_shared_prompts(rows, heldout)
+    return heldout
+
+
+def _in_words(scored: "pd.DataFrame") -> str:
+    """Means of held-out outcomes in a line."""
+    means = scored.groupby("outcome", sort=False)["value"].mean()
+    rows = scored["row_id"].nunique()
+    return f"held out   {rows} rows; " + ", ".join(f"{k} {v:.3f}" for k, v in means.items())
 
 
 def _train_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -129,7 +175,7 @@ def _asked(settings: dict[str, Any], preset: str | None) -> Asked:
     run = dict(settings)
     run.pop("out", None)
     model, source = run.pop("model"), run.pop("data")
-    reading = {name: run.pop(name, None) for name in ("split", "on_bad_row")}
+    reading = {name: run.pop(name, None) for name in ("split", "on_bad_row", "heldout")}
     dtype, lora = run.pop("dtype", "float32"), run.pop("lora", "attention")
     if lora == "none" and "rank" in run:
         raise KitError(f"--rank {run['rank']}: there is no adapter under --lora none")
@@ -170,7 +216,7 @@ def _free_folder(settings: dict[str, Any]) -> Path:
     Saving a policy replaces the folder.
     """
     out = Path(settings.pop("out"))
-    for name in ("model", "data", "checkpoint", "reference_cache"):
+    for name in ("model", "data", "heldout", "checkpoint", "reference_cache"):
         named = settings.get(name)
         if named and Path(named).resolve().is_relative_to(out.resolve()):
             raise KitError(

@@ -3,6 +3,7 @@
 from robustpo_kit.data.conversation import Conversation
 from robustpo_kit.data.loading import ON_BAD_ROW
 from robustpo_kit.data.preferences import PreferenceSet
+from robustpo_kit.data.reading import row_as_json
 from robustpo_kit.data.rows import BadRowError, Preference, mean_h, take
 from robustpo_kit.data.tasks import TASKS, Task, load, template_of
 from robustpo_kit.data.template import Template
@@ -18,6 +19,7 @@ __all__ = [
     "Template",
     "load",
     "mean_h",
+    "row_as_json",
     "take",
     "template_of",
 ]

@@ -56,8 +56,8 @@ class Plan:
 
     @property
     def work(self) -> Path:
-        """Folder of this profile's runs."""
-        return paths.work(self.profile)
+        """Folder of this run, of its profile, seed and overrides."""
+        return paths.work(self.profile, paths.run_name(self.seed, self.overrides))
 
 
 @dataclasses.dataclass
@@ -96,12 +96,14 @@ def named(only: Collection[str], known: Collection[str], where: str) -> set[str]
 
     Raises KitError, which begins with `where`, for a number that is none.
     """
-    found = {number: {other for other in known if _is_part(other, number)} for number in only}
-    for number, parts in found.items():
+    found: set[str] = set()
+    for number in only:
+        parts = {other for other in known if _is_part(other, number)}
         if not parts:
             choices = ", ".join(known)
             raise KitError(f"{where}: there is no notebook {number}; choose among {choices}")
-    return set().union(*found.values())
+        found |= parts
+    return found
 
 
 def _is_part(number: str, of: str) -> bool:
@@ -189,7 +191,7 @@ def _was_ok(plan: Plan, number: str) -> bool:
     return (
         state.exists()
         and records.read_json(state)["status"] == "ok"
-        and done_file(plan.profile, number).exists()
+        and done_file(plan.work, number).exists()
     )
 
 

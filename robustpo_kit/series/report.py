@@ -59,13 +59,13 @@ def index(plan: Plan, results: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def publish(profile: str) -> list[str]:
+def publish(profile: str, run: str = "") -> list[str]:
     """Copy the tables and figures of a finished series to where they are committed.
 
     Their provenance goes with them. Tables of profile gpu lie in their committed folder already.
     Returns the files written; raises KitError unless every notebook was ok.
     """
-    notebooks = records.read_json(paths.work(profile) / "manifest.json")["notebooks"]
+    notebooks = records.read_json(paths.work(profile, run) / "manifest.json")["notebooks"]
     bad = [entry["name"] for entry in notebooks if entry["status"] != "ok"]
     missing = set(sources(paths.NOTEBOOKS)) - {number_of(entry["name"]) for entry in notebooks}
     if bad or missing:

@@ -173,7 +173,7 @@ def _environment(plan: Plan, path: Path, slot: str | None) -> dict[str, str]:
     """Variables of the child process of one notebook."""
     environment = os.environ | kernel_environment(plan.profile)
     environment |= {
-        "ROBUSTPO_DONE": str(done_file(plan.profile, number_of(path.name))),
+        "ROBUSTPO_DONE": str(done_file(plan.work, number_of(path.name))),
         "ROBUSTPO_PROGRESS_LOG": str(_log(plan, path).with_suffix(".progress")),
         "JUPYTER_PREFER_ENV_PATH": "1",
     }
@@ -205,7 +205,7 @@ def _ended(plan: Plan, child: Child, code: int) -> Result:
     name = child.source.stem
     if code != 0:
         return Result(name, "failed", _reason(plan, child.source, code))
-    done = done_file(plan.profile, child.number)
+    done = done_file(plan.work, child.number)
     if not done.exists():
         return Result(name, "incomplete", "ended without finish()")
     outcome = records.read_json(done)
@@ -279,9 +279,10 @@ def _terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock(plan: Plan) -> Iterator[None]:
-    """One series a profile at a time: two would write the same files. It dies with its process."""
-    plan.work.mkdir(parents=True, exist_ok=True)
-    with open(plan.work / "series.lock", "a") as stream:
+    """One series a profile at a time: two would share what steps keep. It dies with its process."""
+    shared = paths.work(plan.profile)
+    shared.mkdir(parents=True, exist_ok=True)
+    with open(shared / "series.lock", "a") as stream:
         if os.name != "nt":
             import fcntl
 

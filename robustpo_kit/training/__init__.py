@@ -4,6 +4,7 @@ from robustpo_kit.training.checkpoints import last_checkpoint
 from robustpo_kit.training.config import TrainConfig
 from robustpo_kit.training.estimate import Estimate, Setting, devices_needed, nearest_fit
 from robustpo_kit.training.forward import response_logps
+from robustpo_kit.training.heldout import heldout_outcomes, refuse_shared_prompts
 from robustpo_kit.training.interrupts import Terminated
 from robustpo_kit.training.plan import micro_batches, step_rows
 from robustpo_kit.training.ranks import Exchange, end_ranks
@@ -32,6 +33,8 @@ __all__ = [
     "devices_needed",
     "end_ranks",
     "fitting_rows",
+    "heldout_outcomes",
+    "refuse_shared_prompts",
     "last_checkpoint",
     "micro_batches",
     "nearest_fit",

@@ -1,0 +1,204 @@
+"""Runs beside each other: the same held-out rows, paired differences, what was set otherwise."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_cli import refused
+from training_setting import preferences
+
+from robustpo_kit import analysis, cli, records, training
+from robustpo_kit.data import PreferenceSet
+from robustpo_kit.errors import KitError
+from robustpo_kit.records import RunRecord
+
+STEPS = [{"step": 1, "loss": 0.7, "margin": 0.0}, {"step": 2, "loss": 0.6, "margin": 0.3}]
+
+
+def write_run(folder, gain=0.0, seed=0, rows=40, text="t", objective="dpo(beta=0.1)", **config):
+    """A trained policy's folder, whose outcomes lie `gain` above noise that all runs share."""
+    settings = {"learning_rate": 1e-3, "seed": seed, "policy": {"source": "tiny"}} | config
+    metrics = {"steps": 2}
+    RunRecord(objective, settings, seed, {}, "cpu", 1.0, metrics, STEPS).to_json(
+        folder / "record.json"
+    )
+    noise, own = np.random.default_rng(0).normal(size=rows), np.random.default_rng(seed + 1)
+    values = noise + gain + 0.1 * own.normal(size=rows)
+    table = pd.DataFrame({"row_id": [f"r{i}" for i in range(rows)], "value": values})
+    table = table.assign(group=[f"g{i // 2}" for i in range(rows)], texts=text)
+    records.write_table(folder / "heldout.csv", table.assign(outcome="implicit_margin"), {})
+    return folder
+
+
+def compared(*folders) -> pd.DataFrame:
+    return analysis.compare_runs(analysis.read_runs(folders))
+
+
+def test_a_difference_is_paired_by_row_and_clustered_by_prompt(tmp_path):
+    """Noise that both share goes; without pairing its spread of one would hide the gain."""
+    base = write_run(tmp_path / "erm")
+    better = write_run(tmp_path / "dora", gain=0.2, seed=1, objective="dora")
+    (row,) = compared(base, better).to_dict("records")
+    assert (row["run"], row["baseline"], row["seeds"], row["prompts"]) == ("dora", "erm", 1, 20)
+    assert row["low"] < 0.2 < row["high"] and row["low"] > 0.05
+    own = [pd.read_csv(folder / "heldout.csv")["value"] for folder in (better, base)]
+    pairs = pd.DataFrame({"seed": 0, "difference": own[0] - own[1]})
+    pairs["row_id"] = [f"g{i // 2}" for i in range(40)]
+    expected = analysis.mean_difference(pairs)
+    assert row["difference"] == pytest.approx(expected.difference)
+    assert row["low"] == pytest.approx(expected.low)
+
+
+def test_runs_that_differ_in_their_seeds_are_one_arm(tmp_path):
+    folders = []
+    for name, gain in (("erm", 0.0), ("dora", 0.2)):
+        for seed in range(3):
+            place = tmp_path / f"{name}{seed}"
+            folders.append(write_run(place, gain=gain, seed=seed, objective=name))
+    (row,) = compared(*folders).to_dict("records")
+    assert (row["run"], row["baseline"], row["seeds"]) == ("dora0", "erm0", 3)
+    settings = analysis.differing_settings(analysis.read_runs(folders))
+    assert set(settings["setting"]) == {"seed", "objective"}
+
+
+def test_settings_that_differ_and_no_others_are_told(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", learning_rate=2e-3, extra=1)]
+    table = analysis.differing_settings(analysis.read_runs(runs)).set_index("setting")
+    assert table.loc["learning_rate"].tolist() == ["0.001", "0.002"]
+    assert table.loc["extra"].tolist() == ["", "1"] and len(table) == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"rows": 38}, "2 are in a alone (the first: r38)"),
+        ({"rows": 41}, "1 are in b alone (the first: r40)"),
+        ({"text": "u"}, "held-out row r0 (40 in all) has other texts"),
+    ],
+)
+def test_runs_on_other_rows_are_refused(tmp_path, other, said):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", learning_rate=2.0, **other)]
+    with pytest.raises(KitError) as error:
+        analysis.read_runs(runs)
+    assert said in str(error.value)
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    run = write_run(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    assert "no run" in refused(capsys, "compare", run, tmp_path / "empty")
+    assert "two runs" in refused(capsys, "compare", run)
+    assert "each named once" in refused(capsys, "compare", run, run)
+    same = write_run(tmp_path / "b", seed=1)
+    assert "nothing but their seeds" in refused(capsys, "compare", run, same)
+    (tmp_path / "b" / "heldout.csv").unlink()
+    assert "train with --heldout" in refused(capsys, "compare", run, same)
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    runs = [write_run(tmp_path / "x" / "run"), write_run(tmp_path / "y" / "run", extra=1)]
+    assert [run.name for run in analysis.read_runs(runs)] == ["x/run", "y/run"]
+
+
+# ---------------------------------------------------------------- series
+
+
+def write_series(folder, gain: float = 0.0, prompts: int = 12, seed: int = 0, **config):
+    """Tables as notebook 04b writes them."""
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(0).normal(size=prompts)
+    parts = [
+        pd.DataFrame(
+            {"policy": name, "prompt_id": [f"p{i}" for i in range(prompts)], "gold": value}
+        )
+        for name, value in (("sft", noise), ("dora", noise + gain))
+    ]
+    record = {"config": {"epochs": 1} | config, "profile": "cpu", "seed": seed}
+    replies = pd.concat(parts).assign(fingerprint="f")
+    records.write_table(folder / "dora_replies.csv", replies, record)
+    records.write_table(
+        folder / "dora_curves.csv", pd.DataFrame(STEPS).assign(policy="dora"), record
+    )
+    return folder
+
+
+def test_runs_of_a_series_are_compared_method_by_method(tmp_path):
+    runs = [write_series(tmp_path / "a"), write_series(tmp_path / "b", gain=0.5, epochs=2)]
+    table = compared(*runs).set_index("method")
+    assert table["outcome"].eq("gold").all()
+    assert table.loc["sft", "difference"] == pytest.approx(0, abs=1e-5)
+    assert table.loc["dora", "difference"] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_seeds_of_a_series_have_other_prompts_and_are_refused(tmp_path):
+    runs = [write_series(tmp_path / "a"), write_series(tmp_path / "b", prompts=10, seed=1)]
+    with pytest.raises(KitError, match=r"seed 0.*seed 1.*other held-out rows: 2 are in a alone"):
+        analysis.read_runs(runs)
+
+
+# ---------------------------------------------------------------- held-out outcomes
+
+
+def test_heldout_outcomes_by_hand():
+    rows = preferences(2, 2)
+    rows = PreferenceSet([rows[0], *preferences(3, 2)[1:]])
+    rewards = [list(row.rewards) for row in rows]
+    lengths = torch.tensor([[2, 4, 1], [1, 2, 4]])
+    before = torch.tensor([[-4.0, -4.0, 0.0], [-3.0, -3.0, -3.0]])
+    after = torch.tensor([[-3.0, -5.0, 0.0], [-3.0, -2.0, -4.0]])
+    table = training.heldout_outcomes(rows, (before, lengths), (after, lengths))
+    wide = table.pivot(index="row_id", columns="outcome", values="value")
+    gains = [[1.0, -1.0], [0.0, 1.0, -1.0]]
+    per_token = [[-1.5, -1.25], [-3.0, -1.0, -1.0]]
+    for place, row in enumerate(rows):
+        best = int(np.argmax(rewards[place]))
+        rivals = [k for k in range(len(row.responses)) if k != best]
+        mean = np.mean([gains[place][k] for k in rivals])
+        found = wide.loc[row.row_id]
+        assert found["implicit_margin"] == pytest.approx(gains[place][best] - mean)
+        below = [np.sign(gains[place][best] - gains[place][k]) / 2 + 0.5 for k in rivals]
+        assert found["implicit_accuracy"] == pytest.approx(np.mean(below))
+        assert found["preferred_logp"] == pytest.approx(per_token[place][best])
+        below = [np.sign(per_token[place][best] - per_token[place][k]) / 2 + 0.5 for k in rivals]
+        assert found["accuracy_per_token"] == pytest.approx(np.mean(below))
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def train(tmp_path, out: str, spec: str, *more: str) -> list[str]:
+    arguments = ["train", "--data", tmp_path / "train.jsonl", "--heldout", tmp_path / "held.jsonl"]
+    arguments += ["--model", "tiny", "--objective", spec, "--out", tmp_path / out]
+    arguments += ["--set", "batch_size=4", "--set", f"reference_cache={tmp_path}/cache", *more]
+    return [str(argument) for argument in arguments]
+
+
+def test_two_objectives_are_trained_and_compared(tmp_path, capsys):
+    rows = preferences(2, 14)
+    rows[:8].to_jsonl(tmp_path / "train.jsonl")
+    rows[8:].to_jsonl(tmp_path / "held.jsonl")
+    for name, spec in (("erm", "dpo(beta=0.1)"), ("dro", "dro(dpo(beta=0.1), lam=0.5)")):
+        assert cli.main(train(tmp_path, name, spec, "--set", "learning_rate=0.01")) == 0
+    assert "held out   6 rows; implicit_accuracy" in capsys.readouterr().out
+    out = tmp_path / "beside"
+    runs = [str(tmp_path / "erm"), str(tmp_path / "dro")]
+    assert cli.main(["compare", *runs, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "one seed" in told and "dro(dpo(beta=0.1), lam=0.5)" in told
+    assert {path.name for path in out.iterdir()} == {
+        "comparison.pdf", "comparison.png", "curves.csv", "differences.csv", "differences.json",
+        "settings.csv",
+    }  # fmt: skip
+    assert set(pd.read_csv(out / "settings.csv")["setting"]) == {"objective"}
+    assert set(pd.read_csv(out / "curves.csv")["run"]) == {"erm", "dro"}
+    assert json.loads((out / "differences.json").read_text())["config"]["level"] == 0.95
+
+
+def test_held_out_prompts_are_not_trained_on(tmp_path, capsys):
+    rows = preferences(2, 8)
+    rows.to_jsonl(tmp_path / "train.jsonl")
+    rows[5:].to_jsonl(tmp_path / "held.jsonl")
+    line = refused(capsys, *train(tmp_path, "out", "dpo(beta=0.1)"))
+    assert "held-out row r5 (3 of 3)" in line and not (tmp_path / "out").exists()
