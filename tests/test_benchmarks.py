@@ -270,6 +270,9 @@ def test_alpacaeval_by_hand():
     assert told["discrete_win_rate"] == pytest.approx(100 * (3 + 0.5 + 0.5) / 11)
     same = [row | {"generator_2": "base"} for row in made_up(0.0)]
     assert benchmarks.alpacaeval(same).iloc[0]["length_controlled_winrate"] == 50
+    sure = [row | {"preference": 2} for row in made_up(0.0)]
+    told = benchmarks.alpacaeval(sure).iloc[0]  # no loss to fit
+    assert told["win_rate"] == 100 and np.isnan(told["length_controlled_winrate"])
     equal = [row | {"output_1": "same", "output_2": "size"} for row in made_up(0.0)]
     told = benchmarks.alpacaeval(equal).iloc[0]  # no length to control
     assert told["length_controlled_winrate"] == pytest.approx(told["win_rate"], abs=0.5)

@@ -213,6 +213,7 @@ plt.show()
 # | [10](10_ablations.ipynb) | what do lambda, tau and the window change? |
 # | [11](11_phase_diagram.ipynb) | where does each robust method win, tie and lose? |
 # | [12](12_self_training_and_rso.ipynb) | does DoRA help when the policy writes its own data? |
+# | [13](13_benchmarks.ipynb) | what do AlpacaEval 2, Arena-Hard and MT-Bench count, and who judges? |
 # | [99](99_paper_tables.ipynb) | every table and figure of both papers: what is claimed, and what do we find? |
 
 # %%

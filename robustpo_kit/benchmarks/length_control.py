@@ -29,13 +29,16 @@ def length_controlled(judgments: pd.DataFrame, gamed: pd.DataFrame | None = None
             instruction. None: neither, for instructions of one's own; not the leaderboard's number.
 
     Returns:
-        [N]; its mean is the length-controlled win rate.
+        [N]; its mean is the length-controlled win rate. NaN where, without `gamed`, fewer than
+        FOLDS wins or losses leave nothing to fit.
     """
     difference = judgments["length_difference"].to_numpy(dtype=float)
     spread = difference.std(ddof=1)
     scaled = np.tanh(difference / spread) if spread > 0 else np.zeros(len(difference))
     preference = judgments["preference"].to_numpy(dtype=float)
     if gamed is None:
+        if min(np.nansum(preference), np.nansum(1 - preference)) < FOLDS:
+            return np.full(len(judgments), np.nan)
         features = np.column_stack([scaled, np.ones(len(judgments))])
         model = _fit(features, preference, np.ones(len(judgments)))
     else:
