@@ -1,0 +1,1 @@
+"""What is wrong with a preference file, as far as the file can tell."""

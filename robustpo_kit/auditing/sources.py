@@ -1,0 +1,77 @@
+"""Who wrote what, and which golden slots hold something else."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from robustpo_kit.auditing.views import word_count
+from robustpo_kit.calibration import (
+    fit_classifier,
+    flat_responses,
+    slot_weights,
+)
+from robustpo_kit.data import PreferenceSet
+from robustpo_kit.encoders import Encoder
+from robustpo_kit.intervals import Interval, bootstrap_statistic
+
+LABELS = ("chosen", "rejected")  # a label's name, which says nothing of who wrote a response
+
+
+def source_table(rows: PreferenceSet) -> pd.DataFrame:
+    """A row a source and column: source, column, count, share (of the column), words (mean)."""
+    flat = flat_responses(rows)
+    flat = flat.assign(words=flat["response"].map(word_count))
+    parts = flat.groupby(["source", "column"])["words"].agg(["size", "mean"]).reset_index()
+    parts = parts.rename(columns={"size": "count", "mean": "words"})
+    parts["share"] = parts["count"] / parts.groupby("column")["count"].transform("sum")
+    return parts[["source", "column", "count", "share", "words"]]
+
+
+def known_sources(rows: PreferenceSet) -> list[str]:
+    """Names of writers; none where the file says no more than which response was chosen."""
+    names = sorted({name for row in rows for name in row.sources})
+    if all(name in LABELS or name.startswith("source_") for name in names):
+        return []
+    return names
+
+
+class Contamination(NamedTuple):
+    """How many golden slots hold a reply of another source, and which."""
+
+    source: str
+    rate: Interval
+    probabilities: np.ndarray  # [N] that the slot holds one
+
+
+def contamination(
+    rows: PreferenceSet, trusted: PreferenceSet, *, encoder: Encoder, seed: int, draws: int = 200
+) -> list[Contamination]:
+    """Contamination by every other source that the trusted rows show (`calibration.slots`).
+
+    A classifier learns golden from other replies on the trusted rows, and the share of golden slots
+    that look otherwise is the one of greatest likelihood. Without trusted rows it would learn
+    contaminated slots as golden, and find none: hence there is no such estimate then.
+
+    Args:
+        rows: N rows that claim a golden slot.
+        trusted: rows whose golden slot is golden, of other prompts.
+        encoder: of the classifier.
+        seed: of its folds, and of the bootstrap over groups.
+        draws: of the bootstrap.
+    """
+    named = trusted.map(lambda row: dataclasses.replace(row, row_id=f"trusted {row.row_id}"))
+    classifier = fit_classifier(named, seed=seed, kind="per_source", encoder=encoder)
+    groups, found = [row.group for row in rows], []
+    for source in classifier.heads:
+        ratios = classifier.slot_ratios(rows, source)
+        rate = bootstrap_statistic(
+            lambda drawn, ratios=ratios: slot_weights(ratios[drawn]).rate,  # type: ignore[misc]
+            groups,
+            draws=draws,
+            seed=seed,
+        )
+        golden = (1 - rate.value) * slot_weights(ratios, rate=rate.value).weights
+        found.append(Contamination(source, rate, 1 - golden))
+    return found
