@@ -22,7 +22,7 @@ RATES = ("trusted", "bound")  # estimates with an interval
 
 
 def flip_cell(features, groups, rate, seed, share):
-    """One file: labels turned at `rate`, sought with a share of the groups held apart as trusted."""
+    """One file: labels turned at `rate`, sought beside a share of the groups that is trusted."""
     apart = held_apart(groups, share, seed)
     file = np.flatnonzero(~apart)
     flipped = flips.injected(len(file), rate, seed)
@@ -34,7 +34,7 @@ def flip_cell(features, groups, rate, seed, share):
     trusted = flips.trusted_rate(best.scores, groups[file], known, groups[apart])
     bound = flips.flip_bound(best.scores)
     cell = {"rate": rate, "seed": seed, "n": len(file), "view": best.view, "nll": best.nll()}
-    cell["accuracy"] = float((best.scores > 0).mean())
+    cell["accuracy"] = float(((best.scores > 0) + 0.5 * (best.scores == 0)).mean())
     cell |= trusted.columns("trusted") | bound.columns("bound")
     cell["confident"] = flips.confident_rate(best.scores)
     if rate:
@@ -114,10 +114,12 @@ def primaries(cells):
         found = intervals.t_interval(gain)
         p_value = stats.ttest_1samp(gain, 0).pvalue
         inside = (part["trusted_low"] <= part["rate"]) & (part["rate"] <= part["trusted_high"])
-        held = stats.binomtest(int(inside.sum()), len(inside)).proportion_ci(method="exact")
         row = {"task": task, "seeds": len(at)} | found.columns("difference")
-        row |= {"p_value": p_value, "cells": len(inside), "covered": inside.mean()}
-        rows.append(row | {"covered_low": held.low, "covered_high": held.high})
+        row |= {"p_value": p_value, "cells": len(inside)}
+        # the cells of a seed share their trusted pairs
+        row |= intervals.bootstrap_mean(inside, part["seed"]).columns("covered")
+        over = at["average_precision_ours"] - at["average_precision_random"]
+        rows.append(row | intervals.t_interval(over).columns("over_random"))
     table = pd.DataFrame(rows)
     return table.assign(p_adjusted=analysis.holm(table["p_value"]))
 

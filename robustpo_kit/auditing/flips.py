@@ -4,18 +4,18 @@ A label that disagrees with a model is a flip, or a pair that the model gets wro
 cannot tell: labels flipped by lot at a rate r turn P(label) into r + (1 - 2 r) P(true label), and a
 weak model of clean labels looks like a good one of noisy labels. So two numbers are given:
 
-bound    Nowhere can labels disagree less often than they are flipped. Among pairs where the model is
-         most certain, the share that disagrees is r, plus what the model gets wrong there: its upper
-         confidence limit bounds r, whatever the model is worth (the anchor points of Liu and Tao,
-         2016, arXiv:1411.7718, taken as a bound).
+bound    Nowhere can labels disagree less often than they are flipped. Among the pairs where the
+         model is most certain, the share that disagrees is r, plus what the model gets wrong
+         there: its upper confidence limit bounds r, whatever the model is worth (the anchor points
+         of Liu and Tao, 2016, arXiv:1411.7718, taken as a bound).
 trusted  On pairs whose labels are known to be right, the same model agrees by its own worth alone.
          The mean of m = 2 sigmoid(score) - 1 over the file is 1 - 2 r times that over them.
 
-The counts of confident learning (Northcutt et al., 2021, arXiv:1911.00068, Eq. 1-3) are given beside
-them, as they are often asked for; they take all errors of a model for flips.
+The counts of confident learning (Northcutt et al., 2021, arXiv:1911.00068, Eq. 1-3) are given
+beside them, as they are often asked for; they take all errors of a model for flips.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -38,8 +38,8 @@ TOP = 0.1  # share of the pairs that a reader looks at first
 def flip_bound(scores: ArrayLike, level: float = 0.95) -> Interval:
     """At most so many labels are flipped: the value is the share that disagrees where it is least.
 
-    The upper limits (Clopper and Pearson) at the shares of CERTAIN hold together, by Bonferroni; the
-    lower bound is 0, since all of it may be the model's fault.
+    The upper limits (Clopper and Pearson) at the shares of CERTAIN hold together, by Bonferroni;
+    the lower bound is 0, since all of it may be the model's fault.
 
     Args:
         scores: [N] cross-fitted, above 0 where the model agrees with the label.
@@ -80,13 +80,13 @@ def trusted_rate(
     mean, error = _mean_and_error(label_odds(scores), groups)
     known, known_error = _mean_and_error(label_odds(trusted), trusted_groups)
     kept = 1 - 2 * RATES
-    distance = np.abs(mean - kept * known) / np.sqrt(error**2 + (kept * known_error) ** 2)
-    inside = RATES[distance <= stats.norm.ppf((1 + level) / 2)]
-    value = float(RATES[distance.argmin()])
+    most = stats.norm.ppf((1 + level) / 2) * np.sqrt(error**2 + (kept * known_error) ** 2)
+    inside = RATES[np.abs(mean - kept * known) <= most]
     if not len(inside):  # the file agrees better than the trusted pairs: no flip is seen
-        inside = RATES[[0]]
-    if known <= 0:
-        value = np.nan
+        inside = RATES[:1]
+    value = np.nan
+    if known > 0:
+        value = float(np.clip((1 - mean / known) / 2, 0, 0.5))
     return Interval(value, float(inside.min()), float(inside.max()), len(set(trusted_groups)))
 
 
@@ -142,7 +142,7 @@ def found_among(flipped: np.ndarray, scores: np.ndarray) -> dict[str, float]:
 
 
 def detectability(
-    features: Features,
+    features: Mapping[str, Features],
     scored: Scored,
     *,
     seed: int,
@@ -155,34 +155,43 @@ def detectability(
     counts as not flipped, so that the truth is at least this good.
 
     Args:
-        features: [N, F] of the chosen view.
-        scored: its scores, of which view and penalty are taken.
+        features: [N, F] by view: the chosen one's, and those of length, which is a baseline.
+        scored: scores of the chosen view, of which view and penalty are taken.
         seed: of the draws.
         rates: injected.
         draws: of each; intervals are Student's t over them.
 
     Returns:
-        A row a rate: rate (which is the average precision by chance), draws, average_precision,
-        precision_top, both with _low and _high, lift (average precision over chance; its bounds).
+        A row a rate: rate (which is what chance gives), draws, lift (average precision over
+        chance), precision_top, length_lift (of a model of length alone), each with _low and _high.
     """
     rows = []
     for rate in rates:
-        found = []
-        for draw in range(draws):
-            flipped = injected(len(scored.scores), rate, seed + draw)
-            again = cross_fit(
-                features,
-                scored.fold,
-                view=scored.view,
-                strength=scored.strength,
-                seed=seed + draw,
-                flipped=flipped,
-            )
-            found.append(found_among(flipped, again.scores))
-        table = pd.DataFrame(found)
+        found = [_found_again(features, scored, rate, seed + draw) for draw in range(draws)]
         row: dict[str, float] = {"rate": rate, "draws": draws}
-        for name in table:
-            row |= t_interval(table[name]).columns(str(name))
-        row |= t_interval(table["average_precision"] / rate).columns("lift")
+        for name, values in pd.DataFrame(found).items():
+            row |= t_interval(values).columns(str(name))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _found_again(
+    features: Mapping[str, Features], scored: Scored, rate: float, seed: int
+) -> dict[str, float]:
+    """One draw of `detectability`."""
+    flipped = injected(len(scored.scores), rate, seed)
+    row: dict[str, float] = {}
+    for view, prefix in ((scored.view, ""), ("length", "length_")):
+        again = cross_fit(
+            features[view],
+            scored.fold,
+            view=view,
+            strength=scored.strength,
+            seed=seed,
+            flipped=flipped,
+        )
+        found = found_among(flipped, again.scores)
+        row[f"{prefix}lift"] = found["average_precision"] / rate
+        if not prefix:
+            row["precision_top"] = found["precision_top"]
+    return row

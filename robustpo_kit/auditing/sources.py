@@ -1,6 +1,7 @@
 """Who wrote what, and which golden slots hold something else."""
 
 import dataclasses
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -29,12 +30,18 @@ def source_table(rows: PreferenceSet) -> pd.DataFrame:
     return parts[["source", "column", "count", "share", "words"]]
 
 
-def known_sources(rows: PreferenceSet) -> list[str]:
-    """Names of writers; none where the file says no more than which response was chosen."""
-    names = sorted({name for row in rows for name in row.sources})
-    if all(name in LABELS or name.startswith("source_") for name in names):
-        return []
-    return names
+def cannot_tell(rows: PreferenceSet, trusted: PreferenceSet | None) -> str:
+    """Why contamination cannot be estimated; empty where it can."""
+    if trusted is None:
+        return "it needs rows whose golden slot is known to be golden (--trusted)"
+    for name, part in (("the file", rows), ("the trusted rows", trusted)):
+        if not all(row.golden is not None for row in part):
+            return f"{name} do not all name a golden response"
+    golden = {row.sources[row.golden] for row in trusted if row.golden is not None}
+    others = set(chain.from_iterable(row.sources for row in trusted)) - golden
+    if others <= {LABELS[1]} or all(name.startswith("source_") for name in others):
+        return "the trusted rows do not say who wrote the other responses"
+    return ""
 
 
 class Contamination(NamedTuple):

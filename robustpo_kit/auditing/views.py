@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -26,7 +27,7 @@ FORM = {  # what is counted in a response; log(1 + count) is the feature
         r"\b(?:sorry|apologi[sz]e|I can(?:'|’)?(?:no)?t|unable to)\b", re.IGNORECASE
     ),
 }
-Features = np.ndarray | sparse.csr_matrix
+Features: TypeAlias = Any  # [N, F], an array or a sparse matrix
 
 
 def word_count(text: str) -> int:
@@ -47,10 +48,10 @@ def differences(pairs: PreferenceSet, encoder: Encoder | None) -> dict[str, Feat
         [N, F] each: length, form, words, encoder, and together, the last two (or words) with length
         and form.
     """
-    sides = [[row.responses[side] for row in pairs] for side in (0, 1)]
-    length = np.subtract(*(np.log1p([[word_count(text)] for text in side]) for side in sides))
-    form = np.subtract(*(_form(side) for side in sides))
-    words = _words(sides)
+    sides = [row.responses[0] for row in pairs], [row.responses[1] for row in pairs]
+    length = np.subtract(*map(_length, sides))
+    form = np.subtract(*map(_form, sides))
+    words = _words(*sides)
     views: dict[str, Features] = {"length": length, "form": form, "words": words}
     together = [words, length, form / np.sqrt(form.shape[1])]
     if encoder is not None:
@@ -59,12 +60,19 @@ def differences(pairs: PreferenceSet, encoder: Encoder | None) -> dict[str, Feat
     return views | {"together": sparse.hstack(together).tocsr()}
 
 
+def _length(texts: Sequence[str]) -> np.ndarray:
+    return np.log1p(np.array([[word_count(text)] for text in texts]))
+
+
 def _form(texts: Sequence[str]) -> np.ndarray:
-    counts = [[len(pattern.findall(text)) for pattern in FORM.values()] for text in texts]
-    return np.log1p(counts)
+    return np.log1p(np.array([_counts(text) for text in texts]))
 
 
-def _words(sides: Sequence[Sequence[str]]) -> sparse.csr_matrix:
+def _counts(text: str) -> list[int]:
+    return [len(pattern.findall(text)) for pattern in FORM.values()]
+
+
+def _words(first: Sequence[str], second: Sequence[str]) -> sparse.csr_matrix:
     """Words and pairs of words by TF-IDF, which knows no labels."""
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2),
@@ -72,8 +80,8 @@ def _words(sides: Sequence[Sequence[str]]) -> sparse.csr_matrix:
         max_features=MOST_WORDS,
         token_pattern=r"(?u)\S+",  # of any script, and never empty where a text is not
     )
-    both = vectorizer.fit_transform([*sides[0], *sides[1]])
-    return (both[: len(sides[0])] - both[len(sides[0]) :]).tocsr()
+    both = vectorizer.fit_transform([*first, *second])
+    return (both[: len(first)] - both[len(first) :]).tocsr()
 
 
 def _embedded(encoder: Encoder, pairs: PreferenceSet, side: int) -> np.ndarray:

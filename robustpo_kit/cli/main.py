@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from robustpo_kit import __version__
+from robustpo_kit.cli.audit import add_audit
 from robustpo_kit.cli.benchmarks import add_answer_benchmark, add_score_benchmark
 from robustpo_kit.cli.calibration import add_calibrate
 from robustpo_kit.cli.comparison import add_compare
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         add_doctor,
         add_notebooks,
         add_synthesise,
+        add_audit,
         add_train,
         add_presets,
         add_calibrate,

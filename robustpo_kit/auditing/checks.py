@@ -1,0 +1,170 @@
+"""What a file holds, and what is wrong with it that needs no model: repeats, ties, leaks."""
+
+from collections.abc import Callable
+from itertools import chain, pairwise
+
+import numpy as np
+import pandas as pd
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from robustpo_kit.data import Preference, PreferenceSet
+
+NEAR = 0.9  # cosine of word counts from which two rows are near duplicates
+ALIKE = 0.9  # share of words that two responses have in common, from which a pair is ambiguous
+BLOCK = 512  # rows compared with all others at once
+QUANTILES = (0.05, 0.5, 0.95)
+REPEATS = ["row_id", "other", "kind", "similarity"]
+
+
+def plain(text: str) -> str:
+    """A text for comparison: lower case, blanks as one."""
+    return " ".join(text.lower().split())
+
+
+def schema_table(rows: PreferenceSet) -> pd.DataFrame:
+    """What the file has: name and value, a row each."""
+    counts = sorted({len(row.responses) for row in rows})
+    facts = {
+        "rows": len(rows),
+        "prompts": len({row.prompt for row in rows}),
+        "groups": len({row.group for row in rows}),
+        "responses a row": " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
+        "sources": ", ".join(sorted(set(chain.from_iterable(row.sources for row in rows)))[:8]),
+        "rows with rewards": sum(row.rewards is not None for row in rows),
+        "rows with h": sum(row.h is not None for row in rows),
+        "rows that name a golden response": sum(row.golden is not None for row in rows),
+    }
+    facts |= {f"left out on reading: {why}": count for why, count in rows.dropped.items()}
+    return pd.DataFrame({"name": list(facts), "value": [str(value) for value in facts.values()]})
+
+
+def length_table(rows: PreferenceSet, count: Callable[[str], int], unit: str) -> pd.DataFrame:
+    """Lengths of prompts and responses by column.
+
+    Args:
+        rows: N rows.
+        count: units of a text.
+        unit: what is counted.
+
+    Returns:
+        A row a part: part, unit, n, mean, the quantiles p5, p50, p95, and max.
+    """
+    parts: dict[str, list[int]] = {}
+    for row in rows:
+        parts.setdefault("prompt", []).append(count(row.prompt))
+        for column, response in enumerate(row.responses):
+            parts.setdefault(_column_name(row, column), []).append(count(response))
+    table = []
+    for part, counts in parts.items():
+        spread = {f"p{q * 100:.0f}": float(np.quantile(counts, q)) for q in QUANTILES}
+        line = {"part": part, "unit": unit, "n": len(counts), "mean": float(np.mean(counts))}
+        table.append(line | spread | {"max": max(counts)})
+    return pd.DataFrame(table)
+
+
+def _column_name(row: Preference, column: int) -> str:
+    if len(row.responses) == 2 and row.rewards is None:
+        return ("chosen", "rejected")[column]
+    return f"response {column}"
+
+
+def repeat_table(rows: PreferenceSet) -> pd.DataFrame:
+    """Rows that say what an earlier row says, letter case and blanks aside.
+
+    Returns:
+        A row a finding: row_id, other (the earlier row), kind (exact | contradiction: the same two
+        responses the other way round), similarity (1).
+    """
+    first: dict[tuple[str, ...], str] = {}
+    found = []
+    for row in rows:
+        prompt, *texts = map(plain, (row.prompt, *row.responses))
+        key = (prompt, *texts)
+        if key in first:
+            found.append((row.row_id, first[key], "exact", 1.0))
+        elif len(texts) == 2 and (prompt, *texts[::-1]) in first:
+            found.append((row.row_id, first[prompt, *texts[::-1]], "contradiction", 1.0))
+        first.setdefault(key, row.row_id)
+    return pd.DataFrame(found, columns=REPEATS)
+
+
+def near_table(rows: PreferenceSet) -> pd.DataFrame:
+    """Rows of nearly the words of an earlier one: cosine of the counts at least NEAR.
+
+    Returns:
+        A row a row that has any, the earlier one most alike beside it: as `repeat_table`, of kind
+        near.
+    """
+    if len(rows) < 2:
+        return pd.DataFrame(columns=REPEATS)
+    texts = [" ".join((row.prompt, *row.responses)) for row in rows]
+    words = TfidfVectorizer(use_idf=False, token_pattern=r"(?u)\S+").fit_transform(texts)
+    ids = np.array([row.row_id for row in rows], dtype=object)
+    parts = []
+    for start in range(0, len(rows), BLOCK):
+        block = (words[start : start + BLOCK] @ words.T).tocoo()
+        close = (block.data >= NEAR) & (block.col < block.row + start)
+        later, earlier = ids[block.row[close] + start], ids[block.col[close]]
+        parts.append(pd.DataFrame({"row_id": later, "other": earlier, "like": block.data[close]}))
+    table = pd.concat(parts, ignore_index=True).sort_values("like", ascending=False, kind="stable")
+    best = table.drop_duplicates("row_id").rename(columns={"like": "similarity"})
+    return best.assign(kind="near")[REPEATS].reset_index(drop=True)
+
+
+def leak_table(rows: PreferenceSet, heldout: PreferenceSet) -> pd.DataFrame:
+    """Rows of the file that a held-out file shares.
+
+    Returns:
+        A row a finding: row_id, other (in the held-out file), kind (prompt | prompt and responses).
+    """
+    prompts: dict[str, str] = {}
+    whole: dict[tuple[str, ...], str] = {}
+    for row in heldout:
+        prompts.setdefault(plain(row.prompt), row.row_id)
+        whole.setdefault((plain(row.prompt), *sorted(map(plain, row.responses))), row.row_id)
+    found = []
+    for row in rows:
+        prompt = plain(row.prompt)
+        key = (prompt, *sorted(map(plain, row.responses)))
+        if key in whole:
+            found.append((row.row_id, whole[key], "prompt and responses"))
+        elif prompt in prompts:
+            found.append((row.row_id, prompts[prompt], "prompt"))
+    return pd.DataFrame(found, columns=["row_id", "other", "kind"])
+
+
+def overlaps(pairs: PreferenceSet) -> np.ndarray:
+    """[N] share of words that the two responses have in common (Jaccard)."""
+    shares = []
+    for row in pairs:
+        left, right = (set(plain(text).split()) for text in row.responses)
+        shares.append(len(left & right) / max(1, len(left | right)))
+    return np.array(shares)
+
+
+def ties(rows: PreferenceSet) -> np.ndarray:
+    """[N] whether two responses of a row share a reward, or a text."""
+    return np.array([_has_tie(row) for row in rows], dtype=bool)
+
+
+def _has_tie(row: Preference) -> bool:
+    if len(set(row.responses)) < len(row.responses):
+        return True
+    ranked = sorted(row.rewards or ())
+    return any(low == high for low, high in pairwise(ranked))
+
+
+def position_table(rows: PreferenceSet) -> pd.DataFrame:
+    """How often the best reward stands in each column, of rows with rewards.
+
+    Returns:
+        A row a column: column, n, best (share), even (what chance gives). Empty without rewards.
+    """
+    places = [int(np.argmax(row.rewards)) for row in rows if row.rewards is not None]
+    columns = ["column", "n", "best", "even"]
+    if not places:
+        return pd.DataFrame(columns=columns)
+    count = rows.responses_per_prompt
+    shares = np.bincount(places, minlength=count) / len(places)
+    found = [(k, len(places), share, 1 / count) for k, share in enumerate(shares)]
+    return pd.DataFrame(found, columns=columns)

@@ -1,0 +1,246 @@
+"""An audit: every table that is made of a file, and what follows from them."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from robustpo_kit.auditing import checks, flips, scores, sources, views
+from robustpo_kit.auditing.advice import Advice, Facts, advise
+from robustpo_kit.auditing.strengths import strength_table
+from robustpo_kit.data import PreferenceSet
+from robustpo_kit.encoders import Encoder
+from robustpo_kit.intervals import Interval
+from robustpo_kit.policies import Policy
+
+LEAST_PAIRS, LEAST_GROUPS = 40, 10  # for a model that says anything
+SHOWN_RATE = 0.2  # the rate of injected flips that is spoken of
+SUSPECTS = 10  # pairs whose texts are shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """What an audit may have beside the file."""
+
+    heldout: PreferenceSet | None = None  # rows that training must not share
+    trusted: PreferenceSet | None = None  # rows whose labels, sources and golden slots are right
+    encoder: Encoder | None = None
+    policy: Policy | None = None  # from which training would start
+
+
+@dataclasses.dataclass
+class Audit:
+    """Tables by name, what rules look at, what could not be looked at."""
+
+    name: str
+    tables: dict[str, pd.DataFrame]
+    facts: Facts
+    notes: list[str]
+    suspects: PreferenceSet  # the pairs most likely flipped, most likely first
+
+    def advice(self) -> list[Advice]:
+        """What to do, by rule."""
+        return advise(self.facts)
+
+
+def audit(rows: PreferenceSet, beside: Beside, *, limit: int = 2000, seed: int = 0) -> Audit:
+    """Look at a preference file.
+
+    Args:
+        rows: of the file.
+        beside: what there is beside it.
+        limit: models look at about so many rows, whole groups drawn by lot; exact repeats and leaks
+            are sought among all.
+        seed: of every draw.
+
+    Raises:
+        ValueError: `limit` is not positive.
+    """
+    if limit < 1:
+        raise ValueError(f"limit = {limit}: at least one row is expected")
+    part = rows
+    if len(rows) > limit:
+        part = rows.split({"audited": limit}, seed)["audited"]
+    pairs, notes = preferred_first(part)
+    if len(part) < len(rows):
+        notes.append(f"Models and near repeats look at {len(part)} of {len(rows)} rows (--rows).")
+    tables = _tables_of_rows(rows, part, beside)
+    found = Audit(rows.name, tables, _facts_of_rows(rows, pairs, tables), notes, pairs[:0])
+    if len(pairs) < LEAST_PAIRS or len({row.group for row in pairs}) < LEAST_GROUPS:
+        needed = f"{LEAST_PAIRS} pairs of {LEAST_GROUPS} prompts"
+        notes.append(f"No model was fitted: {needed} are needed, {len(pairs)} pairs are there.")
+    else:
+        _add_pairs(found, pairs, beside, seed)
+    if beside.policy is not None and len(pairs) > 1:
+        tables["strength"] = strength_table(beside.policy, pairs)
+    _add_contamination(found, part, beside, seed)
+    return found
+
+
+def preferred_first(rows: PreferenceSet) -> tuple[PreferenceSet, list[str]]:
+    """Rows as pairs, the preferred response first, without ties; and in words what was left out."""
+    pairs = rows.select(n for n, row in enumerate(rows) if len(row.responses) > 1)
+    notes = []
+    if len(pairs) < len(rows):
+        notes.append(f"{len(rows) - len(pairs)} rows of one response are in no pair.")
+    ranked = all(row.rewards is not None for row in pairs)
+    if rows.responses_per_prompt > 2:
+        which = "of highest and of lowest reward" if ranked else "in columns 0 and 1"
+        notes.append(f"Lists are looked at as the two responses {which}.")
+    pairs = pairs.pairs("best_worst" if ranked else "columns")
+    tied = checks.ties(pairs)
+    if tied.any():
+        notes.append(f"{tied.sum()} ties are in no pair.")
+    return pairs.select(np.flatnonzero(~tied)), notes
+
+
+def _tables_of_rows(
+    rows: PreferenceSet, part: PreferenceSet, beside: Beside
+) -> dict[str, pd.DataFrame]:
+    """What needs no model of preferences."""
+    exact, near = checks.repeat_table(rows), checks.near_table(part)
+    near = near[~near["row_id"].isin(exact["row_id"])]
+    tables = {
+        "schema": checks.schema_table(rows),
+        "lengths": checks.length_table(part, views.word_count, "words"),
+        "duplicates": pd.concat([exact, near], ignore_index=True),
+        "sources": sources.source_table(part),
+        "positions": checks.position_table(rows),
+    }
+    if beside.policy is not None:
+        tokenizer = beside.policy.tokenizer
+
+        def tokens(text: str) -> int:
+            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        in_tokens = checks.length_table(part, tokens, "tokens")
+        tables["lengths"] = pd.concat([tables["lengths"], in_tokens], ignore_index=True)
+    if beside.heldout is not None:
+        tables["leaks"] = checks.leak_table(rows, beside.heldout)
+    return tables
+
+
+def _facts_of_rows(
+    rows: PreferenceSet, pairs: PreferenceSet, tables: dict[str, pd.DataFrame]
+) -> Facts:
+    kinds = tables["duplicates"]["kind"].value_counts()
+    return Facts(
+        responses=rows.responses_per_prompt,
+        rows=len(rows),
+        repeats=int(kinds.get("exact", 0)),
+        contradictions=int(kinds.get("contradiction", 0)),
+        leaks=len(tables["leaks"]) if "leaks" in tables else None,
+        ties=int(checks.ties(rows).sum()),
+        ambiguous=int((checks.overlaps(pairs) >= checks.ALIKE).sum()),
+        has_h=all(row.h is not None for row in rows),
+        has_rewards=all(row.rewards is not None for row in rows),
+    )
+
+
+def _add_pairs(found: Audit, pairs: PreferenceSet, beside: Beside, seed: int) -> None:
+    """What cross-fitted scores tell: shortcuts, flips, and how well flips are found."""
+    known = _known_pairs(pairs, beside.trusted)
+    features = views.differences(PreferenceSet([*pairs, *known]), beside.encoder)
+    inside = {name: values[: len(pairs)] for name, values in features.items()}
+    groups = [row.group for row in pairs]
+    fits = scores.best_of_views(inside, scores.folds_of(groups, seed), seed=seed)
+    best, table = scores.chosen(fits), scores.view_table(fits, groups, seed=seed)
+    rate, rates = _flip_rates(best, groups, features[best.view][len(pairs) :], known, seed)
+    suspicion = flips.flip_probabilities(best.agreement(), rate.value)
+    detected = flips.detectability(inside, best, seed=seed)
+    found.tables |= {
+        "models": table,
+        "flip_rate": rates,
+        "detectability": detected,
+        "pairs": _pair_table(pairs, best, suspicion),
+    }
+    shown = detected[detected["rate"] == SHOWN_RATE].iloc[0]
+    found.facts = dataclasses.replace(
+        found.facts,
+        length=_accuracy(table, "length"),
+        model=_accuracy(table, best.view),
+        flips=rate,
+        flips_trusted=len(known) > 0,
+        lift=_interval(shown, "lift"),
+        top=_interval(shown, "precision_top"),
+        length_lift=_interval(shown, "length_lift"),
+    )
+    found.suspects = pairs.select(np.argsort(best.scores, kind="stable")[:SUSPECTS])
+
+
+def _known_pairs(pairs: PreferenceSet, trusted: PreferenceSet | None) -> PreferenceSet:
+    """Trusted pairs of other prompts than the file's."""
+    if trusted is None:
+        return pairs[:0]
+    known, _ = preferred_first(trusted)
+    seen = {checks.plain(row.prompt) for row in pairs}
+    return known.select(n for n, row in enumerate(known) if checks.plain(row.prompt) not in seen)
+
+
+def _flip_rates(
+    best: scores.Scored,
+    groups: list[str],
+    features: views.Features,
+    known: PreferenceSet,
+    seed: int,
+) -> tuple[Interval, pd.DataFrame]:
+    """The rate to go by, from trusted pairs where there are any, and all of them as a table."""
+    rates = {"bound": flips.flip_bound(best.scores)}
+    if len(known):
+        trusted = best.score_others(features, seed)
+        known_groups = [row.group for row in known]
+        rates["trusted"] = flips.trusted_rate(best.scores, groups, trusted, known_groups)
+    rows = [{"estimate": name, **rate.columns("rate")} for name, rate in rates.items()]
+    rows.append({"estimate": "confident learning", "rate": flips.confident_rate(best.scores)})
+    return rates.get("trusted", rates["bound"]), pd.DataFrame(rows)
+
+
+def _pair_table(pairs: PreferenceSet, best: scores.Scored, suspicion: np.ndarray) -> pd.DataFrame:
+    """A row a pair, in the file's order."""
+    overlap = checks.overlaps(pairs)
+    return pd.DataFrame(
+        {
+            "row_id": [row.row_id for row in pairs],
+            "group": [row.group for row in pairs],
+            "agreement": best.agreement(),
+            "flip_probability": suspicion,
+            "words_preferred": [views.word_count(row.responses[0]) for row in pairs],
+            "words_other": [views.word_count(row.responses[1]) for row in pairs],
+            "overlap": overlap,
+            "ambiguous": overlap >= checks.ALIKE,
+        }
+    )
+
+
+def _interval(row: "pd.Series[float]", name: str) -> Interval:
+    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row["draws"]))
+
+
+def _accuracy(table: pd.DataFrame, view: str) -> Interval:
+    row = table[table["view"] == view].iloc[0]
+    return Interval(row["accuracy"], row["low"], row["high"], int(row["n"]))
+
+
+def _add_contamination(found: Audit, rows: PreferenceSet, beside: Beside, seed: int) -> None:
+    """Contamination of golden slots, where trusted rows and an encoder can show it."""
+    why = sources.cannot_tell(rows, beside.trusted)
+    if beside.encoder is None:
+        why = "there is no encoder"
+    if why or beside.trusted is None or beside.encoder is None:
+        found.notes.append(f"Contamination cannot be told: {why}.")
+        return
+    seen = {checks.plain(row.prompt) for row in rows}
+    trusted = beside.trusted
+    others = (n for n, row in enumerate(trusted) if checks.plain(row.prompt) not in seen)
+    results = sources.contamination(rows, trusted.select(others), encoder=beside.encoder, seed=seed)
+    ids = [row.row_id for row in rows]
+    parts = [
+        pd.DataFrame({"row_id": ids, "source": result.source, "probability": result.probabilities})
+        for result in results
+    ]
+    rates = tuple((result.source, result.rate) for result in results)
+    found.tables["contamination"] = pd.concat(parts, ignore_index=True)
+    found.tables["contamination_rate"] = pd.DataFrame(
+        [{"source": source, **rate.columns("rate")} for source, rate in rates]
+    )
+    found.facts = dataclasses.replace(found.facts, contamination=rates)
