@@ -24,7 +24,7 @@ class Profile:
 
     name: str
     # what is trained, on what
-    task: str = "how_to"  # a name in `data.TASKS`, or a file in the kit's own format
+    task: str = "how_to"  # a name in `data.TASKS`, or what else `data.load` takes
     model: str = "smollm2-135m-instruct"  # an asset, a Hub id, a local folder, or "tiny"
     encoder: str = "minilm-l6"  # likewise
     dtype: str = "float32"  # of the policy

@@ -12,6 +12,7 @@ from trl import data_utils
 from robustpo_kit import cli, data, paths, policies, records
 from robustpo_kit.data import Conversation, PreferenceSet, Template, containers, loading, packing
 from robustpo_kit.errors import KitError
+from robustpo_kit.policies import tokens
 
 TURNS = "\n\nHuman: May I feed {i} geese?\n\nAssistant: What?\n\nHuman: Bread.\n\nAssistant:"
 
@@ -450,6 +451,16 @@ def test_many_rows_are_kept_on_disk_and_are_the_same(tmp_path, monkeypatch):
     assert list(after.select([7, 1])) == list(before.select([7, 1]))
     assert list(after.flip(0.5, seed=1)) == list(before.flip(0.5, seed=1))
     assert after.responses_per_prompt == 3 and "46 rows, K = 2 to 3" in after.describe()
+
+
+@pytest.mark.parametrize("mismatched", [False, True])
+def test_tokens_are_the_same_however_many_rows_are_taken_at_once(tmp_path, monkeypatch, mismatched):
+    loaded = data.load(lines(tmp_path / "rows.jsonl", *rows_of("hh")))
+    given = (loaded, policies.byte_tokenizer(), Template("plain"))
+    whole = policies.tokenize(*given, mismatched=mismatched)
+    monkeypatch.setattr(tokens, "ROWS_AT_ONCE", 4)
+    assert policies.tokenize(*given, mismatched=mismatched) == whole
+    assert len(whole.rows[0].responses) == 2 + mismatched
 
 
 # ---------------------------------------------------------------- bad rows and broken files

@@ -11,7 +11,7 @@ from typing import overload
 from robustpo_kit.data.reading import row_as_json, row_from_json
 from robustpo_kit.data.rows import Preference
 
-IN_MEMORY = 200_000_000  # characters; longer sets go to a file
+IN_MEMORY = 100_000_000  # characters; longer sets go to a file
 
 
 def kept(rows: Iterable[Preference]) -> Sequence[Preference]:

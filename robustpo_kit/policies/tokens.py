@@ -12,6 +12,7 @@ from robustpo_kit.data import Preference, Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies.framing import end_tokens, rendered_tokens, turn_end
 
+ROWS_AT_ONCE = 1000  # whose texts and tokens are in memory on the way
 COUNTED = (
     "rows",
     "responses",
@@ -113,22 +114,35 @@ def tokenize(
     """
     ends = end_tokens(tokenizer, template, model)
     cutter = _Cutter.of(turn_end(tokenizer, template), ends, max_length, max_response)
-    responses = [list(row.responses) for row in dataset]
-    if mismatched:
-        following = [*responses[1:], *responses[:1]]
-        responses = [[*own, of_next[0]] for own, of_next in zip(responses, following, strict=True)]
-    prompts = [template.render(row.prompt, tokenizer) for row in dataset]
+    rows: list[TokenRow] = []
+    for start in range(0, len(dataset), ROWS_AT_ONCE):
+        some = list(dataset[start : start + ROWS_AT_ONCE])
+        responses = [list(row.responses) for row in some]
+        if mismatched:
+            following = [*some[1:], dataset[(start + len(some)) % len(dataset)]]
+            for own, of_next in zip(responses, following, strict=True):
+                own.append(of_next.responses[0])
+        rows += _some_rows(some, responses, tokenizer, template, cutter)
+    return TokenTable(tuple(rows), cutter.counts, mismatched)
+
+
+def _some_rows(
+    some: Sequence[Preference],
+    responses: Sequence[Sequence[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    cutter: "_Cutter",
+) -> Iterator[TokenRow]:
+    """The tokens of rows with their responses."""
+    prompts = [template.render(row.prompt, tokenizer) for row in some]
     whole_texts: list[str] = []
-    for row, prompt, texts in zip(dataset, prompts, responses, strict=True):
+    for row, prompt, texts in zip(some, prompts, responses, strict=True):
         _refuse_empty(row.row_id, texts)
         whole_texts += [prompt + template.reply(row.prompt, text) for text in texts]
     prompt_ids = rendered_tokens(prompts, tokenizer, template)
     whole_ids = iter(rendered_tokens(whole_texts, tokenizer, template))
-    rows = [
-        cutter.row(row.row_id, ids, _take(whole_ids, len(texts)))
-        for row, ids, texts in zip(dataset, prompt_ids, responses, strict=True)
-    ]
-    return TokenTable(tuple(rows), cutter.counts, mismatched)
+    for row, ids, texts in zip(some, prompt_ids, responses, strict=True):
+        yield cutter.row(row.row_id, ids, _take(whole_ids, len(texts)))
 
 
 def _take(ids: Iterator[list[int]], count: int) -> list[list[int]]:
@@ -153,6 +167,7 @@ class _Cutter:
     max_length: int
     max_response: int
     counts: dict[str, int]
+    numbers: dict[int, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -189,17 +204,22 @@ class _Cutter:
         for k, (ids, start) in enumerate(zip(whole, starts, strict=True)):
             room = self.max_length - 1 - (start - shared)  # beside one token of the prompt
             scored = self._scored(ids, start, room, f"row {row_id}: response {k}")
-            responses.append((*ids[shared:start], *scored))
+            responses.append(self._one_each([*ids[shared:start], *scored]))
             self.counts["merged_boundary"] += start < len(prompt)
         longest = max(len(response) for response in responses)
         self.counts["rows"] += 1
         self.counts["responses"] += len(responses)
         return TokenRow(
             row_id,
-            tuple(self._fitting(prompt[:shared], self.max_length - longest)),
+            self._one_each(self._fitting(prompt[:shared], self.max_length - longest)),
             tuple(responses),
             tuple(start - shared for start in starts),
         )
+
+    def _one_each(self, ids: list[int]) -> tuple[int, ...]:
+        """The ids, equal ones as one object: of many rows they take 8 bytes each and not 40."""
+        one = self.numbers.setdefault
+        return tuple([one(token, token) for token in ids])
 
     def _scored(self, ids: list[int], start: int, room: int, where: str) -> list[int]:
         """The response that begins at `start`, ended by one end token or cut without one."""
