@@ -12,16 +12,8 @@ from test_paper import ITEMS
 
 from robustpo_kit import objectives, paths, published, series
 from robustpo_kit.analysis import Study, item_readings, item_table, paper_items, paper_values
-from robustpo_kit.analysis.items import (
-    OWN,
-    UNITS,
-    WHERE,
-    item_verdict,
-    printed_values,
-    reading_verdict,
-    studies_of,
-    units_needed,
-)
+from robustpo_kit.analysis.items import UNITS, printed_values, studies_of, units_needed
+from robustpo_kit.analysis.judged import OWN, WHERE, item_verdict, reading_verdict
 from robustpo_kit.analysis.readings import READERS
 from robustpo_kit.cli.main import _parser
 

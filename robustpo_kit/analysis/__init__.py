@@ -11,7 +11,8 @@ from robustpo_kit.analysis.figures import (
     slope_difference,
     training_curves,
 )
-from robustpo_kit.analysis.items import item_readings, item_table, paper_items
+from robustpo_kit.analysis.items import item_table
+from robustpo_kit.analysis.judged import item_readings, paper_items
 from robustpo_kit.analysis.paired import (
     Difference,
     equivalence,

@@ -60,7 +60,7 @@ def contrasts(
     As the study's own tables have it (primary, or in a simultaneous band); a pair that they do not
     hold against each other is taken from the outcomes.
     """
-    tie = _ties(study).get(outcome, np.nan)
+    tie = Study.load(study).settings.get("tie", {}).get(outcome, np.nan)
     for dose in doses:
         for method, baseline in pairs:
             names = {"method": method, "baseline": baseline, "outcome": outcome}
@@ -71,11 +71,6 @@ def contrasts(
             found = _of_row(what, row, ("difference", "low", "high"), row["seeds"], "seeds")
             adjusted, kind = row.get("p_adjusted", np.nan), row.get("kind", "exploratory")
             yield found._replace(p_adjusted=float(adjusted), kind=kind, tie=tie)
-
-
-def _ties(study: str) -> Mapping[str, float]:
-    """By outcome, the difference that a study in the toy world declared as not mattering."""
-    return Study.load(study).settings.get("tie", {})
 
 
 def _stated(read: Read, folder: str, names: dict[str, str], dose: float) -> Any:
