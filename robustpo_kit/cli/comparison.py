@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,11 @@ from robustpo_kit.errors import KitError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
 TABLE = "differences"
+ALONE = "policy"  # the method of a run that has no other; not worth a word
 MEASURES = ("loss", "accuracy", "margin", "ess")  # of a step, in the figure where runs have them
 LEFT_OUT = ["baseline", "seeds", "prompts"]  # of what is printed, as a line says them
 
@@ -61,36 +65,45 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _draw(table: "pd.DataFrame", curves: "pd.DataFrame", folder: Path) -> None:
-    """Differences above, an axis an outcome; below curves, a row a measure, a column a method."""
+    """Differences above, an axis an outcome; below the runs' curves, a row a method."""
     from matplotlib.figure import Figure
-
-    from robustpo_kit import plots
 
     outcomes = list(dict.fromkeys(table["outcome"]))
     measures = [name for name in MEASURES if name in curves]
     methods = list(dict.fromkeys(curves["method"])) if measures else []
-    columns = max(len(outcomes), len(methods))
-    height = 1.2 + 0.25 * len(table) / len(outcomes) + 2.2 * len(measures)
-    figure = Figure(figsize=(3.2 * columns, height), layout="constrained")
-    upper, *lower = figure.subfigures(2 if measures else 1, 1, squeeze=False)[:, 0]
-    row = upper.subplots(1, len(outcomes), squeeze=False)[0]
-    for axis, outcome in zip(row, outcomes, strict=True):
-        part = table[table["outcome"] == outcome]
-        names = part["run"] + " " + part["method"].replace("policy", "")
-        plots.bars_with_ci(
-            part.assign(name=names.str.strip()),
-            axis,
-            name="name",
-            value="difference",
-            xlabel=f"{outcome}, less {table['baseline'].iloc[0]}",
-            reference=0.0,
-        )
-    if measures:
-        axes = lower[0].subplots(len(measures), len(methods), squeeze=False)
-        for method, column in zip(methods, axes.T, strict=True):
-            own = curves[curves["method"] == method].assign(policy=lambda rows: rows["run"])
-            for measure, axis in zip(measures, column, strict=True):
-                plots.curves(own, axis, value=measure, ylabel=measure)
-            column[0].set_title(method)
+    heights = [1.2 + 0.25 * len(table) / len(outcomes), 2.4 * len(methods)][: 1 + bool(methods)]
+    size = (3.2 * max(len(outcomes), len(measures)), sum(heights))
+    figure = Figure(figsize=size, layout="constrained")
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _draw_differences(table, outcomes, parts[0])
+    if methods:
+        axes = parts[1].subplots(len(methods), len(measures), squeeze=False)
+        for method, row in zip(methods, axes, strict=True):
+            _draw_curves(curves[curves["method"] == method], measures, row)
+            row[0].set_title(method.replace(ALONE, ""), loc="left")
     for ending in ("png", "pdf"):
         figure.savefig(folder / f"comparison.{ending}")
+
+
+def _draw_differences(table: "pd.DataFrame", outcomes: list[str], part: "SubFigure") -> None:
+    from robustpo_kit import plots
+
+    named = table.assign(name=table["run"] + " " + table["method"].replace(ALONE, ""))
+    axes = part.subplots(1, len(outcomes), squeeze=False)[0]
+    for axis, outcome in zip(axes, outcomes, strict=True):
+        own = named[named["outcome"] == outcome]
+        label = outcome.replace("_", " ")
+        plots.bars_with_ci(own, axis, name="name", value="difference", xlabel=label, reference=0.0)
+        if axis is not axes[0]:
+            axis.set_yticklabels([])
+    part.suptitle(f"difference to {table['baseline'].iloc[0]}, held-out rows", fontsize=10)
+
+
+def _draw_curves(curves: "pd.DataFrame", measures: list[str], axes: "Sequence[Axes]") -> None:
+    from robustpo_kit import plots
+
+    for measure, axis in zip(measures, axes, strict=True):
+        plots.curves(curves.assign(policy=curves["run"]), axis, value=measure, ylabel=measure)
+        axis.locator_params(axis="x", integer=True)
+        if axis is not axes[0] and (legend := axis.get_legend()):
+            legend.remove()
