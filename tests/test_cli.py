@@ -271,14 +271,21 @@ def readme_blocks(part: str) -> list[str]:
     return re.findall(r"```\w*\n(.*?)```", text.split(f"## {part}\n")[1].split("\n## ")[0], re.S)
 
 
-def test_the_readmes_own_run_works_on_its_own_format(tmp_path, monkeypatch, pairs):
-    """On a tiny model: the command that trains, and the lines of Python, as they stand there."""
+def test_the_readmes_own_commands_work_on_its_own_format(tmp_path, monkeypatch, pairs):
+    """On tiny models: calibrate, train twice, compare, and the lines of Python, as they stand."""
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
+    others = [{**row, "prompt": f"{row['prompt']} And then?"} for row in PAIRS]
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
     commands, *_, code = readme_blocks("Without a notebook")
-    (line,) = re.findall(r"^robustpo (train .*)$", commands, re.M)
-    assert cli.main(shlex.split(line.replace("MODEL", "tiny"))) == 0
+    lines = re.findall(r"^robustpo ((?:calibrate|train|compare) [^#\n]*)", commands, re.M)
+    lines = [line.replace("MODEL", "tiny") for line in lines]
+    assert sorted(line.split()[0] for line in lines) == ["calibrate", "compare", "train", "train"]
+    for line in lines:
+        own = ["--encoder", "tiny"] if line.startswith("calibrate") else []
+        assert cli.main([*shlex.split(line), *own]) == 0
     assert (tmp_path / "runs" / "mine" / "record.json").exists()
+    assert (tmp_path / "runs" / "beside" / "comparison.png").exists()
     values: dict = {}
     exec(code.replace("smollm2-135m-instruct", "tiny"), values)
     assert values["record"].metrics["steps"] == 1

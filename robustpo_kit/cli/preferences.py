@@ -92,7 +92,9 @@ def add_score(commands: Commands) -> None:
     parser.add_argument(
         "--classifier", metavar="DIR", help="adds c, the probability of the target source"
     )
-    parser.add_argument("--reward", metavar="DIR", help="adds rewards, in Bradley-Terry units")
+    parser.add_argument(
+        "--reward", metavar="MODEL", help="adds rewards, as `calibrate --reward` takes models"
+    )
     parser.add_argument("--dtype", default="float32", help="of the model")
     parser.add_argument("--out", metavar="FILE.jsonl", help="default: standard output")
     parser.set_defaults(run=_score)
@@ -119,9 +121,9 @@ def _score(arguments: argparse.Namespace) -> int:
 
         columns["c"] = SourceClassifier.load(arguments.classifier).score_set(rows).tolist()
     if arguments.reward:
-        from robustpo_kit.rewards import RewardModel
+        from robustpo_kit import rewards
 
-        columns["rewards"] = RewardModel.load(arguments.reward).score_set(rows).tolist()
+        columns["rewards"] = rewards.load(arguments.reward).score_set(rows).tolist()
     lines = []
     for position, row in enumerate(rows):
         count = len(row.responses)  # a model's columns are padded to the longest row
