@@ -572,11 +572,14 @@ BROKEN = (
     "equal responses",
     "10 MB row",
 )
-COMMANDS = {  # what reads preferences: its arguments, but for the file and what it writes
-    "train": ("--objective", "dpo(beta=0.1)", "--model", "tiny"),
-    "score": ("--model", "tiny"),
-    "judge": ("--judge", "nowhere"),
-    "synthesise": ("--model", "tiny"),
+COMMANDS = {  # what reads preferences
+    "train": "--data {file} --out {out} --objective dpo(beta=0.1) --model tiny",
+    "train heldout": "--data {good} --heldout {file} --out {out} --objective orpo --model tiny",
+    "score": "--data {file} --out {out} --model tiny",
+    "judge": "--data {file} --out {out} --judge nowhere",
+    "synthesise": "--task {file} --model tiny",
+    "calibrate": "{file} --golden 0 --out {out}",
+    "audit": "{file} --out {out}",
 }
 
 
@@ -586,14 +589,16 @@ def test_a_broken_file_is_one_line_and_nothing_is_written(
     capsys, tmp_path, monkeypatch, command, name
 ):
     monkeypatch.setattr(paths, "SYNTHETIC", tmp_path / "synthetic")
-    file, out = tmp_path / "pairs.jsonl", tmp_path / "out"
+    file = tmp_path / "pairs.jsonl"
     words = broken(name, file)
-    given = ("--task", file) if command == "synthesise" else ("--data", file, "--out", out)
-    assert cli.main([command, *map(str, given), *COMMANDS[command]]) == 2
+    good = lines(tmp_path / "good.jsonl", pair(7))
+    given = COMMANDS[command].format(file=file, out=tmp_path / "out", good=good)
+    assert cli.main([command.split()[0], *given.split()]) == 2
     printed, error = capsys.readouterr()
+    error = error.replace("good.jsonl: pairs (prompt, chosen, rejected), 1 rows, K = 2\n", "")
     assert printed == "" and error.count("\n") == 1 and error.startswith("robustpo: pairs.jsonl")
     assert words in error and len(error) < 300
-    assert sorted(tmp_path.iterdir()) == [file]
+    assert sorted(tmp_path.iterdir()) == [good, file]
 
 
 def test_a_byte_order_mark_is_read_over(tmp_path):
@@ -626,7 +631,7 @@ def test_commands_leave_bad_rows_out_and_write_how_many(capsys, tmp_path, monkey
     objective = ["--objective", "gamma(simpo(beta=2), gamma_beta_ratio=0.4, tau=10)"]
     assert cli.main(["train", *given, str(tmp_path / "policy"), *objective]) == 0
     record = records.read_json(tmp_path / "policy" / "record.json")
-    assert record["config"]["data"] == {
+    assert record["config"]["rows"] == {
         "name": "hh.jsonl",
         "shape": "HH-RLHF transcripts",
         "dropped": dropped,

@@ -149,7 +149,7 @@ def _told(arguments: argparse.Namespace, rows: "PreferenceSet") -> "Told":
         return calibration.told_by_column(rows, arguments.golden)
     if arguments.source is not None:
         return calibration.told_by_source(rows, arguments.source)
-    trusted = read_preferences(arguments.trusted, arguments.split, arguments.on_bad_row)
+    trusted = read_preferences(arguments.trusted, None, arguments.on_bad_row)
     return calibration.told_by_trusted(rows, trusted)
 
 

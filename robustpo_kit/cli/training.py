@@ -109,7 +109,7 @@ def _heldout(asked: Asked, rows: PreferenceSet) -> PreferenceSet | None:
         return None
     if policies.first_rank_loads():
         raise KitError("--heldout: weights are sharded here; `robustpo score` them afterwards")
-    heldout = read_preferences(asked.heldout, asked.split, asked.on_bad_row)
+    heldout = read_preferences(asked.heldout, None, asked.on_bad_row)
     training.refuse_shared_prompts(rows, heldout)
     return heldout
 

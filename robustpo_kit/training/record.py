@@ -24,10 +24,10 @@ def run_record(trainer: StepTrainer, rows: PreferenceSet, started: float) -> Run
     """
     config, history = trainer.config, trainer.history
     origin = provenance(dataclasses.asdict(config), config.seed, started)
-    data = {"name": rows.name, "shape": rows.shape, "dropped": rows.dropped}
+    given = {"name": rows.name, "shape": rows.shape, "dropped": rows.dropped}
     return RunRecord(
         objective=trainer.objective.spec,
-        config=origin["config"] | {"data": data, "policy": trainer.policy.record},
+        config=origin["config"] | {"rows": given, "policy": trainer.policy.record},
         seed=config.seed,
         versions=origin["versions"],
         device=origin["device"],
