@@ -337,7 +337,7 @@ def test_a_step_imports_no_more_than_it_needs(step, beyond):
 def test_a_task_has_one_template_for_synthesis_and_for_training(task, monkeypatch):
     """Tasks without a system prompt were synthesised as plain text and trained as a chat."""
     rows = PreferenceSet([Preference("r", "g", "prompt", ("a", "b"), ("x", "y"))], name=task)
-    monkeypatch.setattr(data, "load", lambda _: rows)
+    monkeypatch.setattr(data, "load", lambda *_, **__: rows)
     templates = []
     monkeypatch.setattr(policies, "load", lambda *_, template, **__: templates.append(template))
     monkeypatch.setattr(mixture, "synthesise", lambda *_, **__: None)

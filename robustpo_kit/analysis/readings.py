@@ -60,7 +60,6 @@ def contrasts(
     As the study's own tables have it (primary, or in a simultaneous band); a pair that they do not
     hold against each other is taken from the outcomes.
     """
-    tie = Study.load(study).settings.get("tie", {}).get(outcome, np.nan)
     for dose in doses:
         for method, baseline in pairs:
             names = {"method": method, "baseline": baseline, "outcome": outcome}
@@ -70,6 +69,7 @@ def contrasts(
             what = f"{method} minus {baseline}, {outcome}, dose {dose:g}"
             found = _of_row(what, row, ("difference", "low", "high"), row["seeds"], "seeds")
             adjusted, kind = row.get("p_adjusted", np.nan), row.get("kind", "exploratory")
+            tie = Study.load(study).settings.get("tie", {}).get(outcome, np.nan)
             yield found._replace(p_adjusted=float(adjusted), kind=kind, tie=tie)
 
 
