@@ -257,8 +257,11 @@ def test_advice_follows_from_facts_and_says_what_stands_behind_it():
         assert count in text
     assert "60% [55%, 65%] of held-out labels" in text and "robustpo calibrate" in text
     assert "Drop or turn no pair" in text
+    sure_of = Interval(2.5, 2, 3, 5)
     sure = advice.advise(advice.Facts(2, 9, flips=facts.flips, lift=Interval(3, 2, 4, 5)))
     assert any(line.advice.startswith("Read the most suspect pairs first") for line in sure)
+    length = advice.Facts(2, 9, flips=facts.flips, lift=Interval(3, 2, 4, 5), length_lift=sure_of)
+    assert any("no more than length does" in line.advice for line in advice.advise(length))
     by_advice = {line.advice: line.grade for line in lines}
     assert by_advice["Train plain DPO, its knobs tuned, first."] == advice.EXPLORATORY
     assert by_advice["Try reweight slot beside plain ERM."] == advice.EXPLORATORY

@@ -76,7 +76,7 @@ def advise(facts: Facts) -> list[Advice]:
     merged: dict[tuple[str, str], str] = {}
     for line in chain.from_iterable(rule(facts) for rule in rules):
         key = (line.advice, line.grade)
-        merged[key] = f"{merged[key]} Likewise, {line.because}" if key in merged else line.because
+        merged[key] = f"{merged[key]}. Likewise, {line.because}" if key in merged else line.because
     return [Advice(text, why, grade) for (text, grade), why in merged.items()]
 
 
@@ -120,6 +120,9 @@ def _of_lift(facts: Facts) -> Advice:
     why = f"of labels turned here by lot, a fifth, {how_found(facts)}"
     if facts.lift.low <= BARELY:
         return Advice("Drop or turn no pair by its flip probability.", why, MEASURED)
+    if facts.length_lift is not None and facts.lift.low <= facts.length_lift.value:
+        text = "Drop or turn no pair by its flip probability: it finds no more than length does."
+        return Advice(text, why, MEASURED)
     return Advice("Read the most suspect pairs first (pairs.csv); drop none unread.", why, MEASURED)
 
 
