@@ -26,6 +26,7 @@ PAIRS = [
 
 DPO = ["--objective", "dpo(beta=0.1)"]
 TINY = [*DPO, "--model", "tiny"]  # what `train` trains
+OWN = {"calibrate": ["--encoder", "tiny"], "audit": ["--encoder", "none", "--model", "none"]}
 
 
 @pytest.fixture
@@ -272,18 +273,18 @@ def readme_blocks(part: str) -> list[str]:
 
 
 def test_the_readmes_own_commands_work_on_its_own_format(tmp_path, monkeypatch, pairs):
-    """On tiny models: calibrate, train twice, compare, and the lines of Python, as they stand."""
+    """On tiny models: audit to compare, and the lines of Python, as they stand."""
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     others = [{**row, "prompt": f"{row['prompt']} And then?"} for row in PAIRS]
     (tmp_path / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
     commands, *_, code = readme_blocks("Without a notebook")
-    lines = re.findall(r"^robustpo ((?:calibrate|train|compare) [^#\n]*)", commands, re.M)
+    lines = re.findall(r"^robustpo ((?:audit|calibrate|train|compare) [^#\n]*)", commands, re.M)
     lines = [line.replace("MODEL", "tiny") for line in lines]
-    assert sorted(line.split()[0] for line in lines) == ["calibrate", "compare", "train", "train"]
+    names = ["audit", "calibrate", "compare", "train", "train"]
+    assert sorted(line.split()[0] for line in lines) == names
     for line in lines:
-        own = ["--encoder", "tiny"] if line.startswith("calibrate") else []
-        assert cli.main([*shlex.split(line), *own]) == 0
+        assert cli.main([*shlex.split(line), *OWN.get(line.split()[0], [])]) == 0
     assert (tmp_path / "runs" / "mine" / "record.json").exists()
     assert (tmp_path / "runs" / "beside" / "comparison.png").exists()
     values: dict = {}
