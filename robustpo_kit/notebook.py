@@ -170,8 +170,8 @@ class Notebook:
         if not beside.exists():
             return ""
         record = records.read_json(beside)
-        seeds = record.get("config", {}).get("seeds", [])
-        if seeds or path.parent.parent == paths.RESULTS / "studies":
+        if path.parent.parent == paths.RESULTS / "studies" or path.parent.name == "detection":
+            seeds = record.get("config", {}).get("seeds", [])
             return f"[study: {_count(len(seeds), 'seed')}]"
         whose = "yours" if path.parent == paths.tables(self.cfg.name, self.run) else "record"
         return f"[{whose}: {record.get('profile', '?')}, seed {record.get('seed', '?')}]"
