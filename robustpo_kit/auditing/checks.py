@@ -21,6 +21,12 @@ def plain(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def of_other_prompts(rows: PreferenceSet, taken: PreferenceSet) -> PreferenceSet:
+    """The rows whose prompts no row of `taken` has, letter case and blanks aside."""
+    seen = {plain(row.prompt) for row in taken}
+    return rows.select(n for n, row in enumerate(rows) if plain(row.prompt) not in seen)
+
+
 def schema_table(rows: PreferenceSet) -> pd.DataFrame:
     """What the file has: name and value, a row each."""
     counts = sorted({len(row.responses) for row in rows})

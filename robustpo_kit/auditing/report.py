@@ -173,8 +173,7 @@ def _known_pairs(pairs: PreferenceSet, trusted: PreferenceSet | None) -> Prefere
     if trusted is None:
         return pairs[:0]
     known, _ = preferred_first(trusted)
-    seen = {checks.plain(row.prompt) for row in pairs}
-    return known.select(n for n, row in enumerate(known) if checks.plain(row.prompt) not in seen)
+    return checks.of_other_prompts(known, pairs)
 
 
 def _flip_rates(
@@ -229,10 +228,8 @@ def _add_contamination(found: Audit, rows: PreferenceSet, beside: Beside, seed: 
     if why or beside.trusted is None or beside.encoder is None:
         found.notes.append(f"Contamination cannot be told: {why}.")
         return
-    seen = {checks.plain(row.prompt) for row in rows}
-    trusted = beside.trusted
-    others = (n for n, row in enumerate(trusted) if checks.plain(row.prompt) not in seen)
-    results = sources.contamination(rows, trusted.select(others), encoder=beside.encoder, seed=seed)
+    trusted = checks.of_other_prompts(beside.trusted, rows)
+    results = sources.contamination(rows, trusted, encoder=beside.encoder, seed=seed)
     ids = [row.row_id for row in rows]
     parts = [
         pd.DataFrame({"row_id": ids, "source": result.source, "probability": result.probabilities})

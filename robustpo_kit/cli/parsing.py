@@ -82,9 +82,14 @@ def read_preferences(source: str, split: str | None, on_bad_row: str | None) -> 
         rows = data.load(source, split=split, on_bad_row=on_bad_row or "raise")
     except data.BadRowError as error:
         raise KitError(f"{error} (or leave such rows out by --on-bad-row skip)") from None
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_rank():
         print(rows.describe(), file=sys.stderr)
     return rows
+
+
+def is_first_rank() -> bool:
+    """Whether this process, of those that a launcher started, is the one that speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def free_folder(out: str, mark: str, what: str, *needed: str | None) -> Path:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from robustpo_kit.cli.parsing import (
     add_data,
     add_model,
     assignments,
+    is_first_rank,
     read_preferences,
 )
 from robustpo_kit.data import PreferenceSet
@@ -90,7 +90,7 @@ def _train(arguments: argparse.Namespace) -> int:
         after = training.score(policy, heldout, asked.run)
         scored = training.heldout_outcomes(heldout, before, after)
     policy.save(out)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_rank():
         if scored is not None:
             records.write_table(out / "heldout.csv", scored, {"config": record.config})
             print(_in_words(scored))
@@ -160,7 +160,7 @@ def _over_preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {"model": row.model, "data": row.task, "objective": row.spec}
     settings |= {"dtype": "bfloat16", "lora": "all-linear" if row.lora else "none"}
     settings |= {"micro_batch_size": 1, **row.settings, **row.chosen}  # 1: of effect on memory only
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_rank():
         print(f"preset     {name} ({row.source}); not stated there: {', '.join(row.unstated)}")
         for key in sorted(settings.keys() & given.keys()):
             if settings[key] != given[key]:
