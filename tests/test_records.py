@@ -16,7 +16,7 @@ import torch
 
 from robustpo_kit import profiles, records
 from robustpo_kit.errors import KitError
-from robustpo_kit.records import RunRecord, atomic_folder, digest, stream, stream_seed
+from robustpo_kit.records import RunRecord, atomic_folder, digest, files, stream, stream_seed
 
 
 def test_atomic_write_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -229,6 +229,20 @@ def test_of_two_threads_on_one_folder_one_stays_whole(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda name: exec(code, {"argv": ["", tmp_path, name]}), "xy"))
     assert_one_result(tmp_path)
+
+
+def test_the_old_folder_goes_while_another_process_is_between_its_renames(tmp_path, monkeypatch):
+    fill(tmp_path / "policy", "old")
+    place = files._take_place
+
+    def place_and_lose(temporary, folder, before):
+        place(temporary, folder, before)
+        folder.rename(tmp_path / "moved")
+
+    monkeypatch.setattr(files, "_take_place", place_and_lose)
+    fill(tmp_path / "policy", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+    assert (tmp_path / "moved" / "value.txt").read_text() == "new"
 
 
 def test_atomic_folder_rescues_what_a_process_moved_aside_and_died(tmp_path):

@@ -59,6 +59,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         try:
             yield temporary
             _take_place(temporary, folder, before)
+            _remove(before)  # at once: another process may be between its own two renames
         finally:
             _clear(temporary, folder)
             _clear(before, folder)
