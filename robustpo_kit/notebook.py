@@ -170,7 +170,7 @@ class Notebook:
         if not beside.exists():
             return ""
         record = records.read_json(beside)
-        if path.parent.parent == paths.RESULTS / "studies" or path.parent.name == "detection":
+        if path.parent.parent == paths.RESULTS / "studies":
             seeds = record.get("config", {}).get("seeds", [])
             return f"[study: {_count(len(seeds), 'seed')}]"
         whose = "yours" if path.parent == paths.tables(self.cfg.name, self.run) else "record"

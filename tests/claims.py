@@ -601,26 +601,26 @@ def flip_real() -> str:
 @claim
 def detection_primaries() -> str:
     """Cross-fitted scores over length alone, a fifth of the labels turned."""
-    rows = table("primaries", "detection").to_dict("records")
+    rows = table("primaries", "studies/detection").to_dict("records")
     return "; ".join(f"{row['task']} {verdict(row)}" for row in rows)
 
 
 @claim
 def detection_over_random() -> str:
     """The same over a list by lot; exploratory."""
-    rows = table("primaries", "detection").drop(columns="p_adjusted").to_dict("records")
+    rows = table("primaries", "studies/detection").drop(columns="p_adjusted").to_dict("records")
     return "; ".join(f"{row['task']} {verdict(row, 'over_random')}" for row in rows)
 
 
 @claim
 def detection_coverage() -> str:
     """Of the declared intervals, and of the bound, over all cells of the tasks."""
-    rows = table("primaries", "detection").to_dict("records")
+    rows = table("primaries", "studies/detection").to_dict("records")
     said = [
         f"{row['task']} {row['covered']:.2f} [{row['covered_low']:.2f}, {row['covered_high']:.2f}]"
         for row in rows
     ]
-    cells = table("flip_cells", "detection")
+    cells = table("flip_cells", "studies/detection")
     held = (cells["rate"] <= cells["bound_high"]).sum()
     return f"{', '.join(said)}; the bound holds in {held} of {len(cells)} cells"
 
@@ -628,14 +628,14 @@ def detection_coverage() -> str:
 @claim
 def detection_confident() -> str:
     """What confident learning counts where no label is turned."""
-    rows = table("flips", "detection").query("rate == 0")
+    rows = table("flips", "studies/detection").query("rate == 0")
     said = [f"{row.task} {row.confident_bias:.2f}" for row in rows.itertuples()]
     return ", ".join(said)
 
 
 @claim
 def detection_slots() -> str:
-    rows = table("contamination", "detection").query("share > 0")
+    rows = table("contamination", "studies/detection").query("share > 0")
     said = [
         f"{row.average_precision_ours:.2f} at {row.share:.0%} "
         f"(length alone {row.average_precision_length:.2f})"

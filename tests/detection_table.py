@@ -1,7 +1,8 @@
 """How well an audit finds flips and contamination that were put into real pairs.
 
 `python tests/detection_table.py --hh FILE`, from the repository's root, does what
-data/results/detection/declared.json declares and writes the tables beside it with their provenance.
+data/results/studies/detection/declared.json declares and writes the tables beside it with their
+provenance.
 FILE is a local file of HH-RLHF; without it that task is fetched from the Hub.
 """
 
@@ -17,7 +18,7 @@ from scipy import stats
 from robustpo_kit import analysis, calibration, data, encoders, intervals, mixture, records
 from robustpo_kit.auditing import flips, scores, sources, views
 
-FOLDER = Path(__file__).parent.parent / "data" / "results" / "detection"
+FOLDER = Path(__file__).parent.parent / "data" / "results" / "studies" / "detection"
 RATES = ("trusted", "bound")  # estimates with an interval
 
 

@@ -378,7 +378,7 @@ def test_the_folder_of_the_file_is_not_replaced(tmp_path, capsys, file):
     inside = folder / "mine.jsonl"
     inside.write_text(file.read_text())
     assert run("audit", inside, "--out", folder, "--encoder", "none", "--model", "none") == 2
-    assert "is replaced, and holds" in capsys.readouterr().err and inside.exists()
+    assert "it is replaced at the end and holds" in capsys.readouterr().err and inside.exists()
 
 
 def test_broken_rows_end_an_audit_with_one_line(tmp_path, capsys):

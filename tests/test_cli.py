@@ -109,7 +109,7 @@ def test_train_does_not_replace_a_folder_of_something_else(capsys, tmp_path, pai
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     arguments = ["--data", pairs, "--out", tmp_path / "thesis", *TINY]
-    assert "exists and is not a policy" in refused(capsys, "train", *arguments)
+    assert "exists and is no policy" in refused(capsys, "train", *arguments)
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
 

@@ -125,12 +125,12 @@ assert abs(own / worth - (1 - 2 * rate)) < 0.05
 # %% [markdown]
 # Confident learning (Northcutt et al., 2021), as cleanlab has it, counts labels whose opposite is more probable than labels are
 # on average. That takes errors of the model for turned labels. How the three fare was measured on four sets of real
-# pairs, declared beforehand (`data/results/detection/declared.json`): labels were turned by lot, at six rates and with eight seeds.
+# pairs, declared beforehand (`data/results/studies/detection/declared.json`): labels were turned by lot, at six rates and with eight seeds.
 # In `how_to` the difference of the two human answers is subtle; in `dialogue` and `summaries` the other reply belongs to
 # another prompt; `hh` is HH-RLHF (harmless, test), whose annotators disagree with one another.
 
 # %%
-flips = nb.read_table("flips", run="detection")
+flips = nb.read_table("flips", run="studies/detection")
 shown = ["task", "rate", "average_precision_ours", "average_precision_length", "trusted_covers", "bound_covers", "confident_bias"]
 nb.save_table("detection_flips", flips)
 flips.loc[flips["rate"].isin([0, 0.2, 0.4]), shown].round(2)
@@ -167,7 +167,7 @@ plt.show()
 # golden slot, is easier to see where trusted rows show both voices: <!--claim detection_slots-->average precision 0.82 at 10% (length alone 0.54), 0.89 at 20% (length alone 0.70), 0.96 at 40% (length alone 0.84), 0.98 at 60% (length alone 0.92); the estimated share is off by at most 0.010 on average<!--/claim-->.
 
 # %%
-slots = nb.read_table("contamination", run="detection")
+slots = nb.read_table("contamination", run="studies/detection")
 nb.save_table("detection_slots", slots)
 if "detectability" in found.tables:
     print("this file, labels turned here by lot:")

@@ -65,8 +65,8 @@ def _audit(arguments: argparse.Namespace) -> int:
     from robustpo_kit import auditing
 
     started = time.time()
-    files = [getattr(arguments, name) for name in FILES]
-    out = free_folder(arguments.out, RECORD, "audit", *files)
+    files = {name: getattr(arguments, name) for name in FILES}
+    out = free_folder(arguments.out, RECORD, "audit", **files)
     if arguments.rows < 1:
         raise KitError(f"--rows {arguments.rows}: at least one row is expected")
     rows, *others = (_read(arguments, name) for name in FILES)
@@ -74,7 +74,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     beside, skipped = _beside(arguments, *others)
     found = auditing.audit(rows, beside, limit=arguments.rows, seed=arguments.seed)
     found.notes += skipped
-    cost = _cost(arguments) if beside.policy is not None else ""
+    cost = _cost(arguments, rows) if beside.policy is not None else ""
     config = {name: getattr(arguments, name) for name in SETTINGS} | {"dropped": rows.dropped}
     origin = records.provenance(config, arguments.seed, started)
     with records.atomic_folder(out) as folder:
@@ -126,7 +126,7 @@ def _is_here(flag: str, name: str, skipped: list[str]) -> bool:
     return False
 
 
-def _cost(arguments: argparse.Namespace) -> str:
+def _cost(arguments: argparse.Namespace, rows: "PreferenceSet") -> str:
     """What training on the file would take: the report of `train --dry-run`."""
     from robustpo_kit import objectives, training
 
@@ -143,4 +143,4 @@ def _cost(arguments: argparse.Namespace) -> str:
         arguments.split,
         arguments.on_bad_row,
     )
-    return f"one epoch of {COSTED}, LoRA in attention, bfloat16\n{dry_run(asked)}"
+    return f"one epoch of {COSTED}, LoRA in attention, bfloat16\n{dry_run(asked, rows)}"

@@ -98,7 +98,9 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     if given == (None, None, None):
         raise KitError(MISSING)
     _check(arguments)
-    out = free_folder(arguments.out, RECORD, "calibration", arguments.file, arguments.trusted)
+    out = free_folder(
+        arguments.out, RECORD, "calibration", file=arguments.file, trusted=arguments.trusted
+    )
     rows = read_preferences(arguments.file, arguments.split, arguments.on_bad_row)
     told = _told(arguments, rows)
     encoder = encoders.load(arguments.encoder, seed=arguments.seed)

@@ -46,8 +46,12 @@ class Asked:
         return read_preferences(self.data, self.split, self.on_bad_row)
 
 
-def dry_run(asked: Asked) -> str:
+def dry_run(asked: Asked, read: PreferenceSet | None = None) -> str:
     """The report, some lines of a name and what is known.
+
+    Args:
+        asked: the run.
+        read: its rows, where they have been read.
 
     Raises:
         KitError: for a file that cannot be read, a model whose configuration is not on this
@@ -56,7 +60,7 @@ def dry_run(asked: Asked) -> str:
     from robustpo_kit import training
 
     config, where = model_config(asked.model)
-    rows, tokens_said = token_rows(asked, where)
+    rows, tokens_said = token_rows(asked, where, read)
     setting = training.Setting(config, asked.dtype, asked.lora, asked.rank, asked.run)
     estimate = training.Estimate(setting, rows, asked.objective)
     room, room_said, process = _room()
@@ -102,7 +106,9 @@ def model_config(model: str) -> tuple["PreTrainedConfig", Path | None]:
     )
 
 
-def token_rows(asked: Asked, folder: Path | None) -> tuple[Sequence["TokenRow"], str]:
+def token_rows(
+    asked: Asked, folder: Path | None, read: PreferenceSet | None = None
+) -> tuple[Sequence["TokenRow"], str]:
     """The rows' tokens, and in words how they are known; nothing is fetched."""
     from robustpo_kit import assets, policies, training
 
@@ -112,7 +118,7 @@ def token_rows(asked: Asked, folder: Path | None) -> tuple[Sequence["TokenRow"],
     here = Path(asked.data).exists() if task is None else assets.local(task.source) is not None
     if not here:
         raise KitError(f"--data {asked.data}: not on this machine, and --dry-run fetches nothing")
-    rows = training.fitting_rows(asked.preferences(), asked.objective)
+    rows = training.fitting_rows(asked.preferences() if read is None else read, asked.objective)
     tokenizer = _tokenizer(asked.model, folder)
     if tokenizer is None:
         return [_guessed(row, asked.run) for row in rows], (

@@ -92,8 +92,8 @@ def is_first_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def free_folder(out: str, mark: str, what: str, *needed: str | None) -> Path:
-    """The folder of --out, unless it holds what another command wrote, or a file that is `needed`.
+def free_folder(out: str, mark: str, what: str, **needed: str | None) -> Path:
+    """The folder of --out, unless it holds what another command wrote, or what is `needed`.
 
     What stands in it is replaced at the end. Raises KitError.
 
@@ -101,15 +101,18 @@ def free_folder(out: str, mark: str, what: str, *needed: str | None) -> Path:
         out: as given.
         mark: the file by which the command's own folders are known.
         what: the command writes.
-        needed: files that it reads.
+        needed: what it reads, by its flag's name.
     """
     folder = Path(out)
     is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_empty and not (folder / mark).exists():
         raise KitError(f"--out {paths.show(folder)}: exists and is no {what}; name another folder")
-    for file in needed:
-        if file and Path(file).resolve().is_relative_to(folder.resolve()):
-            raise KitError(f"--out {paths.show(folder)}: is replaced, and holds {file}")
+    for name, place in needed.items():
+        if place and Path(place).resolve().is_relative_to(folder.resolve()):
+            raise KitError(
+                f"--out {paths.show(folder)}: it is replaced at the end and holds {name} {place}; "
+                "name another folder"
+            )
     return folder
 
 

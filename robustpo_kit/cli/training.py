@@ -14,6 +14,7 @@ from robustpo_kit.cli.parsing import (
     add_data,
     add_model,
     assignments,
+    free_folder,
     is_first_rank,
     read_preferences,
 )
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REQUIRED = ("data", "objective", "model", "out")
+NEEDED = ("model", "data", "heldout", "checkpoint", "reference_cache")  # outside of --out
 FLAGS = (*REQUIRED, "heldout", "split", "on_bad_row", "seed", "dtype", "lora", "rank")
 
 
@@ -72,7 +74,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(dry_run(_asked(settings, arguments.preset)))
         return 0
-    out = _free_folder(settings)
+    out = _out(settings)
     asked = _asked(settings, arguments.preset)
     _refuse_plain_data(asked)
     rows = asked.preferences()
@@ -210,25 +212,10 @@ def _presets(_: argparse.Namespace) -> int:
     return 0
 
 
-def _free_folder(settings: dict[str, Any]) -> Path:
-    """The setting `out`, unless it holds what the run needs or what is not a policy.
-
-    Saving a policy replaces the folder.
-    """
-    out = Path(settings.pop("out"))
-    for name in ("model", "data", "heldout", "checkpoint", "reference_cache"):
-        named = settings.get(name)
-        if named and Path(named).resolve().is_relative_to(out.resolve()):
-            raise KitError(
-                f"--out {paths.show(out)}: it is replaced at the end and holds {name} {named}; "
-                "name another folder"
-            )
-    is_policy = (out / "policy.json").exists()
-    is_empty = out.is_dir() and not any(out.iterdir())
-    if out.exists() and not is_policy and not is_empty:
-        raise KitError(
-            f"--out {paths.show(out)}: exists and is not a policy of this kit; name another folder"
-        )
+def _out(settings: dict[str, Any]) -> Path:
+    """The setting `out`, if the run can be written there; saving a policy replaces the folder."""
+    needed = {name: settings.get(name) for name in NEEDED}
+    out = free_folder(settings.pop("out"), "policy.json", "policy of this kit", **needed)
     for name, folder in (("out", out), ("checkpoint", settings.get("checkpoint"))):
         if folder:
             _check_room(name, Path(folder).absolute().parent)

@@ -56,7 +56,5 @@ def _data_files(code: str) -> list[Path]:
     folders = [paths.SYNTHETIC, paths.DATA / "paper"]
     if re.search("stud(y|ies)", code, re.IGNORECASE):
         folders += [paths.STUDIES, *sorted((paths.RESULTS / "studies").glob("*"))]
-    if "detection" in code:
-        folders.append(paths.RESULTS / "detection")
     files = itertools.chain.from_iterable(sorted(folder.glob("*")) for folder in folders)
     return [file for file in files if file.is_file()]
