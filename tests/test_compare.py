@@ -63,6 +63,23 @@ def test_runs_that_differ_in_their_seeds_are_one_arm(tmp_path):
     assert set(settings["setting"]) == {"seed", "objective"}
 
 
+def test_means_are_of_the_rows_that_are_paired(tmp_path):
+    folders = [write_run(tmp_path / f"erm{seed}", gain=8.0 * seed, seed=seed) for seed in (0, 1)]
+    folders.append(write_run(tmp_path / "dora", gain=1.0, objective="dora"))
+    (row,) = compared(*folders).to_dict("records")
+    assert row["difference"] == pytest.approx(row["mean"] - row["baseline_mean"])
+    assert row["seeds"] == 1 and row["difference"] > 0
+
+
+def test_an_arm_without_a_common_seed_and_a_run_of_the_same_seed_are_refused(tmp_path, capsys):
+    folders = [write_run(tmp_path / f"erm{seed}", seed=seed) for seed in (0, 1)]
+    folders.append(write_run(tmp_path / "dora", objective="dora"))
+    alone = write_run(tmp_path / "dro", seed=5, objective="dro")
+    assert "erm0 and dro have no seed" in refused(capsys, "compare", *folders, alone)
+    twin = write_run(tmp_path / "again", gain=0.5)
+    assert "erm0 and again are one run" in refused(capsys, "compare", *folders, twin)
+
+
 def test_settings_that_differ_and_no_others_are_told(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", learning_rate=2e-3, extra=1)]
     table = analysis.differing_settings(analysis.read_runs(runs)).set_index("setting")

@@ -61,15 +61,20 @@ PROMPTS, LONG, SHORT = ["p", "q", "r"], ["long one"] * 3, ["short"] * 3
         ("More helpful: A/B", None),
         ("More helpful: A. More helpful: B", None),
         ("More helpful: both", None),
+        ("More helpful: B\nComparison: Response B is more helpful: A clear structure.", "B"),
+        ("B\nSECOND: A is less, not more helpful. A rambles.", "B"),
+        ("C\nComparison: Neither is more helpful: A lacks detail and B is wrong.", "C"),
+        ("B\nComparison: Response B is preferred. A misses the point.", "B"),
+        ("More helpful: A good reply is B", None),
+        ("B is short. More helpful: A", "A"),
+        ("A\nMore helpful: B", None),
         ("a", None),
         ("", None),
     ],
 )
 def test_a_verdict_is_read_or_not_at_all(answer, verdict):
     assert FORMS["dialogue"].read(answer) == verdict
-    assert FORMS["summary"].read(answer.replace("More helpful", "Preferred")) == (
-        verdict if "ore helpful" not in answer or "More" in answer else None
-    )
+    assert FORMS["summary"].read(re.sub("(?i)more helpful", "Preferred", answer)) == verdict
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,9 @@ def test_a_verdict_is_read_or_not_at_all(answer, verdict):
         ("Rating: 11", None),
         ("Rating: 1000", None),
         ("Rating: 7. Rating: 8.", None),
+        ("4/5", None),
+        ("Rating: 8,5", None),
+        ("Rating: -5", None),
     ],
 )
 def test_a_rating_is_read_or_not_at_all(answer, rating):
@@ -373,6 +381,14 @@ def test_an_endpoint_that_cannot_be_meant_is_refused(arguments, said):
     assert KEY not in str(caught.value)
     with pytest.raises(KitError, match="form: 'haiku'"):
         EndpointJudge(Endpoint("http://host/v1", "m"), "haiku")
+
+
+def test_fields_that_only_a_server_knows_go_into_extra_body(tmp_path):
+    with serving(longer) as server:
+        with pytest.raises(KitError, match="'top_k' is no field of the openai client's"):
+            judge_of(server, tmp_path, request={"top_k": 5}).verdicts(PROMPTS, LONG, SHORT)
+        judge = judge_of(server, tmp_path, request={"extra_body": {"top_k": 5}})
+        assert judge.verdicts(PROMPTS, LONG, SHORT) == ["A"] * 3
 
 
 @pytest.fixture

@@ -168,12 +168,15 @@ def kit_loss(made, objective) -> float:
 
 @slow
 def test_precomputed_references_and_evaluation(tmp_path):
+    from datasets import Dataset
+
     made = trainer(tmp_path, DORA, precompute_ref_log_probs=True)
     made.train()
     expected = kit_gradients(made, DORA, micro=MICRO)
     assert error(made.gradients.found[0], expected[0]) < 1e-5
     plain = trainer(tmp_path, DORA)
     assert plain.evaluate(plain.train_dataset)["eval_loss"] > 0
+    assert plain.evaluate(Dataset.from_list(rows("h")))["eval_loss"] > 0
 
 
 @slow

@@ -166,12 +166,16 @@ def compare_runs(runs: Sequence[Run], *, level: float = 0.95) -> pd.DataFrame:
         mean, baseline_mean, difference, low, high, p_value, seeds, prompts.
 
     Raises:
-        KitError: all runs differ in their seeds alone, or two arms have no seed and method in
-            common.
+        KitError: all runs differ in their seeds alone, two in nothing at all, or an arm has no seed
+            and method in common with the first run's.
     """
     names: dict[str, str] = {}
+    same: dict[tuple[str, int], str] = {}
     for run in runs:
         names.setdefault(run.arm, run.name)
+        twin = same.setdefault((run.arm, run.seed), run.name)
+        if twin != run.name:
+            raise KitError(f"compare: {twin} and {run.name} are one run: same settings, same seed")
     if len(names) < 2:
         raise KitError("compare: these runs differ in nothing but their seeds")
     single = len(names) == len(runs)
@@ -184,11 +188,12 @@ def compare_runs(runs: Sequence[Run], *, level: float = 0.95) -> pd.DataFrame:
     baseline, *others = names.values()
     found = []
     for arm in others:
-        found += _differences(values, groups, arm, baseline, level)
-    if not found:
-        raise KitError(
-            f"compare: {baseline} and {', '.join(others)} have no seed and method in common"
-        )
+        rows = _differences(values, groups, arm, baseline, level)
+        if not rows:
+            raise KitError(
+                f"compare: {baseline} and {arm} have no seed and method in common; leave one out"
+            )
+        found += rows
     return pd.DataFrame(found)
 
 
@@ -203,7 +208,7 @@ def _differences(
         if not len(pairs):
             continue
         clustered = pairs.assign(row_id=pairs["row_id"].map(groups))
-        means = table.groupby("arm")["value"].mean()
+        means = table.merge(pairs[["seed", "row_id"]]).groupby("arm")["value"].mean()
         row = {"run": arm, "baseline": baseline, "method": method, "outcome": outcome}
         row |= {"mean": means[arm], "baseline_mean": means[baseline]}
         found = mean_difference(clustered, level=level)._asdict()

@@ -212,15 +212,22 @@ def _rewards(arguments: argparse.Namespace, rows: "PreferenceSet", encoder: "Enc
         )
     else:
         learnt = _some(rows, arguments)
-        own: dict[str, Any] = {"seed": arguments.seed, "encoder": encoder}
-        scores, held_out = rewards.cross_fitted_rewards(rows, learnt, **own)
+        settings: dict[str, Any] = {"seed": arguments.seed, "encoder": encoder}
+        scores, held_out = rewards.cross_fitted_rewards(rows, learnt, **settings)
         said = "rewards: a Bradley-Terry model, cross-fitted"
         right = intervals.bootstrap_mean(held_out["correct"], held_out["group"])
         said += f"; it agrees with {_percent(right)} of the labels that it was not fitted on"
     found = calibration.by_row(rows, scores)
-    if not given and all(len(row.responses) == 2 for row in rows):
-        found = mixture.rank_first(found, np.ones(len(rows), dtype=bool)).tolist()
+    labelled = [n for n, row in enumerate(rows) if len(row.responses) == 2 and row.rewards is None]
+    if labelled:
+        every = np.ones(len(labelled), dtype=bool)
+        ranked = mixture.rank_first([found[place] for place in labelled], every)
+        for place, values in zip(labelled, ranked.tolist(), strict=True):
+            found[place] = values
         said += "; the preferred reply of a pair stays above"
+    if given and arguments.reward is None:
+        found = [list(row.rewards or own) for row, own in zip(rows, found, strict=True)]
+        said += f"; {len(given)} of {len(rows)} rows keep the file's own"
     return Rewarded([tuple(values) for values in found], said)
 
 

@@ -6,6 +6,7 @@ environment when the client is made and is in no file, record or message.
 """
 
 import dataclasses
+import inspect
 import os
 import threading
 from collections import Counter
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 REQUEST: dict[str, Any] = {"temperature": 0, "max_tokens": 256}  # ours: App. C.4 states neither
-OURS = {"model", "messages", "stream", "n", "extra_headers", "extra_query", "extra_body"}
+OURS = {"model", "messages", "stream", "n", "extra_headers", "extra_query"}
 NO_COMPLETION = (
     "endpoint: what came back is no chat completion; see whether the address is right, it mostly "
     "ends in /v1"
@@ -187,12 +188,20 @@ def _client(endpoint: Endpoint) -> "OpenAI":
     except ImportError:
         raise KitError("endpoint: the package openai is missing; `pip install openai`") from None
 
-    return OpenAI(
+    client = OpenAI(
         base_url=endpoint.url,
         api_key=os.environ.get(endpoint.key_variable) or "none",
         max_retries=endpoint.retries,
         timeout=endpoint.timeout,
     )
+    known = inspect.signature(client.chat.completions.create).parameters
+    for name in endpoint.request:
+        if name not in known:
+            raise KitError(
+                f"request: '{name}' is no field of the openai client's; what only this server "
+                f'knows goes into extra_body: extra_body={{"{name}": ...}}'
+            )
+    return client
 
 
 def _read(completion: Any) -> Answer:

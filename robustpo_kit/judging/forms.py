@@ -14,7 +14,10 @@ REFUSAL = re.compile(
     r"able|unable))\b)",
     re.IGNORECASE,
 )
-NOT_A_LIST = r"(?!['\"’>]?\s*(?:or\b|and\b|to\b|/\s*[ABC]|,\s*['\"’]?[ABC]\b|[-–]\s*\d))"
+NOT_A_LIST = r"(?!['\"’>]?\s*(?:or\b|and\b|to\b|/\s*[ABC\d]|,\s*['\"’]?(?:[ABC]\b|\d)|[-–]\s*\d))"
+NO_ARTICLE = r"(?=[^\w\s]|\s*(?m:$)|\s+(?:[^\w\s]|(?:as|because|for|is|since|which)\b))"
+BEFORE = r"[^\w\n]*(?:\d+[.)]\s*)?[^\w\n]*"  # marks of lists and of bold type
+BETWEEN = r"[\s*_:'\"’‘“<(\[]*"  # a label and its verdict
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,16 @@ class Form:
 
     def read(self, answer: str) -> str | None:
         """A, B, C or a rating from 1 to 10, as text; None where an answer says none or several."""
-        value = r"(\d+(?:\.\d+)?)(?![\d.]*\d)(?:\s*/\s*10\b)?" if self.single else r"([ABC])\b"
-        name = "" if self.single else r"(?:(?i:response|summary)\s+)?"
-        found = set(re.findall(rf"(?i:{self.label})\W*{name}['\"’<]*{value}{NOT_A_LIST}", answer))
-        if not found:  # the verdict alone
-            first = answer.strip().partition("\n")[0]
-            found = set(re.findall(rf"^\W*{value}\W*$", first))
+        value, name = rf"([ABC])\b{NO_ARTICLE}", r"(?:(?i:response|summary)\s+)?"
+        if self.single:
+            value, name = r"(\d+(?:\.\d+)?)(?![\d.]*\d)(?:\s*/\s*10\b)?", ""
+        verdict = rf"{BETWEEN}{name}['\"’<]*{value}{NOT_A_LIST}"
+        found = set(re.findall(rf"(?m:^){BEFORE}(?i:{self.label}){verdict}", answer))
+        # the verdict alone, above its explanation
+        alone = rf"[\s*_'\"’‘“<(\[]*{value}[^\w/,]*"
+        found |= set(re.findall(rf"\A{alone}$", answer.strip().partition("\n")[0]))
+        # behind the explanation, in its line
+        found |= set(re.findall(rf"(?i:{self.label})\W*:{verdict}(?m:\W*$)", answer))
         if self.single:
             found = {rating for rating in found if 1 <= float(rating) <= 10}
         return found.pop() if len(found) == 1 else None

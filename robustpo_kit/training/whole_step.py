@@ -209,10 +209,13 @@ class WholeStep(Trainer):
 
 
 def _with_factors(collate: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A collator that keeps the column h, or its mean where it is the ratio of each response."""
+    """A collator that keeps the column h, or its mean where it is the ratio of each response.
+
+    Rows of an evaluation may have none: its loss is TRL's.
+    """
 
     def collate_all(examples: list[dict[str, Any]]) -> dict[str, Any]:
-        factors = torch.tensor([example["h"] for example in examples], dtype=torch.float32)
+        factors = torch.tensor([example.get("h", 1.0) for example in examples], dtype=torch.float32)
         return collate(examples) | {"h": factors.reshape(len(examples), -1).mean(dim=1)}
 
     return collate_all
