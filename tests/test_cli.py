@@ -421,3 +421,22 @@ def test_stored_replies_are_not_lost_by_a_slip(flags, said, capsys):
     assert cli.main(["synthesise", "--task", "how_to", "--model", "tiny", *flags]) == 2
     assert said in capsys.readouterr().err
     assert store.read_bytes() == before
+
+
+def test_score_and_judge_replace_nothing_that_is_not_theirs(capsys, tmp_path, pairs):
+    """The record beside rows.jsonl was written over a user's rows.json."""
+    mine = tmp_path / "mine.json"
+    mine.write_text('[{"prompt": "p", "chosen": "a", "rejected": "b"}]')
+    out = tmp_path / "mine.jsonl"
+    score = ["score", "--data", mine, "--model", "tiny", "--out"]
+    assert "mine.json would be replaced" in refused(capsys, *score, out)
+    assert not out.exists() and mine.read_text().startswith("[")
+    judge = ["judge", "--data", mine, "--judge", "x", "--unaudited", "--out"]
+    assert "mine.json would be replaced" in refused(capsys, *judge, tmp_path / "mine.csv")
+    out.write_text("{}")
+    (tmp_path / "mine.json").unlink()
+    score[2] = out
+    assert "would be replaced" in refused(capsys, *score, out) and out.read_text() == "{}"
+    good = tmp_path / "scores.jsonl"
+    for _ in range(2):  # its own may be replaced
+        assert cli.main(["score", "--data", str(pairs), "--model", "tiny", "--out", str(good)]) == 0

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from endpoint_server import Server, served, serving
 
@@ -407,14 +408,22 @@ def test_the_command_judges_by_an_endpoint(tmp_path, pairs, capsys, monkeypatch)
         line = ["judge", "--data", str(pairs), "--endpoint", server.url, "--judge-model", "a-model"]
         line += ["--key-variable", "MY_KEY", "--cache", str(tmp_path / "cache"), "--workers", "2"]
         assert cli.main([*line, "--max-calls", "3", "--unaudited"]) == 2
-        assert "the budget of 3 calls is used up" in capsys.readouterr().err
+        assert "--max-calls 3: 12 calls to make; nothing was asked" in capsys.readouterr().err
+        assert not server.questions
         out = tmp_path / "wins.csv"
         line += ["--request", "seed=1", "--request", "max_tokens=null"]
         assert cli.main([*line, "--unaudited", "--out", str(out)]) == 0
         told = capsys.readouterr().out
         assert "pairs 6, consistent 6, asked 12" in told
+        table = tmp_path / "audited.csv"
+        line += ["--audit-rows", "4", "--out", str(table)]
         assert cli.main(line) == 2  # its audit: it likes length
-        assert "fails its audit (" in capsys.readouterr().err
+        told = capsys.readouterr()
+        assert "fails its audit (" in told.err and "or --unaudited" in told.err
+        made = int(re.search(r"asked (\d+)", told.out)[1])
+        assert f"{made} calls to make, {made} of them the audit's" in told.out  # 12 are kept
+        audit = pd.read_csv(tmp_path / "audited.audit.csv")
+        assert "fail" in set(audit["result"]) and audit["n"].max() == 4 and not table.exists()
     record = json.loads((tmp_path / "wins.json").read_text())["config"]
     assert record["counts"]["consistent"] == 6 and record["judge"] == "a-model by dialogue"
     question = next(

@@ -13,6 +13,7 @@ from robustpo_kit.cli.parsing import (
     add_seed,
     assignments,
     comma_list,
+    free_table,
 )
 from robustpo_kit.errors import KitError
 
@@ -64,6 +65,8 @@ def _answer_benchmark(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     if out.suffix != benchmarks.BENCHMARKS[name].ending:
         raise KitError(f"--out {out.name}: {name} takes a {benchmarks.BENCHMARKS[name].ending}")
+    beside = out.with_name(f"{out.name}.origin.json")
+    free_table(arguments.out, str(beside), questions=arguments.questions)
     model = arguments.name or arguments.model
     answers = benchmarks.answer(
         name,
@@ -79,7 +82,7 @@ def _answer_benchmark(arguments: argparse.Namespace) -> int:
     config |= {"decoding": arguments.decoding, "settings": settings}
     config |= {"questions": records.file_digest(Path(arguments.questions))}
     origin = records.provenance(config, arguments.seed, started)
-    records.write_json(out.with_name(f"{out.name}.origin.json"), origin)
+    records.write_json(beside, origin)
     print(f"{len(answers)} answers of {model} -> {arguments.out}")
     return 0
 
@@ -118,6 +121,8 @@ def _score_benchmark(arguments: argparse.Namespace) -> int:
     started, name = time.time(), arguments.benchmark
     if bool(arguments.judgments) == bool(arguments.repo) or (arguments.repo and name != NAMES[0]):
         raise KitError("score-benchmark: name --judgments FILE, or --repo DIR for alpacaeval")
+    if arguments.out:
+        free_table(arguments.out, judgments=arguments.judgments)
     table = _alpacaeval(arguments) if name == NAMES[0] else _chats(arguments)
     print(table.round(2).to_string(index=False))
     if arguments.out:

@@ -35,8 +35,12 @@ def add_endpoint(parser: argparse.ArgumentParser) -> None:
         help="of the environment, that holds the key (default: OPENAI_API_KEY)",
     )
     group.add_argument("--workers", type=int, default=8, help="calls at once (default: 8)")
-    group.add_argument("--max-calls", type=int, metavar="N", help="stop before the next one")
-    group.add_argument("--max-tokens", type=int, metavar="N", help="read and written; likewise")
+    group.add_argument(
+        "--max-calls", type=int, metavar="N", help="ask nothing where more would be made"
+    )
+    group.add_argument(
+        "--max-tokens", type=int, metavar="N", help="read and written; stop before the next call"
+    )
     about = "of each request: temperature=0 and max_tokens=256 unless set, null leaves it out"
     add_assignments(group, "--request", about)
     group.add_argument(

@@ -13,10 +13,11 @@ from robustpo_kit.cli.audit import add_audit
 from robustpo_kit.cli.benchmarks import add_answer_benchmark, add_score_benchmark
 from robustpo_kit.cli.calibration import add_calibrate
 from robustpo_kit.cli.comparison import add_compare
+from robustpo_kit.cli.judging import add_judge
 from robustpo_kit.cli.machine import add_bench, add_doctor
 from robustpo_kit.cli.notebooks import add_notebooks, add_series
 from robustpo_kit.cli.parsing import Parser
-from robustpo_kit.cli.preferences import add_judge, add_score, add_synthesise
+from robustpo_kit.cli.preferences import add_score, add_synthesise
 from robustpo_kit.cli.studies import add_study
 from robustpo_kit.cli.training import add_presets, add_train
 from robustpo_kit.errors import KitError

@@ -116,6 +116,30 @@ def free_folder(out: str, mark: str, what: str, **needed: str | None) -> Path:
     return folder
 
 
+def free_table(out: str, beside: str | None = None, **needed: str | None) -> Path:
+    """The file of --out, unless it or its provenance would replace what is the user's.
+
+    Raises KitError where one of the two is there without a provenance of the kit's, or is `needed`.
+
+    Args:
+        out: as given.
+        beside: of its provenance (default: NAME.json).
+        needed: what the command reads, by its flag's name.
+    """
+    file = Path(out)
+    origin = Path(beside) if beside else file.with_suffix(".json")
+    for place in (file, origin):
+        if place.exists() and not records.is_provenance(origin):
+            raise KitError(
+                f"--out {paths.show(file)}: {paths.show(place)} would be replaced, which this kit "
+                "did not write; name another file"
+            )
+        for name, read in needed.items():
+            if read and Path(read).resolve() == place.resolve():
+                raise KitError(f"--out {paths.show(file)}: would replace {name}; name another file")
+    return file
+
+
 def add_seed(parser: argparse.ArgumentParser, about: str = "of every draw (default: 0)") -> None:
     """The flag --seed, a whole number."""
     parser.add_argument("--seed", type=int, default=0, help=about)

@@ -108,10 +108,14 @@ class Asker:
                 raise
         return [found[text] for text in questions]
 
+    def file_of(self, question: dict[str, Any]) -> Path:
+        """Where the answer to a question is kept."""
+        name = digest(question)
+        return Path(self.endpoint.cache) / name[:2] / f"{name}.json"
+
     def _one(self, text: str) -> Answer:
         question = self.endpoint.question(text)
-        name = digest(question)
-        file = Path(self.endpoint.cache) / name[:2] / f"{name}.json"
+        file = self.file_of(question)
         if file.exists():
             self._count(cached=1)
             return Answer(**read_json(file)["answer"])
@@ -180,6 +184,20 @@ class Asker:
             f"endpoint: status {code} for model '{self.endpoint.model}' ({said}); answers that "
             "came are kept: run again when it is mended"
         )
+
+
+class Planner(Asker):
+    """Asks nothing, and notes which calls would be made: `missing`, by the files of answers."""
+
+    def __init__(self, endpoint: Endpoint, answer: str) -> None:
+        super().__init__(endpoint)
+        self.answer, self.missing = Answer(answer, "stop", 0), set[Path]()
+
+    def ask(self, questions: Sequence[str]) -> list[Answer]:
+        """The same answer to every question."""
+        files = {self.file_of(self.endpoint.question(text)) for text in questions}
+        self.missing |= {file for file in files if not file.exists()}
+        return [self.answer] * len(questions)
 
 
 def _client(endpoint: Endpoint) -> "OpenAI":

@@ -1,10 +1,12 @@
 """A language model as judge: the papers' question in both orders, its answers counted."""
 
+import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from robustpo_kit.errors import KitError
-from robustpo_kit.judging.endpoint import Answer, Asker, Endpoint
+from robustpo_kit.judging.endpoint import Answer, Asker, Endpoint, Planner
 from robustpo_kit.judging.forms import FORMS, refuses
 from robustpo_kit.judging.judges import OTHER_WAY_ROUND, UNANSWERED
 from robustpo_kit.records import digest
@@ -42,6 +44,14 @@ class EndpointJudge:
     def counts(self) -> dict[str, int]:
         """What has been asked and answered so far."""
         return dict(self._own + self.asker.counts)
+
+    def calls(self, work: Callable[["EndpointJudge"], Any]) -> int:
+        """How many calls `work`, which takes a judge, would make; none is made."""
+        planner = Planner(self.asker.endpoint, "5" if self.form.single else "C")
+        judge = copy.copy(self)
+        judge.asker, judge._own = planner, Counter()
+        work(judge)
+        return len(planner.missing)
 
     def verdicts(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]

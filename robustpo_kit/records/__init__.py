@@ -24,6 +24,7 @@ from robustpo_kit.records.machine import cores, device_name
 from robustpo_kit.records.progress import progress
 from robustpo_kit.records.provenance import (
     git_revision,
+    is_provenance,
     provenance,
     versions,
     write_table,
@@ -44,6 +45,7 @@ __all__ = [
     "file_digest",
     "git_revision",
     "imported_modules",
+    "is_provenance",
     "key_of_function",
     "progress",
     "provenance",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from robustpo_kit import __version__, paths
-from robustpo_kit.records.files import atomic_write, write_json
+from robustpo_kit.errors import KitError
+from robustpo_kit.records.files import atomic_write, read_json, write_json
 from robustpo_kit.records.machine import device_name
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "scikit-learn", "statsmodels")
@@ -63,6 +64,15 @@ def provenance(config: Any, seed: int, started: float) -> dict[str, Any]:
         "duration_s": round(time.time() - started, 2),
         "revision": git_revision(),
     }
+
+
+def is_provenance(path: Path) -> bool:
+    """Whether a file holds what `provenance` gives."""
+    try:
+        found = read_json(path)
+    except (KitError, OSError, UnicodeDecodeError):
+        return False
+    return isinstance(found, dict) and {"config", "seed", "versions"} <= set(found)
 
 
 def write_table(path: Path, table: Any, record: dict[str, Any]) -> None:
