@@ -246,7 +246,7 @@ def test_one_row_with_rewards_changes_no_other_row(file, tmp_path, capsys):
     lines[3]["rewards"] = [9.0, 1.0]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "calibrated"
-    assert calibrate(file, out, "--golden", "0") == 0
+    assert calibrate(file, out, "--golden", "chosen") == 0
     assert "1 of 40 rows keep the file's own" in capsys.readouterr().out
     found = [json.loads(line)["rewards"] for line in (out / "rows.jsonl").read_text().splitlines()]
     assert found[3] == [9.0, 1.0] and all(first > second for first, second in found)

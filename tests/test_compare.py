@@ -203,6 +203,7 @@ def test_two_objectives_are_trained_and_compared(tmp_path, capsys):
     runs = [str(tmp_path / "erm"), str(tmp_path / "dro")]
     assert cli.main(["compare", *runs, "--out", str(out)]) == 0
     told = capsys.readouterr().out
+    assert "dro, implicit margin: " in told and "could have seen" in told
     assert "one seed" in told and "dro(dpo(beta=0.1), lam=0.5)" in told
     assert {path.name for path in out.iterdir()} == {
         "comparison.pdf", "comparison.png", "curves.csv", "differences.csv", "differences.json",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from robustpo_kit import data, paths, records
+from robustpo_kit import data, records
 from robustpo_kit.cli.parsing import (
     Commands,
     add_reading,
@@ -54,7 +54,10 @@ def add_calibrate(commands: Commands) -> None:
     add_reading(parser)
     told = parser.add_mutually_exclusive_group()
     told.add_argument(
-        "--golden", type=int, metavar="COLUMN", help="the column of the target source's replies"
+        "--golden",
+        type=_column,
+        metavar="COLUMN",
+        help="the column of the target source's replies; of pairs, chosen (0) or rejected (1)",
     )
     told.add_argument(
         "--source", metavar="NAME", help="replies of this name in `sources` are the target source's"
@@ -88,6 +91,11 @@ def add_calibrate(commands: Commands) -> None:
     )
     add_seed(parser, "of folds, of the choice of rows, of fine-tuning (default: 0)")
     parser.set_defaults(run=_calibrate)
+
+
+def _column(text: str) -> int:
+    """A number, or the name of a pair's column."""
+    return {"chosen": 0, "rejected": 1}[text] if text in ("chosen", "rejected") else int(text)
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
@@ -132,7 +140,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         _draw(classifier, c, folder)
     print("\n".join(report))
     print(_shown(found))
-    print(f"-> {paths.show(out)}; rows with h, c and rewards: {paths.show(out / ROWS)}")
+    print(f"-> {out}; rows with h, c and rewards: {out / ROWS}")
     return 0
 
 
@@ -224,7 +232,7 @@ def _rewards(arguments: argparse.Namespace, rows: "PreferenceSet", encoder: "Enc
         ranked = mixture.rank_first([found[place] for place in labelled], every)
         for place, values in zip(labelled, ranked.tolist(), strict=True):
             found[place] = values
-        said += "; the preferred reply of a pair stays above"
+        said += "; the preferred reply of a pair stays above the other one"
     if given and arguments.reward is None:
         found = [list(row.rewards or own) for row, own in zip(rows, found, strict=True)]
         said += f"; {len(given)} of {len(rows)} rows keep the file's own"

@@ -19,6 +19,8 @@ TABLE = "differences"
 ALONE = "policy"  # the method of a run that has no other; not worth a word
 MEASURES = ("loss", "accuracy", "margin", "ess")  # of a step, in the figure where runs have them
 LEFT_OUT = ["baseline", "seeds", "prompts"]  # of what is printed, as a line says them
+UNITS = {"loss": "loss, of its own objective", "margin": "margin (nats)", "ess": "ess (rows)"}
+UNITS |= {"implicit_margin": "implicit margin (nats)", "preferred_logp": "log-prob (nats a token)"}
 
 
 def add_compare(commands: Commands) -> None:
@@ -47,7 +49,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     settings, curves = analysis.differing_settings(runs), analysis.all_curves(runs)
     seeds = int(table["seeds"].max())
     print(f"against {table['baseline'].iloc[0]}, {table['prompts'].max()} held-out prompts")
-    print(table.drop(columns=LEFT_OUT).round(3).to_string(index=False))
+    left_out = LEFT_OUT + ["method"] * (set(table["method"]) == {ALONE})
+    print(table.drop(columns=left_out).round(3).to_string(index=False))
+    for _, row in table.iterrows():
+        method = "" if row["method"] == ALONE else f" {row['method']}"
+        shown = analysis.verdict(row, places=3, level=arguments.level)
+        print(f"{row['run']}{method}, {row['outcome'].replace('_', ' ')}: {shown}")
     if seeds == 1:
         print("one seed: the intervals are over prompts, and say nothing of other seeds")
     print(f"\nset otherwise:\n{settings.to_string(index=False, max_colwidth=50)}")
@@ -60,7 +67,7 @@ def _compare(arguments: argparse.Namespace) -> int:
                 part.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
             _draw(table, curves, folder)
             records.write_table(folder / f"{TABLE}.csv", table, origin)
-        print(f"-> {paths.show(out)}")
+        print(f"-> {out / f'{TABLE}.csv'}")
     return 0
 
 
@@ -92,7 +99,7 @@ def _draw_differences(table: "pd.DataFrame", outcomes: list[str], part: "SubFigu
     axes = part.subplots(1, len(outcomes), squeeze=False)[0]
     for axis, outcome in zip(axes, outcomes, strict=True):
         own = named[named["outcome"] == outcome]
-        label = outcome.replace("_", " ")
+        label = UNITS.get(outcome, outcome.replace("_", " "))
         plots.bars_with_ci(own, axis, name="name", value="difference", xlabel=label, reference=0.0)
         if axis is not axes[0]:
             axis.set_yticklabels([])
@@ -103,7 +110,12 @@ def _draw_curves(curves: "pd.DataFrame", measures: list[str], axes: "Sequence[Ax
     from robustpo_kit import plots
 
     for measure, axis in zip(measures, axes, strict=True):
-        plots.curves(curves.assign(policy=curves["run"]), axis, value=measure, ylabel=measure)
+        plots.curves(
+            curves.assign(policy=curves["run"]),
+            axis,
+            value=measure,
+            ylabel=UNITS.get(measure, measure),
+        )
         axis.locator_params(axis="x", integer=True)
         if axis is not axes[0] and (legend := axis.get_legend()):
             legend.remove()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustpo_kit import paths, records
+from robustpo_kit import records
 from robustpo_kit.cli.endpoints import add_endpoint, endpoint_judge
 from robustpo_kit.cli.parsing import Commands, add_data, add_seed, free_table, preferences_of
 from robustpo_kit.errors import KitError
@@ -167,7 +167,7 @@ def _write_audit(table: "pd.DataFrame | None", out: str | None, origin: dict[str
     if table is not None and out:
         place = Path(out).with_suffix(AUDIT)
         records.write_table(place, table, origin)
-        print(f"audit of the judge -> {paths.show(place)}")
+        print(f"audit of the judge -> {place}")
 
 
 def _judge_of(arguments: argparse.Namespace) -> "RewardJudge | EndpointJudge":
