@@ -20,6 +20,7 @@ from robustpo_kit.auditing import flips, scores, sources, views
 
 FOLDER = Path(__file__).parent.parent / "data" / "results" / "studies" / "detection"
 RATES = ("trusted", "bound")  # estimates with an interval
+NO_RATE = intervals.Interval(np.nan, np.nan, np.nan, 0)  # where no estimate is given
 
 
 def flip_cell(features, groups, rate, seed, share):
@@ -31,9 +32,10 @@ def flip_cell(features, groups, rate, seed, share):
     inside = {name: values[file] for name, values in features.items()}
     fits = scores.best_of_views(inside, folds, seed=seed, flipped=flipped)
     best = scores.chosen(fits)
-    known = best.score_others(features[best.view][np.flatnonzero(apart)], seed)
-    trusted = flips.trusted_rate(best.scores, groups[file], known, groups[apart])
-    bound = flips.flip_bound(best.scores)
+    nowhere = np.full(apart.sum(), -1)
+    known = best.score_others(features[best.view][np.flatnonzero(apart)], nowhere, seed)
+    trusted = flips.trusted_rate(best.scores, groups[file], known, groups[apart]) or NO_RATE
+    bound = flips.flip_bound(best.scores, groups[file])
     cell = {"rate": rate, "seed": seed, "n": len(file), "view": best.view, "nll": best.nll()}
     cell["accuracy"] = float(((best.scores > 0) + 0.5 * (best.scores == 0)).mean())
     cell |= trusted.columns("trusted") | bound.columns("bound")
@@ -42,8 +44,10 @@ def flip_cell(features, groups, rate, seed, share):
         cell |= found(flipped, best.scores, fits["length"].scores, seed)
         probs = flips.flip_probabilities(best.agreement(), bound.value)
         cell["ece_bound"] = calibration.ece(flipped, probs)
-        probs = flips.flip_probabilities(best.agreement(), np.nan_to_num(trusted.value))
-        cell["ece_trusted"] = calibration.ece(flipped, probs)
+        cell["ece_trusted"] = np.nan
+        if trusted is not NO_RATE:
+            probs = flips.flip_probabilities(best.agreement(), trusted.value)
+            cell["ece_trusted"] = calibration.ece(flipped, probs)
     return cell
 
 
@@ -76,7 +80,7 @@ def contamination_cell(rows, extra, encoder, share, seed, trusted_share):
     cell = {"share": share, "seed": seed, "n": len(mixed), "source": result.source}
     cell |= result.rate.columns("estimate")
     if share:
-        words = np.array([views.word_count(row.responses[0]) for row in mixed])
+        words = np.array([calibration.word_count(row.responses[0]) for row in mixed])
         lot = records.stream(seed, "detection", "lot").random(len(mask))
         for name, clean in (("ours", -result.probabilities), ("length", -words), ("random", lot)):
             for measure, value in flips.found_among(mask, clean).items():
@@ -97,6 +101,7 @@ def flip_summary(cells):
             row[f"precision_top_{name}"] = part[f"precision_top_{name}"].mean()
         for name in RATES:
             inside = (part[f"{name}_low"] <= rate) & (rate <= part[f"{name}_high"])
+            row[f"{name}_none"] = part[name].isna().sum()
             row[f"{name}_bias"] = (part[name] - rate).mean()
             row[f"{name}_covers"] = inside.mean()
             row[f"{name}_width"] = (part[f"{name}_high"] - part[f"{name}_low"]).mean()

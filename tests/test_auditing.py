@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from robustpo_kit import auditing, cli, records
-from robustpo_kit.auditing import advice, checks, flips, scores, sources, strengths, views
-from robustpo_kit.auditing.report import preferred_first
+from robustpo_kit.auditing import advice, checks, flips, rates, scores, sources, strengths, views
+from robustpo_kit.auditing.rates import preferred_first
+from robustpo_kit.calibration import WORD, evidence, fit_classifier, word_count
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.intervals import Interval
 
@@ -145,7 +146,9 @@ def test_the_chosen_view_finds_flips_and_a_file_of_noise_says_so():
     assert found.loc[0, "lift_low"] < 1.2
 
 
-@pytest.mark.parametrize(("worth", "rate"), [(0.0, 0.2), (0.7, 0.3), (3.0, 0.0), (3.0, 0.3)])
+@pytest.mark.parametrize(
+    ("worth", "rate"), [(0.0, 0.2), (0.7, 0.3), (3.0, 0.0), (3.0, 0.3), (3.0, 0.7), (3.0, 1.0)]
+)
 def test_bound_and_trusted_rate_hold_whatever_the_model_is_worth(worth, rate):
     """Scores as of a model with the right log-odds, 60 files of 300 pairs, 150 trusted ones."""
     rng = np.random.default_rng(0)
@@ -157,10 +160,12 @@ def test_bound_and_trusted_rate_hold_whatever_the_model_is_worth(worth, rate):
         names = [str(n) for n in range(450)]
         found = flips.trusted_rate(seen, names[:300], right[300:], names[300:])
         within += found.low <= rate <= found.high
-        bound = flips.flip_bound(seen)
+        bound = flips.flip_bound(seen, names[:300])
         below += bound.low == 0 and rate <= bound.high
+        assert found.low <= found.value <= found.high and found.low < found.high
         informative += found.high - found.low < 0.4
-    assert within >= 0.9 * 60 and below >= 0.93 * 60
+    assert within >= 0.9 * 60
+    assert below >= 0.93 * 60 or rate > 0.5, "the bound is of less than half"
     assert (informative > 30) or worth < 3, "a good model's interval is narrow"
     assert informative == 0 or worth > 0, "a model that knows nothing tells nothing"
 
@@ -168,12 +173,200 @@ def test_bound_and_trusted_rate_hold_whatever_the_model_is_worth(worth, rate):
 def test_the_bound_by_hand():
     """Twenty pairs, the surest two agree: at a tenth 1 - (0.05 / 3)^(1/2), at all others more."""
     values = np.r_[9.0, 8.0, [-1.0, 1.0] * 9]
-    found = flips.flip_bound(values)
+    names = [str(n) for n in range(200)]
+    found = flips.flip_bound(values, names[:20])
     assert found.value in (0.0, 0.2, 0.4) and found.low == 0
     # the shares end at 2, 4 and 10 pairs, with 0, 1 and 4 that disagree
     assert found.high == pytest.approx(0.5)
-    sure = flips.flip_bound(np.ones(200))
+    sure = flips.flip_bound(np.ones(200), names)
     assert sure.value == 0 and sure.high == pytest.approx(1 - (0.05 / 3) ** (1 / 100))
+
+
+def test_the_bound_holds_where_each_pair_stands_in_the_file_many_times():
+    rng = np.random.default_rng(0)
+    below, names = 0, np.repeat([str(n) for n in range(40)], 25)
+    for _ in range(200):
+        odds = np.abs(rng.normal(0, 2.5, 40))
+        right = np.where(rng.random(40) < 1 / (1 + np.exp(-odds)), odds, -odds)
+        seen = np.where(rng.random(40) < 0.2, -right, right)
+        below += flips.flip_bound(np.repeat(seen, 25), names).high < 0.2
+    assert below <= 0.05 * 200
+
+
+def test_few_trusted_pairs_give_no_interval_and_those_of_another_kind_none():
+    names = [str(n) for n in range(400)]
+    good = np.full(400, 2.0)
+    good[:60] = -2.0
+    others = [f"t{n}" for n in range(60)]
+    for count in (1, 2, 9):
+        assert flips.trusted_rate(good, names, good[-count:], others[:count]) is None
+    found = flips.trusted_rate(good, names, np.full(60, 2.0), others)
+    assert found.clusters == 60 and found.low < 0.15 < found.high
+    no_better = np.r_[np.ones(33), -np.ones(27)] * 0.5
+    assert flips.trusted_rate(good, names, no_better, others) is None
+    repeated = flips.trusted_rate(good, names, np.full(60, 2.0), ["one"] * 60)
+    assert repeated is None, "sixty times one prompt"
+
+
+def test_pairs_that_are_the_files_own_share_its_errors():
+    """The same pairs on both sides: what a draw does to one it does to the other."""
+    rng = np.random.default_rng(0)
+    odds = rng.normal(size=300) * 3
+    right = np.where(rng.random(300) < 1 / (1 + np.exp(-odds)), odds, -odds)
+    names = [str(n) for n in range(300)]
+    same = flips.trusted_rate(right, names, right, names)
+    apart = flips.trusted_rate(right, names, right, [f"t{n}" for n in range(300)])
+    assert same.value == apart.value == 0 and same.high < 0.01 < apart.high
+
+
+def test_checked_pairs_count_one_a_prompt():
+    found = flips.checked_rate([True] * 3 + [False] * 27, [str(n) for n in range(30)])
+    assert found.value == 0.1 and found.low == pytest.approx(0.0211, abs=1e-4)  # Clopper-Pearson
+    assert found.high == pytest.approx(0.2653, abs=1e-4) and found.clusters == 30
+    repeated = flips.checked_rate([True] * 20 + [False] * 9, ["a"] * 20 + list("bcdefghij"))
+    assert repeated.value == 0.1 and repeated.clusters == 10
+    assert flips.checked_rate([False] * 9, list("abcdefghi")) is None
+
+
+# ---------------------------------------------------------------- labels and what is known of them
+
+
+def with_scores(rows, scores) -> PreferenceSet:
+    return rows.with_rewards([scores] * len(rows))
+
+
+def test_labels_are_audited_and_scores_that_contradict_them_are_told():
+    rows = with_scores(told_by_a_word(60, 0.0), (2.0, 8.0))
+    pairs, _ = preferred_first(rows)
+    assert all(pair.responses[0].startswith("kindly") for pair in pairs), "the label's order"
+    found = auditing.audit(rows[:40], auditing.Beside())
+    said = [line.because for line in found.advice() if "labels or the scores" in line.advice]
+    assert said == ["40 of 40 scored pairs score the rejected reply above the chosen one"]
+    assert f"{said[0]}." in auditing.lead(found.facts)
+    agreeing = auditing.audit(with_scores(rows[:12], (8.0, 2.0)), auditing.Beside())
+    assert not any("scores are right" in line.advice for line in agreeing.advice())
+    mixed = PreferenceSet([rows[0], row("k", "q", ("x", "y", "z"), rewards=(1.0, 3.0, 2.0))])
+    pairs, _ = preferred_first(mixed)
+    assert [pair.responses for pair in pairs] == [rows[0].responses, ("y", "x")]
+
+
+@pytest.mark.parametrize("share", [0.7, 1.0])
+def test_labels_that_are_mostly_turned_look_reversed(share):
+    trusted = told_by_a_word(80, 0.0, seed=1).map(
+        lambda r: row(f"t{r.row_id}", f"trusted {r.prompt}", r.responses)
+    )
+    found = auditing.audit(told_by_a_word(150, share), auditing.Beside(trusted=trusted))
+    flipped = found.facts.flips
+    assert flipped.low > 0.5 and flipped.low <= share <= flipped.high > flipped.low
+    text = "labels look reversed: are the columns swapped?"
+    assert text in found.advice()[0].advice and auditing.lead(found.facts).startswith("Labels look")
+    assert not any("Train plain DPO" in line.advice for line in found.advice())
+    assert found.tables["pairs"]["flip_probability"].notna().all()
+    shown = re.sub(r"base64,[^']*", "", auditing.page(found))
+    assert "nan" not in shown.lower() and text.capitalize() in shown
+
+
+def test_without_trusted_pairs_the_lead_says_what_a_bound_assumes():
+    found = auditing.audit(told_by_a_word(60, 1.0), auditing.Beside())
+    assert "flipped, if fewer than half are, and by lot" in auditing.lead(found.facts)
+    pairs = found.tables["pairs"]
+    assert "flip_probability" not in pairs, "a bound is no rate"
+    assert pairs["agreement"].is_monotonic_increasing, "most suspect first"
+    assert [r.row_id for r in found.suspects] == pairs["row_id"].tolist()[:10]
+
+
+def test_checked_pairs_of_the_file_give_its_rate():
+    rows, right = told_by_a_word(200, 0.3), told_by_a_word(200, 0.0)
+    drawn = np.random.default_rng(0).permutation(200)[:80]
+    found = auditing.audit(rows, auditing.Beside(trusted=right.select(drawn)))
+    rate = found.tables["flip_rate"].set_index("estimate")
+    assert rate.loc["checked", "rate"] == (drawn < 60).mean() and found.facts.flips_by == "checked"
+    for name in ("checked", "trusted"):
+        assert rate.loc[name, "rate_low"] <= 0.3 <= rate.loc[name, "rate_high"]
+    assert "80 of 80 trusted pairs are the file's own." in found.notes
+    # found among the suspects, they are no draw by lot
+    picked = auditing.audit(rows, auditing.Beside(trusted=right[:40]))
+    assert picked.facts.flips_by == "bound" and "no draw by lot" in " ".join(picked.notes)
+
+
+def test_a_trusted_pair_is_scored_by_a_model_that_did_not_see_its_prompt():
+    pairs = told_by_a_word(40, 0.0)
+    features = views.differences(pairs, None)["words"]
+    folds = scores.folds_of([pair.group for pair in pairs], 0)
+    fit = scores.cross_fit(features, folds, view="words", strength=3.0, seed=0)
+    np.testing.assert_allclose(fit.score_others(features, folds, 0), fit.scores)
+    reworded = pairs.map(lambda r: row(f"t{r.row_id}", r.prompt.upper(), r.responses))
+    groups, placed = rates._placed(fit, pairs, reworded)
+    assert groups == [pair.group for pair in pairs] and (placed == folds).all()
+    elsewhere = PreferenceSet([row("t", "another question")])
+    assert rates._placed(fit, pairs, elsewhere)[1].tolist() == [-1]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_few_trusted_rows_end_nothing(count, tiny):
+    rows, few = written_by(60, 1.0, 1), written_by(count, 1.0, 2)
+    found = auditing.audit(rows, auditing.Beside(trusted=few, encoder=tiny))
+    said = " ".join(found.notes)
+    assert f"trusted pairs of {count} prompts; 10 are needed" in said
+    assert "no other source is in trusted rows of 10 prompts" in said
+    assert found.facts.flips_by == "bound" and not found.facts.contamination
+
+
+def test_trusted_rows_of_the_file_itself_show_contamination_of_the_others(tiny):
+    rows = written_by(90, 0.7, 1)
+    some = rows.select([n for n in range(63) if n % 2])
+    found = auditing.audit(rows, auditing.Beside(trusted=some, encoder=tiny))
+    assert "31 rows whose prompts are among the trusted ones are left out" in " ".join(found.notes)
+    assert len(found.tables["contamination"]) == 59
+    (rate,) = [rate for _, rate in found.facts.contamination]
+    assert rate.low < 27 / 59 < rate.high
+    whole = auditing.audit(rows, auditing.Beside(trusted=rows, encoder=tiny))
+    assert "every row of the file is among the trusted ones" in " ".join(whole.notes)
+
+
+def test_a_source_of_a_few_trusted_rows_is_not_looked_for(tiny):
+    trusted = written_by(40, 1.0, 2)
+    odd = PreferenceSet([row(f"o{n}", f"odd {n}", sources=("human", "rare")) for n in range(3)])
+    some = PreferenceSet([*trusted, *odd])
+    (found,) = sources.contamination(written_by(60, 1.0, 1), some, encoder=tiny, seed=0, draws=5)
+    assert found.source == "model"
+
+
+# ---------------------------------------------------------------- scripts without blanks
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("two words.", 2),
+        ("好的，谢谢", 5),
+        ("カタカナ です", 6),
+        ("ภาษาไทย", 7),
+        ("GPT是模型 v2", 5),
+    ],
+)
+def test_length_counts_characters_where_a_script_has_no_blanks(text, count):
+    assert word_count(text) == count == len(WORD.findall(text))
+
+
+def test_the_length_shortcut_is_seen_in_chinese(tiny):
+    rng = np.random.default_rng(0)
+    letters = list(
+        "的一是不了人我在有他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家"
+    )
+    texts = [["".join(rng.choice(letters, size)) for size in (60, 20)] for _ in range(60)]
+    sources_of = ("human", "model")
+    rows = PreferenceSet(
+        [row(n, f"问题{n}", pair, sources=sources_of) for n, pair in enumerate(texts)]
+    )
+    found = auditing.audit(rows, auditing.Beside())
+    assert found.facts.length.low > 0.9
+    assert any("equal length" in line.advice for line in found.advice())
+    assert found.tables["pairs"]["words_preferred"].eq(60).all()
+    assert checks.overlaps(PreferenceSet([row(0, responses=("甲乙丙", "乙丙丁"))])) == [0.5]
+    classifier = fit_classifier(rows, seed=0, encoder=tiny)
+    table = evidence(classifier, rows, draws=5).set_index("of")
+    assert table.loc["length alone", "auc"] > 0.95
 
 
 def test_confident_learning_counts_as_cleanlab_does():
@@ -188,6 +381,9 @@ def test_flip_probabilities_are_bayes():
     found = flips.flip_probabilities([0.01, 0.2, 0.8, 0.99], 0.2)
     assert found == pytest.approx([1, 1, 0, 0]), "the model cannot be surer than the labels are"
     assert flips.flip_probabilities([0.1, 0.9], 0.0) == pytest.approx([0, 0])
+    assert flips.flip_probabilities([0.1, 0.9], 1.0) == pytest.approx([1, 1])
+    # most are flipped: a label seen with .8 * .1 + .2 * .9 = 0.26 was right with 0.9
+    assert flips.flip_probabilities([0.26], 0.8) == pytest.approx([0.8 * 0.1 / 0.26])
     assert flips.injected(50, 0.3, 0).sum() == 15
 
 
@@ -215,13 +411,14 @@ def test_contamination_is_estimated_from_trusted_rows(tiny):
 
 
 def test_what_cannot_be_told_is_said():
-    rows = written_by(4, 1.0, 0)
+    rows = written_by(12, 1.0, 0)
     assert "--trusted" in sources.cannot_tell(rows, None)
     plain = PreferenceSet([row(0), row(1, "Where?")])
     assert "who wrote" in sources.cannot_tell(plain, plain)
     nameless = PreferenceSet([row(0, golden=None)])
     assert "the file do not all name" in sources.cannot_tell(nameless, rows)
     assert sources.cannot_tell(rows, rows) == ""
+    assert "rows of 10 prompts" in sources.cannot_tell(rows, rows[:9])
 
 
 # ---------------------------------------------------------------- advice
@@ -241,7 +438,7 @@ def test_advice_follows_from_facts_and_says_what_stands_behind_it():
         length=Interval(0.6, 0.55, 0.65, 100),
         model=Interval(0.7, 0.6, 0.8, 100),
         flips=Interval(0.3, 0.25, 0.35, 100),
-        flips_trusted=True,
+        flips_by="trusted",
         lift=Interval(1.1, 1.0, 1.2, 5),
         contamination=(("model", Interval(0.6, 0.55, 0.65, 100)),),
     )
@@ -282,7 +479,8 @@ def test_without_the_studies_tables_the_advice_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(advice.paths, "RESULTS", tmp_path)
     facts = advice.Facts(2, 100, leaks=0, flips=Interval(0.1, 0, 0.2, 9))
     text = [line.because for line in advice.advise(facts) if "notebook 11" in line.advice]
-    assert text == ["at most 20% of labels are flipped; its tables are not in this installation"]
+    said = "at most 20% of labels are flipped, if fewer than half are, and by lot"
+    assert text == [f"{said}; its tables are not in this installation"]
 
 
 # ---------------------------------------------------------------- page and command
@@ -291,6 +489,7 @@ def test_without_the_studies_tables_the_advice_says_so(monkeypatch, tmp_path):
 @pytest.fixture(autouse=True)
 def fewer_fits(monkeypatch):
     monkeypatch.setattr(scores, "STRENGTHS", (0.3, 3.0))
+    monkeypatch.setitem(flips.detectability.__kwdefaults__, "draws", 2)
 
 
 @pytest.fixture
@@ -320,8 +519,8 @@ def test_an_audit_is_one_page_that_needs_nothing_else(tmp_path, tiny, capsys, fi
     assert "60 rows" in said and "[measured here]" in said
     tables = {path.stem: pd.read_csv(path) for path in out.glob("*.csv")}
     assert len(tables["pairs"]) == 60 and len(tables["leaks"]) == 3
-    rates = tables["flip_rate"].set_index("estimate")
-    assert rates.loc["trusted", "rate_low"] <= 0.1 <= rates.loc["trusted", "rate_high"]
+    estimates = tables["flip_rate"].set_index("estimate")
+    assert estimates.loc["trusted", "rate_low"] <= 0.1 <= estimates.loc["trusted", "rate_high"]
     assert {"words", "tokens"} == set(tables["lengths"]["unit"])
     assert "one epoch of dpo(beta=0.1)" in text and "lam" in tables["strength"]
     record = records.read_json(out / "audit.json")

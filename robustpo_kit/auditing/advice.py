@@ -22,6 +22,10 @@ FOUND = ((BARELY, "barely above chance"), (2.5, "somewhat above chance"), (np.in
 TRUTH = {"oracle", "slot_oracle", "mask"}  # weights of who knows what nobody knows
 STUDIES = {"phase_flips": "DPO", "phase_contamination": "ERM"}  # and the plain loss of each
 
+BY = {"trusted": "by the trusted pairs", "checked": "by pairs of the file that were checked"}
+BY_LOT = "if fewer than half are, and by lot"  # what a bound assumes
+REVERSED = "labels look reversed: are the columns swapped?"
+
 OF_ROWS = (  # a count of Facts, what is counted, what to do
     ("leaks", "rows share a prompt with the held-out file", "Remove these rows (leaks.csv)."),
     (
@@ -35,6 +39,11 @@ OF_ROWS = (  # a count of Facts, what is counted, what to do
         "ambiguous",
         "rows have two responses that share nearly all words",
         "Read some of them before training (pairs.csv).",
+    ),
+    (
+        "scored_against",
+        "of {scored} scored pairs score the rejected reply above the chosen one",
+        "Find out whether the labels or the scores are right: training follows the labels.",
     ),
 )
 
@@ -61,18 +70,30 @@ class Facts:
     length: Interval | None = None  # accuracy of length alone
     model: Interval | None = None  # accuracy of the chosen view
     flips: Interval | None = None
-    flips_trusted: bool = False  # an estimate; else a bound
+    flips_by: str = "bound"  # else an estimate: trusted | checked
     lift: Interval | None = None  # average precision over chance, of flips put in
     length_lift: Interval | None = None  # the same of length alone
     top: Interval | None = None  # share of those flips in the most suspect tenth
     contamination: tuple[tuple[str, Interval], ...] = ()
+    scored: int = 0  # pairs with a score of each reply
+    scored_against: int = 0  # those whose rejected reply has the higher one
     has_h: bool = False
     has_rewards: bool = False
 
+    @property
+    def reversed(self) -> bool:
+        """Whether more than half of the labels are flipped, by labels that are known."""
+        return self.flips is not None and self.flips_by != "bound" and self.flips.low > 0.5
+
 
 def advise(facts: Facts) -> list[Advice]:
-    """All rules, those about the rows themselves first; one line a piece of advice."""
+    """All rules, those about the rows themselves first; one line a piece of advice.
+
+    Labels that look reversed come before all.
+    """
     rules = (_of_rows, _of_shortcuts, _of_flips, _of_contamination)
+    if facts.reversed:
+        rules = (_of_flips, _of_rows, _of_shortcuts, _of_contamination)
     merged: dict[tuple[str, str], str] = {}
     for line in chain.from_iterable(rule(facts) for rule in rules):
         key = (line.advice, line.grade)
@@ -82,7 +103,7 @@ def advise(facts: Facts) -> list[Advice]:
 
 def _of_rows(facts: Facts) -> list[Advice]:
     found = [
-        Advice(text, f"{count} {why}", MEASURED)
+        Advice(text, f"{count} {why.format(**vars(facts))}", MEASURED)
         for name, why, text in OF_ROWS
         if (count := getattr(facts, name))
     ]
@@ -104,13 +125,16 @@ def _of_shortcuts(facts: Facts) -> list[Advice]:
 def _of_flips(facts: Facts) -> list[Advice]:
     if facts.flips is None:
         return [Advice("Judge label noise by hand.", "too few pairs for a model", UNKNOWN)]
+    said = f"{_percent(facts.flips)} of labels are flipped, {BY.get(facts.flips_by)}"
+    if facts.reversed:
+        text = f"Train nothing yet: {REVERSED} Read some pairs, mend the file, audit it again."
+        return [Advice(text, said, MEASURED)]
     found = [_of_lift(facts)] if facts.lift is not None else []
-    said = f"at most {facts.flips.high:.0%} of labels are flipped"
-    if facts.flips_trusted:
-        said = f"{_percent(facts.flips)} of labels are flipped, by the trusted pairs"
-    else:
+    if facts.flips_by == "bound":
+        said = f"at most {facts.flips.high:.0%} of labels are flipped, {BY_LOT}"
         why = f"{said}; a model's errors and flips look alike without labels that are known"
-        text = "Check 100 or more pairs by hand and give them as --trusted."
+        text = "Draw 100 or more pairs by lot, check them by hand and give them as --trusted, the "
+        text += "right reply as the chosen one."
         found.append(Advice(text, why, UNKNOWN))
     return found + _of_study("phase_flips", facts, facts.flips, said)
 
@@ -119,9 +143,9 @@ def _of_lift(facts: Facts) -> Advice:
     assert facts.lift is not None
     why = f"of labels turned here by lot, a fifth, {how_found(facts)}"
     if facts.lift.low <= BARELY:
-        return Advice("Drop or turn no pair by its flip probability.", why, MEASURED)
+        return Advice("Drop or turn no pair because a model doubts it.", why, MEASURED)
     if facts.length_lift is not None and facts.lift.low <= facts.length_lift.value:
-        text = "Drop or turn no pair by its flip probability: it finds no more than length does."
+        text = "Drop or turn no pair because a model doubts it: it finds no more than length does."
         return Advice(text, why, MEASURED)
     return Advice("Read the most suspect pairs first (pairs.csv); drop none unread.", why, MEASURED)
 

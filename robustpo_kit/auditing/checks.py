@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from robustpo_kit.calibration import WORD
 from robustpo_kit.data import Preference, PreferenceSet
 
 NEAR = 0.9  # cosine of word counts from which two rows are near duplicates
@@ -25,6 +26,26 @@ def of_other_prompts(rows: PreferenceSet, taken: PreferenceSet) -> PreferenceSet
     """The rows whose prompts no row of `taken` has, letter case and blanks aside."""
     seen = {plain(row.prompt) for row in taken}
     return rows.select(n for n, row in enumerate(rows) if plain(row.prompt) not in seen)
+
+
+def as_labelled(pairs: PreferenceSet, rows: PreferenceSet) -> np.ndarray:
+    """Whether `rows` have each of M pairs, letter case and blanks aside, and with which label.
+
+    Returns:
+        [M] 1: with the same label; -1: with the opposite one; 0: not at all. Of several rows with
+        the same texts the first counts.
+    """
+    label: dict[tuple[str, ...], int] = {}
+    for row in rows:
+        key = _texts(row)
+        label.setdefault(key, 1)
+        label.setdefault((key[0], *key[:0:-1]), -1)
+    return np.array([label.get(_texts(row), 0) for row in pairs], dtype=int)
+
+
+def _texts(row: Preference) -> tuple[str, ...]:
+    """The prompt and the responses of a row, as `plain` has them."""
+    return tuple(map(plain, (row.prompt, *row.responses)))
 
 
 def schema_table(rows: PreferenceSet) -> pd.DataFrame:
@@ -69,7 +90,7 @@ def length_table(rows: PreferenceSet, count: Callable[[str], int], unit: str) ->
 
 
 def _column_name(row: Preference, column: int) -> str:
-    if len(row.responses) == 2 and row.rewards is None:
+    if len(row.responses) == 2:
         return ("chosen", "rejected")[column]
     return f"response {column}"
 
@@ -84,8 +105,7 @@ def repeat_table(rows: PreferenceSet) -> pd.DataFrame:
     first: dict[tuple[str, ...], str] = {}
     found = []
     for row in rows:
-        prompt, *texts = map(plain, (row.prompt, *row.responses))
-        key = (prompt, *texts)
+        prompt, *texts = key = _texts(row)
         if key in first:
             found.append((row.row_id, first[key], "exact", 1.0))
         elif len(texts) == 2 and (prompt, *texts[::-1]) in first:
@@ -104,7 +124,7 @@ def near_table(rows: PreferenceSet) -> pd.DataFrame:
     if len(rows) < 2:
         return pd.DataFrame(columns=REPEATS)
     texts = [" ".join((row.prompt, *row.responses)) for row in rows]
-    words = TfidfVectorizer(use_idf=False, token_pattern=r"(?u)\S+").fit_transform(texts)
+    words = TfidfVectorizer(use_idf=False, token_pattern=WORD.pattern).fit_transform(texts)
     ids = np.array([row.row_id for row in rows], dtype=object)
     parts = []
     for start in range(0, len(rows), BLOCK):
@@ -143,9 +163,15 @@ def overlaps(pairs: PreferenceSet) -> np.ndarray:
     """[N] share of words that the two responses have in common (Jaccard)."""
     shares = []
     for row in pairs:
-        left, right = (set(plain(text).split()) for text in row.responses)
+        left, right = (set(WORD.findall(plain(text))) for text in row.responses)
         shares.append(len(left & right) / max(1, len(left | right)))
     return np.array(shares)
+
+
+def scored_against(rows: PreferenceSet) -> tuple[int, int]:
+    """Of rows of two responses: how many score the second above the first, and how many score."""
+    scores = [row.rewards for row in rows if row.rewards is not None and len(row.rewards) == 2]
+    return sum(first < second for first, second in scores), len(scores)
 
 
 def ties(rows: PreferenceSet) -> np.ndarray:

@@ -2,14 +2,16 @@
 
 A label that disagrees with a model is a flip, or a pair that the model gets wrong. Scores alone
 cannot tell: labels flipped by lot at a rate r turn P(label) into r + (1 - 2 r) P(true label), and a
-weak model of clean labels looks like a good one of noisy labels. So two numbers are given:
+weak model of clean labels looks like a good one of noisy labels. So these numbers are given:
 
-bound    Nowhere can labels disagree less often than they are flipped. Among the pairs where the
-         model is most certain, the share that disagrees is r, plus what the model gets wrong
-         there: its upper confidence limit bounds r, whatever the model is worth (the anchor points
-         of Liu and Tao, 2016, arXiv:1411.7718, taken as a bound).
+bound    If fewer than half are flipped, and by lot, labels nowhere disagree less often than that.
+         Among the pairs where the model is most certain, the share that disagrees is r, plus what
+         the model gets wrong there: its upper confidence limit bounds r, whatever the model is
+         worth (the anchor points of Liu and Tao, 2016, arXiv:1411.7718, taken as a bound).
 trusted  On pairs whose labels are known to be right, the same model agrees by its own worth alone.
-         The mean of m = 2 sigmoid(score) - 1 over the file is 1 - 2 r times that over them.
+         The mean of m = 2 sigmoid(score) - 1 over the file is 1 - 2 r times that over them: r may
+         be anything from 0 to 1, where all columns are swapped.
+checked  Where trusted pairs are the file's own, drawn by lot, the share of other labels is r.
 
 The counts of confident learning (Northcutt et al., 2021, arXiv:1911.00068, Eq. 1-3) are given
 beside them, as they are often asked for; they take all errors of a model for flips.
@@ -29,27 +31,33 @@ from robustpo_kit.intervals import Interval, t_interval
 from robustpo_kit.records import stream
 
 CERTAIN = (0.1, 0.2, 0.5)  # shares of pairs, the most certain ones, at which the bound is read
-RATES = np.linspace(0, 0.5, 501)  # at which a rate is tried
+RATES = np.linspace(0, 1, 1001)  # at which a rate is tried
+LEAST_GROUPS = 10  # below which no interval is given
+MISFIT = 0.999  # level at which no rate fits the file and the trusted pairs
 EPS = 1e-6
-MOST = 0.49  # beyond it a label says nothing
+NEAR_HALF = 0.01  # of a rate of a half, at which a label says nothing
 TOP = 0.1  # share of the pairs that a reader looks at first
 
 
-def flip_bound(scores: ArrayLike, level: float = 0.95) -> Interval:
+def flip_bound(scores: ArrayLike, groups: Sequence[str], level: float = 0.95) -> Interval:
     """At most so many labels are flipped: the value is the share that disagrees where it is least.
 
-    The upper limits (Clopper and Pearson) at the shares of CERTAIN hold together, by Bonferroni;
-    the lower bound is 0, since all of it may be the model's fault.
+    One pair a group counts, the surest: repeats of a pair have one label. The upper limits (Clopper
+    and Pearson) at the shares of CERTAIN hold together, by Bonferroni; the lower bound is 0, since
+    all of it may be the model's fault.
 
     Args:
         scores: [N] cross-fitted, above 0 where the model agrees with the label.
+        groups: [N].
         level: with which the bound holds.
     """
-    scores = np.asarray(scores, dtype=float)
-    order = np.argsort(-np.abs(scores), kind="stable")
+    ordered = pd.Series(scores, dtype=float).sort_values(
+        key=lambda values: -values.abs(), kind="stable"
+    )
+    scores = ordered[~pd.Series(groups)[ordered.index].duplicated()].to_numpy()
     found = []
     for share in CERTAIN:
-        certain = scores[order[: max(1, round(share * len(scores)))]]
+        certain = scores[: max(1, round(share * len(scores)))]
         against = (certain < 0).sum() + 0.5 * (certain == 0).sum()
         tail = 1 - (1 - level) / len(CERTAIN)
         limit = stats.beta.ppf(tail, against + 1, max(len(certain) - against, 1e-9))
@@ -64,38 +72,68 @@ def trusted_rate(
     trusted: ArrayLike,
     trusted_groups: Sequence[str],
     level: float = 0.95,
-) -> Interval:
+) -> Interval | None:
     """The flip rate of a file, from the scores of pairs whose labels are right.
 
-    Every rate is kept that a test of mean m(file) = (1 - 2 rate) mean m(trusted) does not refuse
-    (Fieller's interval, with errors by group), so that a model that knows nothing gives [0, 0.5].
+    A rate r is as far from the data as the Student's t of mean m(file) - (1 - 2 r) mean m(trusted),
+    with errors by group, is from 0. The estimate is the nearest rate; kept is every rate whose t^2
+    is not beyond the least by more than chance gives (a profile likelihood), so that a model that
+    knows nothing gives [0, 1].
 
     Args:
         scores: [N] of the file, cross-fitted.
         groups: [N].
-        trusted: [M] by the same models.
-        trusted_groups: [M].
+        trusted: [M] by models that did not see the pair's group.
+        trusted_groups: [M]; a group that the file has too is the same.
         level: of the interval.
+
+    Returns:
+        None with fewer than LEAST_GROUPS groups of trusted pairs, and where no rate fits: the file
+        agrees with the model far better than the trusted pairs do.
     """
-    mean, error = _mean_and_error(label_odds(scores), groups)
-    known, known_error = _mean_and_error(label_odds(trusted), trusted_groups)
+    count = min(len(set(groups)), len(set(trusted_groups)))
+    if count < LEAST_GROUPS:
+        return None
+    mean, errors = _mean_and_errors(label_odds(scores), groups)
+    known, known_errors = _mean_and_errors(label_odds(trusted), trusted_groups)
     kept = 1 - 2 * RATES
-    most = stats.norm.ppf((1 + level) / 2) * np.sqrt(error**2 + (kept * known_error) ** 2)
-    inside = RATES[np.abs(mean - kept * known) <= most]
-    if not len(inside):  # the file agrees better than the trusted pairs: no flip is seen
-        inside = RATES[:1]
-    value = np.nan
-    if known > 0:
-        value = float(np.clip((1 - mean / known) / 2, 0, 0.5))
-    return Interval(value, float(inside.min()), float(inside.max()), len(set(trusted_groups)))
+    shared = errors.mul(known_errors, fill_value=0).sum()
+    variance = (errors**2).sum() - 2 * kept * shared + kept**2 * (known_errors**2).sum()
+    distance = (mean - kept * known) ** 2 / np.maximum(variance, EPS**2)
+    most, misfit = stats.t.ppf([(1 + level) / 2, (1 + MISFIT) / 2], count - 1) ** 2
+    if distance.min() > misfit:
+        return None
+    inside = RATES[distance - distance.min() <= most]
+    value = (1 - mean / known) / 2 if known else 0.5
+    if not 0 <= value <= 1:
+        value = RATES[distance.argmin()]
+    return Interval(float(value), float(inside.min()), float(inside.max()), count)
 
 
-def _mean_and_error(values: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
-    """Mean, and its standard error with rows of a group taken as one observation."""
+def _mean_and_errors(values: np.ndarray, groups: Sequence[str]) -> tuple[float, "pd.Series[float]"]:
+    """Mean, and by group what it adds to its error: the sum of squares is the variance."""
     mean = float(values.mean())
     sums = pd.Series(values - mean).groupby(np.asarray(groups).astype(str)).sum()
-    count = max(len(sums), 2)
-    return mean, float(np.sqrt((sums**2).sum() * count / (count - 1)) / len(values))
+    return mean, sums / len(values) * np.sqrt(len(sums) / (len(sums) - 1))
+
+
+def checked_rate(turned: ArrayLike, groups: Sequence[str], level: float = 0.95) -> Interval | None:
+    """The share of pairs, drawn by lot and checked by hand, whose label is the other way round.
+
+    Args:
+        turned: [M].
+        groups: [M]; the first pair of each counts.
+        level: of the interval (Clopper and Pearson).
+
+    Returns:
+        None with fewer than LEAST_GROUPS groups.
+    """
+    first = ~pd.Series(groups, dtype=object).duplicated().to_numpy()
+    found = np.asarray(turned, dtype=bool)[first]
+    if len(found) < LEAST_GROUPS:
+        return None
+    limits = stats.binomtest(int(found.sum()), len(found)).proportion_ci(level)
+    return Interval(float(found.mean()), float(limits.low), float(limits.high), len(found))
 
 
 def confident_rate(scores: ArrayLike) -> float:
@@ -119,10 +157,12 @@ def flip_probabilities(agreement: ArrayLike, rate: float) -> np.ndarray:
 
     Args:
         agreement: [N] P, the probability of the label as given.
-        rate: r.
+        rate: r, from 0 to 1.
     """
-    rate = min(max(rate, 0.0), MOST)
-    agree = np.clip(np.asarray(agreement, dtype=float), max(rate, EPS), 1 - max(rate, EPS))
+    if abs(rate - 0.5) < NEAR_HALF:
+        rate = 0.5 + np.copysign(NEAR_HALF, rate - 0.5)
+    low, high = sorted((rate, 1 - rate))
+    agree = np.clip(np.asarray(agreement, dtype=float), max(low, EPS), min(high, 1 - EPS))
     true = np.clip((agree - rate) / (1 - 2 * rate), 0, 1)
     return rate * (1 - true) / agree
 

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from robustpo_kit import plots
-from robustpo_kit.auditing.advice import Facts, how_found
+from robustpo_kit.auditing.advice import BY_LOT, REVERSED, Facts, how_found
 from robustpo_kit.auditing.report import Audit
 from robustpo_kit.data import PreferenceSet
 
@@ -44,7 +44,10 @@ $body
 """)
 ABOUT = {  # heading, what the table shows
     "schema": ("What the file holds", ""),
-    "lengths": ("Lengths", ""),
+    "lengths": (
+        "Lengths",
+        "A word stands between blanks; of scripts without blanks each character counts as one.",
+    ),
     "duplicates": (
         "Repeats and contradictions",
         "Rows that say what an earlier row says: <em>exact</em>; <em>contradiction</em>, the same "
@@ -61,8 +64,10 @@ ABOUT = {  # heading, what the table shows
     "flip_rate": (
         "Labels that may be turned round",
         "A model's mistakes and flipped labels look alike. The <em>bound</em> holds whatever the "
-        "model is worth, if labels are flipped by lot; <em>trusted</em> compares with pairs whose "
-        "labels are known. <em>Confident learning</em> counts all mistakes of the model as flips.",
+        "model is worth, if fewer than half of the labels are flipped, and by lot; "
+        "<em>trusted</em> compares with pairs whose labels are known, <em>checked</em> counts "
+        "among those that are the file's own, drawn by lot. <em>Confident learning</em> counts "
+        "all mistakes of the model as flips.",
     ),
     "detectability": (
         "How well flips can be found here",
@@ -108,14 +113,18 @@ def page(audit: Audit, cost: str = "") -> str:
 
 def lead(facts: Facts) -> str:
     """The findings in a paragraph."""
-    said = [
+    said = [REVERSED.capitalize()] if facts.reversed else []
+    said += [
         f"{facts.rows:,} rows; {facts.repeats} repeat an earlier one, {facts.contradictions} "
         "contradict one."
     ]
+    if facts.scored_against:
+        count = f"{facts.scored_against:,} of {facts.scored:,} scored pairs"
+        said.append(f"{count} score the rejected reply above the chosen one.")
     if facts.flips is not None and facts.model is not None:
         said.append(f"A model of the text finds {facts.model.value:.0%} of held-out labels.")
-        rate = f"At most {facts.flips.high:.0%} of labels are flipped"
-        if facts.flips_trusted:
+        rate = f"At most {facts.flips.high:.0%} of labels are flipped, {BY_LOT}"
+        if facts.flips_by != "bound":
             rate = f"{facts.flips.low:.0%} to {facts.flips.high:.0%} of labels are flipped"
         said.append(f"{rate} (95 %).")
     if facts.lift is not None:

@@ -2,18 +2,19 @@
 
 import dataclasses
 
-import numpy as np
 import pandas as pd
 
 from robustpo_kit.auditing import checks, flips, scores, sources, views
 from robustpo_kit.auditing.advice import Advice, Facts, advise
+from robustpo_kit.auditing.rates import FlipRate, Known, flip_rate, known_pairs, preferred_first
 from robustpo_kit.auditing.strengths import strength_table
+from robustpo_kit.calibration import word_count
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import Encoder
 from robustpo_kit.intervals import Interval
 from robustpo_kit.policies import Policy
 
-LEAST_PAIRS, LEAST_GROUPS = 40, 10  # for a model that says anything
+LEAST_PAIRS = 40  # for a model that says anything
 SHOWN_RATE = 0.2  # the rate of injected flips that is spoken of
 SUSPECTS = 10  # pairs whose texts are shown
 
@@ -36,7 +37,7 @@ class Audit:
     tables: dict[str, pd.DataFrame]
     facts: Facts
     notes: list[str]
-    suspects: PreferenceSet  # the pairs most likely flipped, most likely first
+    suspects: PreferenceSet  # the first of the table `pairs`
 
     def advice(self) -> list[Advice]:
         """What to do, by rule."""
@@ -66,32 +67,15 @@ def audit(rows: PreferenceSet, beside: Beside, *, limit: int = 2000, seed: int =
         notes.append(f"Models and near repeats look at {len(part)} of {len(rows)} rows (--rows).")
     tables = _tables_of_rows(rows, part, beside)
     found = Audit(rows.name, tables, _facts_of_rows(rows, pairs, tables), notes, pairs[:0])
-    if len(pairs) < LEAST_PAIRS or len({row.group for row in pairs}) < LEAST_GROUPS:
-        needed = f"{LEAST_PAIRS} pairs of {LEAST_GROUPS} prompts"
+    if len(pairs) < LEAST_PAIRS or len({row.group for row in pairs}) < flips.LEAST_GROUPS:
+        needed = f"{LEAST_PAIRS} pairs of {flips.LEAST_GROUPS} prompts"
         notes.append(f"No model was fitted: {needed} are needed, {len(pairs)} pairs are there.")
     else:
-        _add_pairs(found, pairs, beside, seed)
+        _add_pairs(found, pairs, known_pairs(beside.trusted, rows), beside.encoder, seed)
     if beside.policy is not None and len(pairs) > 1:
         tables["strength"] = strength_table(beside.policy, pairs)
     _add_contamination(found, part, beside, seed)
     return found
-
-
-def preferred_first(rows: PreferenceSet) -> tuple[PreferenceSet, list[str]]:
-    """Rows as pairs, the preferred response first, without ties; and in words what was left out."""
-    pairs = rows.select(n for n, row in enumerate(rows) if len(row.responses) > 1)
-    notes = []
-    if len(pairs) < len(rows):
-        notes.append(f"{len(rows) - len(pairs)} rows of one response are in no pair.")
-    ranked = all(row.rewards is not None for row in pairs)
-    if rows.responses_per_prompt > 2:
-        which = "of highest and of lowest reward" if ranked else "in columns 0 and 1"
-        notes.append(f"Lists are looked at as the two responses {which}.")
-    pairs = pairs.pairs("best_worst" if ranked else "columns")
-    tied = checks.ties(pairs)
-    if tied.any():
-        notes.append(f"{tied.sum()} ties are in no pair.")
-    return pairs.select(np.flatnonzero(~tied)), notes
 
 
 def _tables_of_rows(
@@ -102,7 +86,7 @@ def _tables_of_rows(
     near = near[~near["row_id"].isin(exact["row_id"])]
     tables = {
         "schema": checks.schema_table(rows),
-        "lengths": checks.length_table(part, views.word_count, "words"),
+        "lengths": checks.length_table(part, word_count, "words"),
         "duplicates": pd.concat([exact, near], ignore_index=True),
         "sources": sources.source_table(part),
         "positions": checks.position_table(rows),
@@ -124,6 +108,7 @@ def _facts_of_rows(
     rows: PreferenceSet, pairs: PreferenceSet, tables: dict[str, pd.DataFrame]
 ) -> Facts:
     kinds = tables["duplicates"]["kind"].value_counts()
+    against, scored = checks.scored_against(rows)
     return Facts(
         responses=rows.responses_per_prompt,
         rows=len(rows),
@@ -131,84 +116,68 @@ def _facts_of_rows(
         contradictions=int(kinds.get("contradiction", 0)),
         leaks=len(tables["leaks"]) if "leaks" in tables else None,
         ties=int(checks.ties(rows).sum()),
+        scored=scored,
+        scored_against=against,
         ambiguous=int((checks.overlaps(pairs) >= checks.ALIKE).sum()),
         has_h=all(row.h is not None for row in rows),
         has_rewards=all(row.rewards is not None for row in rows),
     )
 
 
-def _add_pairs(found: Audit, pairs: PreferenceSet, beside: Beside, seed: int) -> None:
+def _add_pairs(
+    found: Audit, pairs: PreferenceSet, known: Known, encoder: Encoder | None, seed: int
+) -> None:
     """What cross-fitted scores tell: shortcuts, flips, and how well flips are found."""
-    known = _known_pairs(pairs, beside.trusted)
-    features = views.differences(PreferenceSet([*pairs, *known]), beside.encoder)
+    features = views.differences(PreferenceSet([*pairs, *known.pairs]), encoder)
     inside = {name: values[: len(pairs)] for name, values in features.items()}
     groups = [row.group for row in pairs]
     fits = scores.best_of_views(inside, scores.folds_of(groups, seed), seed=seed)
     best, table = scores.chosen(fits), scores.view_table(fits, groups, seed=seed)
-    rate, rates = _flip_rates(best, groups, features[best.view][len(pairs) :], known, seed)
-    suspicion = flips.flip_probabilities(best.agreement(), rate.value)
+    rate = flip_rate(best, pairs, known, features[best.view][len(pairs) :], seed)
     detected = flips.detectability(inside, best, seed=seed)
+    in_doubt = _pair_table(pairs, best, rate)
+    found.notes += rate.notes
     found.tables |= {
         "models": table,
-        "flip_rate": rates,
+        "flip_rate": rate.table(flips.confident_rate(best.scores)),
         "detectability": detected,
-        "pairs": _pair_table(pairs, best, suspicion),
+        "pairs": in_doubt,
     }
     shown = detected[detected["rate"] == SHOWN_RATE].iloc[0]
     found.facts = dataclasses.replace(
         found.facts,
         length=_accuracy(table, "length"),
         model=_accuracy(table, best.view),
-        flips=rate,
-        flips_trusted=len(known) > 0,
+        flips=rate.estimates[rate.best],
+        flips_by=rate.best,
         lift=_interval(shown, "lift"),
         top=_interval(shown, "precision_top"),
         length_lift=_interval(shown, "length_lift"),
     )
-    found.suspects = pairs.select(np.argsort(best.scores, kind="stable")[:SUSPECTS])
+    found.suspects = pairs.select(in_doubt.index[:SUSPECTS])
 
 
-def _known_pairs(pairs: PreferenceSet, trusted: PreferenceSet | None) -> PreferenceSet:
-    """Trusted pairs of other prompts than the file's."""
-    if trusted is None:
-        return pairs[:0]
-    known, _ = preferred_first(trusted)
-    return checks.of_other_prompts(known, pairs)
+def _pair_table(pairs: PreferenceSet, best: scores.Scored, rate: FlipRate) -> pd.DataFrame:
+    """A row a pair, the one whose label the model finds least probable first.
 
-
-def _flip_rates(
-    best: scores.Scored,
-    groups: list[str],
-    features: views.Features,
-    known: PreferenceSet,
-    seed: int,
-) -> tuple[Interval, pd.DataFrame]:
-    """The rate to go by, from trusted pairs where there are any, and all of them as a table."""
-    rates = {"bound": flips.flip_bound(best.scores)}
-    if len(known):
-        trusted = best.score_others(features, seed)
-        known_groups = [row.group for row in known]
-        rates["trusted"] = flips.trusted_rate(best.scores, groups, trusted, known_groups)
-    rows = [{"estimate": name, **rate.columns("rate")} for name, rate in rates.items()]
-    rows.append({"estimate": "confident learning", "rate": flips.confident_rate(best.scores)})
-    return rates.get("trusted", rates["bound"]), pd.DataFrame(rows)
-
-
-def _pair_table(pairs: PreferenceSet, best: scores.Scored, suspicion: np.ndarray) -> pd.DataFrame:
-    """A row a pair, in the file's order."""
-    overlap = checks.overlaps(pairs)
-    return pd.DataFrame(
+    A flip probability needs a rate, and a bound is none.
+    """
+    agreement, overlap = best.agreement(), checks.overlaps(pairs)
+    table = pd.DataFrame(
         {
             "row_id": [row.row_id for row in pairs],
             "group": [row.group for row in pairs],
-            "agreement": best.agreement(),
-            "flip_probability": suspicion,
-            "words_preferred": [views.word_count(row.responses[0]) for row in pairs],
-            "words_other": [views.word_count(row.responses[1]) for row in pairs],
+            "agreement": agreement,
+            "words_preferred": [word_count(row.responses[0]) for row in pairs],
+            "words_other": [word_count(row.responses[1]) for row in pairs],
             "overlap": overlap,
             "ambiguous": overlap >= checks.ALIKE,
         }
     )
+    if rate.best != "bound":
+        of_pairs = flips.flip_probabilities(agreement, rate.estimates[rate.best].value)
+        table.insert(3, "flip_probability", of_pairs)
+    return table.sort_values("agreement", kind="stable")
 
 
 def _interval(row: "pd.Series[float]", name: str) -> Interval:
@@ -222,15 +191,20 @@ def _accuracy(table: pd.DataFrame, view: str) -> Interval:
 
 def _add_contamination(found: Audit, rows: PreferenceSet, beside: Beside, seed: int) -> None:
     """Contamination of golden slots, where trusted rows and an encoder can show it."""
-    why = sources.cannot_tell(rows, beside.trusted)
+    trusted, rest = beside.trusted, rows
+    if trusted is not None:  # a classifier of the trusted rows says nothing of them
+        rest = checks.of_other_prompts(rows, trusted)
+    why = sources.cannot_tell(rest, trusted)
     if beside.encoder is None:
         why = "there is no encoder"
-    if why or beside.trusted is None or beside.encoder is None:
+    if why or trusted is None or beside.encoder is None:
         found.notes.append(f"Contamination cannot be told: {why}.")
         return
-    trusted = checks.of_other_prompts(beside.trusted, rows)
-    results = sources.contamination(rows, trusted, encoder=beside.encoder, seed=seed)
-    ids = [row.row_id for row in rows]
+    if len(rest) < len(rows):
+        said = f"{len(rows) - len(rest)} rows whose prompts are among the trusted ones are left out"
+        found.notes.append(f"Contamination is of the others: {said}.")
+    results = sources.contamination(rest, trusted, encoder=beside.encoder, seed=seed)
+    ids = [row.row_id for row in rest]
     parts = [
         pd.DataFrame({"row_id": ids, "source": result.source, "probability": result.probabilities})
         for result in results

@@ -44,11 +44,19 @@ class Scored:
             probs[inside] = calibrate(self.scores[inside])
         return probs
 
-    def score_others(self, features: Features, seed: int) -> np.ndarray:
-        """Scores [M] of pairs that no fold has, each by one fold's model, drawn by lot."""
+    def score_others(self, features: Features, folds: ArrayLike, seed: int) -> np.ndarray:
+        """Scores [M] of other pairs, each by one fold's model.
+
+        Args:
+            features: [M, F].
+            folds: [M] the fold that has the pair's group, whose model did not see it; -1: none has,
+                and a fold is drawn by lot.
+            seed: of the lot.
+        """
         each = np.stack([_apply(model, features) for model in self.models])
         lot = stream(seed, "audit", "fold of others").integers(len(each), size=each.shape[1])
-        return each[lot, np.arange(each.shape[1])]
+        by = np.where(np.asarray(folds) < 0, lot, folds)
+        return each[by, np.arange(each.shape[1])]
 
 
 def cross_fit(

@@ -7,16 +7,18 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from robustpo_kit.auditing.views import word_count
+from robustpo_kit import data
 from robustpo_kit.calibration import (
     fit_classifier,
     flat_responses,
     slot_weights,
+    word_count,
 )
-from robustpo_kit.data import PreferenceSet
+from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.encoders import Encoder
 from robustpo_kit.intervals import Interval, bootstrap_statistic
 
+LEAST_GROUPS = 10  # of trusted rows that show a source, for a classifier
 LABELS = ("chosen", "rejected")  # a label's name, which says nothing of who wrote a response
 
 
@@ -37,11 +39,28 @@ def cannot_tell(rows: PreferenceSet, trusted: PreferenceSet | None) -> str:
     for name, part in (("the file", rows), ("the trusted rows", trusted)):
         if not all(row.golden is not None for row in part):
             return f"{name} do not all name a golden response"
+    if not len(rows):
+        return "every row of the file is among the trusted ones"
     golden = {row.sources[row.golden] for row in trusted if row.golden is not None}
     others = set(chain.from_iterable(row.sources for row in trusted)) - golden
     if others <= {LABELS[1]} or all(name.startswith("source_") for name in others):
         return "the trusted rows do not say who wrote the other responses"
+    if not _shown(trusted):
+        return f"no other source is in trusted rows of {LEAST_GROUPS} prompts"
     return ""
+
+
+def _shown(trusted: PreferenceSet) -> set[str]:
+    """The other sources that enough trusted rows show for a classifier."""
+    flat = flat_responses(trusted)
+    groups = flat[~flat["claimed"]].groupby("source")["group"].nunique()
+    return set(groups.index[groups >= LEAST_GROUPS])
+
+
+def _take_shown(row: Preference, shown: set[str]) -> Preference:
+    """A trusted row with its golden response and those of the sources that are shown."""
+    columns = [k for k, name in enumerate(row.sources) if k == row.golden or name in shown]
+    return dataclasses.replace(data.take(row, columns), row_id=f"trusted {row.row_id}")
 
 
 class Contamination(NamedTuple):
@@ -55,7 +74,7 @@ class Contamination(NamedTuple):
 def contamination(
     rows: PreferenceSet, trusted: PreferenceSet, *, encoder: Encoder, seed: int, draws: int = 200
 ) -> list[Contamination]:
-    """Contamination by every other source that the trusted rows show (`calibration.slots`).
+    """Contamination by every other source that enough trusted rows show (`calibration.slots`).
 
     A classifier learns golden from other replies on the trusted rows, and the share of golden slots
     that look otherwise is the one of greatest likelihood. Without trusted rows it would learn
@@ -68,7 +87,8 @@ def contamination(
         seed: of its folds, and of the bootstrap over groups.
         draws: of the bootstrap.
     """
-    named = trusted.map(lambda row: dataclasses.replace(row, row_id=f"trusted {row.row_id}"))
+    shown = _shown(trusted)
+    named = trusted.map(lambda row: _take_shown(row, shown))
     classifier = fit_classifier(named, seed=seed, kind="per_source", encoder=encoder)
     groups, found = [row.group for row in rows], []
     for source in classifier.heads:

@@ -9,6 +9,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from robustpo_kit import encoders
+from robustpo_kit.calibration import WORD, word_count
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import Encoder
 
@@ -19,20 +20,15 @@ FORM = {  # what is counted in a response; log(1 + count) is the feature
     "headings and bold": re.compile(r"^#+\s|\*\*", re.MULTILINE),
     "code": re.compile(r"`"),
     "digits": re.compile(r"\d"),
-    "questions": re.compile(r"\?"),
-    "exclamations": re.compile(r"!"),
+    "questions": re.compile(r"[?？]"),
+    "exclamations": re.compile(r"[!！]"),
     "capitals": re.compile(r"\b[A-Z]"),
-    "full stop at the end": re.compile(r"[.!?][\"')\]]*\s*\Z"),
+    "full stop at the end": re.compile(r"[.!?。！？][\"')\]」』]*\s*\Z"),
     "apologies and refusals": re.compile(
         r"\b(?:sorry|apologi[sz]e|I can(?:'|’)?(?:no)?t|unable to)\b", re.IGNORECASE
     ),
 }
 Features: TypeAlias = Any  # [N, F], an array or a sparse matrix
-
-
-def word_count(text: str) -> int:
-    """Words of a text, between blanks."""
-    return len(text.split())
 
 
 def differences(pairs: PreferenceSet, encoder: Encoder | None) -> dict[str, Features]:
@@ -78,7 +74,7 @@ def _words(first: Sequence[str], second: Sequence[str]) -> sparse.csr_matrix:
         ngram_range=(1, 2),
         sublinear_tf=True,
         max_features=MOST_WORDS,
-        token_pattern=r"(?u)\S+",  # of any script, and never empty where a text is not
+        token_pattern=WORD.pattern,  # of any script, and never empty where a text is not
     )
     both = vectorizer.fit_transform([*first, *second])
     return (both[: len(first)] - both[len(first) :]).tocsr()

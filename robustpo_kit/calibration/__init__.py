@@ -7,10 +7,12 @@ from robustpo_kit.calibration.fitting import fit_classifier, fold_of_groups
 from robustpo_kit.calibration.maps import Isotonic, Temperature, fit_isotonic, fit_temperature
 from robustpo_kit.calibration.quality import detectors, ece, quality, reliability
 from robustpo_kit.calibration.responses import (
+    WORD,
     by_row,
     flat_responses,
     response_table,
     responses_per_row,
+    word_count,
 )
 from robustpo_kit.calibration.slots import SlotWeights, slot_ratios, slot_weights
 from robustpo_kit.calibration.told import (
@@ -30,6 +32,7 @@ __all__ = [
     "SourceClassifier",
     "Temperature",
     "Told",
+    "WORD",
     "by_row",
     "calibration_factor",
     "confidences",
@@ -54,4 +57,5 @@ __all__ = [
     "told_by_trusted",
     "uniform_factor",
     "verdict",
+    "word_count",
 ]

@@ -8,7 +8,7 @@ from scipy.special import expit
 
 from robustpo_kit.calibration.classifiers import SourceClassifier
 from robustpo_kit.calibration.quality import EPS, area_under_curve, ece
-from robustpo_kit.calibration.responses import flat_responses
+from robustpo_kit.calibration.responses import flat_responses, word_count
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import fit_logistic
 from robustpo_kit.intervals import Interval, bootstrap_statistic
@@ -67,7 +67,7 @@ def evidence(
 def length_alone(table: pd.DataFrame, preferences: PreferenceSet) -> np.ndarray:
     """[N] probability of golden by length alone, of the rows of an out-of-fold table."""
     flat = flat_responses(preferences)
-    words = [len(response.split()) for response in flat["response"]]
+    words = [word_count(response) for response in flat["response"]]
     by_place = dict(zip(zip(flat["row_id"], flat["column"], strict=True), words, strict=True))
     places = zip(table["row_id"], table["column"], strict=True)
     logs = np.log1p([by_place[place] for place in places])

@@ -1,10 +1,25 @@
-"""The responses of a preference set as a tidy table, a row a response."""
+"""The responses of a preference set as a tidy table, a row a response; how long a text is."""
+
+import re
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from robustpo_kit.data import PreferenceSet
+
+# a word is what stands between blanks; in scripts without blanks (Thai, Lao, Burmese, Khmer, kana,
+# Chinese characters, of the supplementary planes too) it is each character
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+
+
+def word_count(text: str) -> int:
+    """How long a text is: its words, as WORD tells them."""
+    return len(WORD.findall(text))
 
 
 def flat_responses(preferences: PreferenceSet) -> pd.DataFrame:
@@ -60,6 +75,6 @@ def response_table(preferences: PreferenceSet, values: ArrayLike, name: str = "c
             f"values: shape {values.shape} for {len(preferences)} rows; [N, K] is expected"
         )
     table = flat_responses(preferences)
-    words = [len(response.split()) for response in table["response"]]
+    words = [word_count(response) for response in table["response"]]
     table = table[["row_id", "group", "column", "source"]].assign(words=words)
     return table.assign(**{name: values.reshape(-1)})

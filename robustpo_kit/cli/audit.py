@@ -48,7 +48,8 @@ def add_audit(commands: Commands) -> None:
     parser.add_argument(
         "--trusted",
         metavar="FILE",
-        help="rows whose labels, and sources where they have them, are right: of other prompts",
+        help="rows whose labels, and sources where they have them, are right: pairs of the file "
+        "itself that were drawn by lot and checked, or others",
     )
     add_model(parser, "smollm2-135m-instruct", "whose tokens, strength and cost are told: ")
     parser.add_argument(
