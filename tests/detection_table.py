@@ -3,7 +3,8 @@
 `python tests/detection_table.py --hh FILE`, from the repository's root, does what
 data/results/studies/detection/declared.json declares and writes the tables beside it with their
 provenance.
-FILE is a local file of HH-RLHF; without it that task is fetched from the Hub.
+FILE is a local file of HH-RLHF; without it that task is fetched from the Hub. `--part flips` or
+`--part slots` makes the tables of turned labels, or of contaminated golden slots, alone.
 """
 
 import argparse
@@ -178,14 +179,18 @@ def contamination_cells(declared, encoder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hh", metavar="FILE")
-    started, hh = time.time(), parser.parse_args().hh
+    parser.add_argument("--part", choices=("flips", "slots"))
+    started, arguments = time.time(), parser.parse_args()
     declared = json.loads((FOLDER / "declared.json").read_text())
     encoder = encoders.load(declared["encoder"])
-    slots = contamination_cells(declared, encoder)
-    cells = flip_cells(declared, encoder, hh)
+    tables = {}
+    if arguments.part != "flips":
+        slots = contamination_cells(declared, encoder)
+        tables |= {"contamination_cells": slots, "contamination": contamination_summary(slots)}
+    if arguments.part != "slots":
+        cells = flip_cells(declared, encoder, arguments.hh)
+        tables |= {"flip_cells": cells, "flips": flip_summary(cells), "primaries": primaries(cells)}
     record = records.provenance(declared, declared["seeds"][0], started)
-    tables = {"flip_cells": cells, "flips": flip_summary(cells), "primaries": primaries(cells)}
-    tables |= {"contamination_cells": slots, "contamination": contamination_summary(slots)}
     for name, table in tables.items():
         records.write_table(FOLDER / f"{name}.csv", table, record)
 
