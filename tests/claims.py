@@ -30,7 +30,8 @@ CLAIMS: dict[str, Callable[[], str]] = {}
 def texts() -> list[Path]:
     """The files that state what was measured."""
     notebooks = sorted((ROOT / "notebooks" / "text").glob("*.py"))
-    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *notebooks]
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *pages, *notebooks]
 
 
 def claim(function: Callable[[], str]) -> Callable[[], str]:
@@ -705,6 +706,12 @@ SPEEDS = (
     "gamma_over_base",
 )
 CLAIMS |= {name: lambda name=name: speed(name) for name in SPEEDS}
+
+
+CLAIMS |= {
+    "trl_pairs_in_words": lambda: speed("ratio_vs_trl_pairs").replace(" | ", ", "),
+    "trl_memory_in_words": lambda: speed("peak_memory_ratio_vs_trl").replace(" | ", " of it, "),
+}
 
 
 @claim

@@ -266,9 +266,9 @@ def test_train_then_score_the_policy(capsys, tmp_path, pairs, monkeypatch):
     assert cli.main(["train", *map(str, arguments), "--set", "max_steps=1", "--rank", "4"]) == 0
 
 
-def readme_blocks(part: str) -> list[str]:
-    """The fenced blocks of one part of the README."""
-    text = (paths.ROOT / "README.md").read_text()
+def page_blocks(page: str, part: str) -> list[str]:
+    """The fenced blocks of one part of a page."""
+    text = (paths.ROOT / page).read_text()
     return re.findall(r"```\w*\n(.*?)```", text.split(f"## {part}\n")[1].split("\n## ")[0], re.S)
 
 
@@ -276,24 +276,25 @@ def test_the_readmes_own_commands_work_on_its_own_format(tmp_path, monkeypatch, 
     """On tiny models: audit to compare, and the lines of Python, as they stand."""
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
-    others = [{**row, "prompt": f"{row['prompt']} And then?"} for row in PAIRS]
-    (tmp_path / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
-    commands, *_, code = readme_blocks("Without a notebook")
-    lines = re.findall(r"^robustpo ((?:audit|calibrate|train|compare) [^#\n]*)", commands, re.M)
-    lines = [line.replace("MODEL", "tiny") for line in lines]
-    names = ["audit", "calibrate", "compare", "train", "train"]
-    assert sorted(line.split()[0] for line in lines) == names
+    (commands,) = page_blocks("README.md", "Your own file")
+    (code,) = page_blocks("docs/your_data.md", "The kit's own format, and Python")
+    lines = re.findall(r"^robustpo ([^#\n]*)", commands, re.M)
+    lines = [line.replace("smollm2-135m-instruct", "tiny") for line in lines]
+    lines = [line.replace("--heldout 0.1", "--heldout 0.5") for line in lines]
+    names = ["audit", "calibrate", "train", "train", "compare", "score", "judge"]
+    assert [line.split()[0] for line in lines] == names
+    lines.pop()  # which needs a server, see test_endpoint
     for line in lines:
         assert cli.main([*shlex.split(line), *OWN.get(line.split()[0], [])]) == 0
-    assert (tmp_path / "runs" / "mine" / "record.json").exists()
+    assert (tmp_path / "runs" / "gamma" / "record.json").exists()
     assert (tmp_path / "runs" / "beside" / "comparison.png").exists()
     values: dict = {}
     exec(code.replace("smollm2-135m-instruct", "tiny"), values)
     assert values["record"].metrics["steps"] == 1
 
 
-def test_the_readme_names_every_field_of_a_row():
-    text = (paths.ROOT / "README.md").read_text()
+def test_the_pages_name_every_field_of_a_row():
+    text = (paths.ROOT / "docs" / "your_data.md").read_text()
     said = text.split("A row of preference data")[1].split("In Python")[0]
     assert set(re.findall(r"`(\w+)`", said)) == {*READERS, *RANKED}
 
