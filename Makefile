@@ -51,8 +51,8 @@ claims: env  ## write what the tables say into the sentences of README and text 
 notebooks: env  ## execute the text notebooks that changed into notebooks/*.ipynb (profile smoke)
 	$(BIN)/robustpo notebooks
 
-figures: series  ## the series, then the list of its figures
-	@ls figures/*.png
+figures: env  ## draw the committed figures again, each of the table beside it
+	$(BIN)/python -c "from robustpo_kit import paths, plots; print(*plots.redraw(paths.FIGURES / 'reference'), sep='\n')"
 
 report: series  ## the executed notebooks of the series as HTML pages in runs/PROFILE/html
 	$(BIN)/jupyter nbconvert --log-level WARN --to html --output-dir runs/$(PROFILE)/html runs/$(PROFILE)/notebooks/*.ipynb

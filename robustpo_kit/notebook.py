@@ -19,23 +19,6 @@ from typing import Any
 from robustpo_kit import paths, profiles, records
 from robustpo_kit.errors import KitError
 
-STYLE: dict[str, Any] = {
-    "figure.figsize": (6.4, 4.0),  # nbval compares "<Figure size 640x400 with 1 Axes>": pin it
-    "figure.dpi": 100,
-    "savefig.dpi": 150,
-    "font.family": "DejaVu Sans",  # bundled with matplotlib, so every machine has it
-    "font.size": 10,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "svg.hashsalt": "robustpo-kit",
-}
-# matplotlib writes its version and address into every PNG; without them a picture has one form.
-PNG: dict[str, Any] = {"bbox_inches": "tight", "metadata": {"Software": None}}
-
 
 def kernel_environment(profile: str) -> dict[str, str]:
     """Variables that a kernel under `profile` must find at its start, whoever starts it."""
@@ -139,6 +122,8 @@ class Notebook:
     def read_table(self, name: str, *, run: str | None = None) -> Any:
         """The table NAME as a DataFrame; prints where it comes from, and whose it is.
 
+        `attrs["origin"]` says whose, for the figures drawn of it.
+
         Looks at what this run has written (`paths.run_name`), then at the committed one,
         `data/results/reference`.
         Under `smoke` the committed run comes first, because explaining cells show real results.
@@ -156,8 +141,11 @@ class Notebook:
         for folder in folders:
             path = folder / f"{name}.csv"
             if path.exists():
-                print(f"table {name} <- {paths.show(path)} {self._badge(path)}".rstrip())
-                return pd.read_csv(path)
+                badge = self._badge(path)
+                print(f"table {name} <- {paths.show(path)} {badge}".rstrip())
+                table = pd.read_csv(path)
+                table.attrs["origin"] = badge.strip("[]")
+                return table
         looked = " or ".join(paths.show(folder) for folder in folders)
         raise KitError(f"table '{name}': not in {looked}; run the series first (`make series`)")
 
@@ -177,7 +165,7 @@ class Notebook:
         return f"[{whose}: {record.get('profile', '?')}, seed {record.get('seed', '?')}]"
 
     def save_figure(self, name: str, figure: Any, table: Any) -> None:
-        """Write a matplotlib figure as NAME.png, with the table it draws and provenance beside it.
+        """Write a figure as NAME.png and NAME.pdf, the table it draws and its provenance beside.
 
         Raises KitError for what is no figure, and for a table as in `save_table`.
         """
@@ -185,10 +173,14 @@ class Notebook:
         _check_table(name, table)
         if not getattr(figure, "axes", None):
             raise KitError(f"figure '{name}': expected a matplotlib figure with at least one axes")
+        from robustpo_kit import plots
+
         path = paths.figures(self.cfg.name, self.run) / f"{name}.png"
-        with records.atomic_write(path) as temporary:
-            figure.savefig(temporary, format="png", **PNG)
-        records.write_table(path.with_suffix(".csv"), table, self.record() | {"rows": len(table)})
+        plots.save(figure, path.with_suffix(""))
+        about = {"rows": len(table)}
+        if origin := table.attrs.get("origin"):
+            about["origin"] = origin
+        records.write_table(path.with_suffix(".csv"), table, self.record() | about)
         self.figures.append(paths.show(path))
         print(f"figure {name} -> {paths.show(path)}")
 
@@ -270,11 +262,10 @@ def _display() -> None:
 
 def _figures() -> None:
     import matplotlib.style
-    from cycler import cycler
 
     from robustpo_kit import plots
 
-    matplotlib.style.use(STYLE | {"axes.prop_cycle": cycler(color=plots.PALETTE)})
+    matplotlib.style.use(plots.STYLE)
     if "IPython" in sys.modules:
         import IPython
 
@@ -282,7 +273,7 @@ def _figures() -> None:
         if shell is not None and hasattr(shell, "kernel"):
             from matplotlib_inline.config import InlineBackend
 
-            InlineBackend.instance(parent=shell).print_figure_kwargs = PNG
+            InlineBackend.instance(parent=shell).print_figure_kwargs = plots.SAVED
 
 
 def _check_name(what: str, name: str) -> None:

@@ -131,21 +131,20 @@ def labelled(ax):
     )
 
 
-def test_regressions_draw_a_line_and_a_cloud_a_policy(ax):
+def test_regressions_draw_a_line_a_band_and_a_cloud_a_policy(ax):
     table = made_up(np.random.default_rng(0))
-    plots.reward_confidence(table, analysis.reward_confidence(table), ax)
-    assert len(ax.lines) == 2 and len(ax.collections) == 2 and labelled(ax)
+    plots.clouds(table, analysis.confidence_bands(table), ax)
+    policies = table["policy"].nunique()
+    assert len(ax.collections) == 2 * policies and labelled(ax)
+    assert len(ax.lines) == policies + table["prompt_id"].nunique()  # each prompt's replies joined
 
 
-def test_win_lose_bars_fill_the_whole_width(ax):
-    table = pd.DataFrame(
-        [
-            {"policy": p, "win": 0.5, "tie": 0.2, "lose": 0.3, "win_low": 0.4, "win_high": 0.6}
-            for p in ("erm", "dora")
-        ]
-    )
-    plots.win_lose(table, ax)
-    assert sum(patch.get_width() for patch in ax.patches) == pytest.approx(2.0) and labelled(ax)
+def test_ties_lie_between_what_is_won_and_what_is_lost(ax):
+    row = {"win": 0.5, "tie": 0.2, "score": 0.6, "score_low": 0.5, "score_high": 0.7}
+    plots.scores(pd.DataFrame([{"policy": p} | row for p in ("erm", "dora")]), ax)
+    bands = [(bar.get_x(), bar.get_width()) for bar in ax.patches]
+    assert np.allclose(bands, [(0.5, 0.2)] * 2)
+    assert labelled(ax)
 
 
 def test_intervals_are_found_under_either_name(ax):
@@ -155,34 +154,6 @@ def test_intervals_are_found_under_either_name(ax):
     plots.bars_with_ci(table, ax, name="policy", value="score", xlabel="x", reference=0.0)
     segment = ax.collections[0].get_segments()[0]
     assert segment[:, 0].tolist() == pytest.approx([0.0, 0.3])
-
-
-def test_every_other_figure_draws_on_its_axis(ax):
-    gaps = pd.DataFrame({"setting": "s", "gap": [0.0, 1.0], "gamma": [1.0, 1.1], "policy": "dpo"})
-    plots.gamma_versus_gap(gaps, ax, gamma0=1.0)
-    plots.violins(
-        pd.DataFrame({"v": [0.0, 1.0, 2.0], "by": "a"}), ax, value="v", by="by", ylabel="v"
-    )
-    plots.curves(
-        pd.DataFrame({"policy": "erm", "step": [1, 2], "loss": [1.0, 0.5]}),
-        ax,
-        value="loss",
-        ylabel="loss",
-    )
-    steps = {
-        "policy": "g",
-        "step": [1, 2],
-        "gamma_min": [1, 1],
-        "gamma_max": [2, 2],
-        "margin_mean": [1.5, 1.5],
-    }
-    plots.margin_range(pd.DataFrame(steps), ax)
-    plots.smoothing(
-        pd.DataFrame({"m": [-1.0, 1.0], "exact": [1.0, -1.0], "approximate": [1.0, -1.0]}),
-        ax,
-        delta=-0.1,
-    )
-    assert labelled(ax) and len(ax.lines) >= 7
 
 
 def test_sources_and_methods_keep_their_colour():

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pictures import faults, saved_by
 from sklearn.metrics import roc_auc_score
 from test_cli import refused
 from training_setting import made_up_rows, made_up_word
@@ -202,7 +203,8 @@ def calibrate(file, out, *more: str) -> int:
 
 
 @pytest.mark.parametrize("factor", ["mean", pytest.param("slot", marks=pytest.mark.slow)])
-def test_dora_trains_on_what_calibrate_writes(file, tmp_path, capsys, factor):
+def test_dora_trains_on_what_calibrate_writes(file, tmp_path, capsys, monkeypatch, factor):
+    figures = saved_by(monkeypatch)
     out, policy = tmp_path / "calibrated", tmp_path / "policy"
     assert calibrate(file, out, "--golden", "0", "--factor", factor) == 0
     assert "tells the sources apart" in capsys.readouterr().out
@@ -213,6 +215,7 @@ def test_dora_trains_on_what_calibrate_writes(file, tmp_path, capsys, factor):
         "calibration.csv", "calibration.json", "classifier", "reliability.csv",
         "reliability.pdf", "reliability.png", "rows.jsonl",
     }  # fmt: skip
+    assert [faults(figure) for figure in figures] == [[]]
     spec = "dora(dpo_pl(beta=0.1), lam=1.0)"
     train = ["train", "--data", str(out / "rows.jsonl"), "--objective", spec]
     train += ["--model", "tiny", "--out", str(policy), "--set", "batch_size=40"]

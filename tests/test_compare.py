@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pictures import faults, saved_by
 from test_cli import refused
 from training_setting import preferences
 
@@ -192,7 +193,8 @@ def train(tmp_path, out: str, spec: str, *more: str) -> list[str]:
     return [str(argument) for argument in arguments]
 
 
-def test_two_objectives_are_trained_and_compared(tmp_path, capsys):
+def test_two_objectives_are_trained_and_compared(tmp_path, capsys, monkeypatch):
+    figures = saved_by(monkeypatch)
     rows = preferences(2, 14)
     rows[:8].to_jsonl(tmp_path / "train.jsonl")
     rows[8:].to_jsonl(tmp_path / "held.jsonl")
@@ -209,6 +211,7 @@ def test_two_objectives_are_trained_and_compared(tmp_path, capsys):
         "comparison.pdf", "comparison.png", "curves.csv", "differences.csv", "differences.json",
         "settings.csv",
     }  # fmt: skip
+    assert [faults(figure) for figure in figures] == [[]]
     assert set(pd.read_csv(out / "settings.csv")["setting"]) == {"objective"}
     assert set(pd.read_csv(out / "curves.csv")["run"]) == {"erm", "dro"}
     assert json.loads((out / "differences.json").read_text())["config"]["level"] == 0.95

@@ -83,10 +83,7 @@ table[["source", "win_rate", "gold", "confidence", "kl_golden"]].round(2)
 # %%
 table = nb.read_table("toy_samples")
 table = table.assign(sample=table["contaminated"].map({True: "contaminated", False: "clean"}))
-figure, axes = plt.subplots(1, 2, figsize=(8, 3))
-plots.violins(table, axes[0], value="true_h", by="sample", ylabel=r"true $\tilde h$")
-axes[1].scatter(table["true_h"], table["h"], s=8, alpha=0.5, color=plots.PALETTE[0])
-axes[1].set(xlabel=r"true $\tilde h$", ylabel=r"estimated $\tilde h$ (BERT)")
+figure = plots.draw("toy_h", table)
 nb.save_figure("toy_h", figure, table)
 plt.show()
 
@@ -115,16 +112,7 @@ nb.read_table("toy_methods").round(3)
 sweep = nb.read_table("toy_sweep", run="reference")
 summary = toy.sweep.summarise_outcomes(sweep, ["win_rate", "win_rate_valid", "mass"], by=["condition"])
 nb.save_table("toy_summary", summary)
-conditions = list(dict.fromkeys(summary["condition"]))
-figure, axes = plt.subplots(3, len(conditions), figsize=(8.6, 4.4), dpi=85, sharey=True, sharex="row")
-for row, outcome in zip(axes, ["win_rate", "win_rate_valid", "mass"], strict=True):
-    part = summary[(summary["outcome"] == outcome) & (summary["method"] != "erm")]
-    for ax, condition in zip(row, conditions, strict=True):
-        cell = part[part["condition"] == condition]
-        plots.bars_with_ci(cell, ax, name="method", value="difference", xlabel=f"{plots.label(outcome)} minus ERM's", reference=0.0)
-        ax.set_title(condition.replace(" 0", "\n0") if outcome == "win_rate" else "")
-        ax.set_xlabel("" if ax is not row[2] else ax.get_xlabel())
-figure.tight_layout()
+figure = plots.draw("toy_methods", summary)
 nb.save_figure("toy_methods", figure, summary)
 plt.show()
 
@@ -142,7 +130,7 @@ plt.show()
 # %%
 doses = nb.read_table("toy_dose", run="reference")
 outcomes = ["win_rate", "win_rate_valid", "mass"]
-knobs = {"contamination": "share of contaminated rows", "label_noise": "share of flipped rankings"}
+knobs = ["contamination", "label_noise"]
 parts = []
 for knob in knobs:
     others = [name for name in knobs if name != knob]
@@ -151,10 +139,7 @@ for knob in knobs:
     parts.append(toy.sweep.summarise_outcomes(part, outcomes, by=[], baseline="0").assign(knob=knob))
 dose_summary = pd.concat(parts, ignore_index=True).assign(dose=lambda table: table["method"].astype(float))
 nb.save_table("toy_dose_summary", dose_summary)
-figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), sharey=True)
-for ax, (knob, xlabel) in zip(axes, knobs.items(), strict=True):
-    plots.lines_with_bands(dose_summary[dose_summary["knob"] == knob], ax, x="dose", y="mean", by="outcome")
-    ax.set(xlabel=xlabel, ylabel="mean over 24 worlds", ylim=(0, 1))
+figure = plots.draw("toy_dose", dose_summary)
 nb.save_figure("toy_dose", figure, dose_summary)
 plt.show()
 
@@ -179,11 +164,7 @@ by_loss = toy.sweep.summarise_outcomes(every_loss, outcomes, by=["loss"])
 nb.save_table("toy_losses_summary", by_loss)
 order = by_loss[(by_loss["outcome"] == "mass") & (by_loss["method"] == "erm")].sort_values("mean")["loss"].tolist()
 by_loss = by_loss.set_index("loss").loc[order].reset_index()
-panels = [("erm", "mass", "mean", "valid mass"), ("dro", "mass", "difference", "valid mass, DRO minus ERM"), ("erm", "win_rate", "mean", "win rate")]
-figure, axes = plt.subplots(1, 3, figsize=(9, 3.6), sharey=True)
-for ax, (method, outcome, value, xlabel) in zip(axes, panels, strict=True):
-    part = by_loss[(by_loss["method"] == method) & (by_loss["outcome"] == outcome)]
-    plots.bars_with_ci(part, ax, name="loss", value=value, xlabel=xlabel, reference=0.0 if value == "difference" else None)
+figure = plots.draw("toy_mass", by_loss)
 nb.save_figure("toy_mass", figure, by_loss)
 plt.show()
 

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from robustpo_kit import analysis, experiments, mixture, plots
+from robustpo_kit import analysis, experiments, mixture, paths, plots, records
 from robustpo_kit.notebook import start
 
 # %% tags=["parameters"]
@@ -126,20 +126,18 @@ nb.save_table("source_distances", pd.DataFrame(distances))
 
 # %%
 table = nb.read_table("mixture_composition")
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
-for ax, (name, part) in zip(axes, table.groupby("data", sort=False), strict=True):
-    plots.composition(part, ax, legend=ax is axes[-1]).set_title(f"{name} data")
+figure = plots.draw("mixture_composition", table)
 nb.save_figure("mixture_composition", figure, table)
 plt.show()
 
 # %% [markdown]
-# Left, the papers' shape: one golden column, one human rejected, two synthetic. Right, the golden column itself is mixed:
+# Above, the papers' shape: one golden column, one human rejected, two synthetic. Below, the golden column itself is mixed:
 # $\alpha$ has fallen inside the slot that supervised fine-tuning and every ranking trust most.
 
 # %%
-table = nb.read_table("source_words")
-figure, ax = plt.subplots()
-plots.word_histogram(table, ax)
+record = records.read_json(paths.SYNTHETIC / f"{nb.cfg.task}.json")  # how the synthetic replies were sampled
+table = nb.read_table("source_words").assign(token_limit=record["sampling"]["max_new_tokens"])
+figure = plots.draw("source_words", table)
 nb.save_figure("source_words", figure, table)
 plt.show()
 nb.read_table("source_distances").round(2)

@@ -126,16 +126,7 @@ nb.read_table("classifier_metrics").round(3)
 
 # %%
 table = nb.read_table("classifier_reliability")
-figure, axes = plt.subplots(1, table["classifier"].nunique(), figsize=(7.2, 3.2), sharey=True, layout="constrained")
-for ax, (name, part) in zip(axes, table.groupby("classifier", sort=False), strict=True):
-    head = part["head"].iloc[-1]
-    plots.reliability(part[part["head"] == head], ax).label_outer()
-    ax.set_title(f"{name}\ngolden or {head}", fontsize="medium")
-for ax in axes:
-    ax.get_legend().remove()
-    ax.set_xlabel("")
-figure.supxlabel("predicted probability of golden")
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+figure = plots.draw("reliability", table)
 nb.save_figure("reliability", figure, table)
 plt.show()
 
@@ -149,8 +140,7 @@ plt.show()
 
 # %%
 table = nb.read_table("confidence_by_source")
-figure, ax = plt.subplots()
-plots.violins(table, ax, value="c", by="source", ylabel="classifier confidence $c$ (golden)")
+figure = plots.draw("confidence_by_source", table)
 nb.save_figure("confidence_by_source", figure, table)
 plt.show()
 table.groupby("source", sort=False)["c"].describe()[["count", "mean", "50%"]].round(2)
@@ -161,10 +151,7 @@ table.groupby("source", sort=False)["c"].describe()[["count", "mean", "50%"]].ro
 
 # %%
 table = nb.read_table("h_by_sample")
-figure, axes = plt.subplots(1, 3, figsize=(7, 2.4), sharey=True)
-for ax, (name, part) in zip(axes, table.groupby("classifier", sort=False), strict=True):
-    plots.violins(part, ax, value="h", by="sample", ylabel=r"calibration factor $\tilde h(z)$")
-    ax.set(title=name, ylabel=ax.get_ylabel() if ax is axes[0] else "")
+figure = plots.draw("h_by_sample", table)
 nb.save_figure("h_by_sample", figure, table)
 plt.show()
 table.groupby(["classifier", "sample"], sort=False)["h"].describe()[["count", "mean", "std"]].round(2)
@@ -181,9 +168,7 @@ table.groupby(["classifier", "sample"], sort=False)["h"].describe()[["count", "m
 
 # %%
 table = nb.read_table("slot_detectors")
-figure, ax = plt.subplots(figsize=(6.4, 2.4))
-part = table[table["samples"] == "all"]
-plots.bars_with_ci(part, ax, name="weight", value="auc", xlabel="AUC for rows that are not contaminated (95 % CI)", reference=0.5)
+figure = plots.draw("slot_detectors", table)
 nb.save_figure("slot_detectors", figure, table)
 plt.show()
 table.round(2)
@@ -201,9 +186,7 @@ table.round(2)
 studies = nb.read_table("toy_h_rank", run="reference")
 studies = studies.assign(golden_rows=studies["trusted"].map({True: "trusted", False: "contaminated, too"}))
 table = analysis.mean_by(studies, ["golden_rows", "classifier_rows"], "h_rank", seed=nb.seed)
-figure, ax = plt.subplots(figsize=(5, 2.6))
-plots.lines_with_bands(table, ax, x="classifier_rows", y="h_rank", by="golden_rows")
-ax.set(xlabel="rows of four responses the classifier saw", ylabel=r"Spearman correlation of $\tilde h$ with the truth", xscale="log")
+figure = plots.draw("toy_h_rank", table)
 nb.save_figure("toy_h_rank", figure, table)
 plt.show()
 

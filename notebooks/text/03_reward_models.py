@@ -43,8 +43,7 @@ nb.save_table("reward_accuracy", fitted.accuracy(draws=nb.cfg.bootstrap, seed=nb
 
 # %%
 table = nb.read_table("reward_accuracy")
-figure, ax = plt.subplots(figsize=(7, 3.4))
-plots.bars_with_ci(table, ax, name="kind", value="accuracy", xlabel="preference accuracy (95 % CI)", reference=0.5)
+figure = plots.draw("reward_accuracy", table)
 nb.save_figure("reward_accuracy", figure, table)
 plt.show()
 table.round(3)
@@ -122,9 +121,8 @@ nb.save_table("judge_audit", lab.audit())
 
 # %%
 audit = nb.read_table("judge_audit")
-figure, ax = plt.subplots(figsize=(7, 3.6))
 tested = audit[audit["result"].isin(["pass", "fail"])]
-plots.bars_with_ci(tested, ax, name="control", value="value", xlabel="score against the human reply; agreement (95 % CI)", reference=0.5)
+figure = plots.draw("judge_audit", tested)
 nb.save_figure("judge_audit", figure, tested)
 plt.show()
 audit.drop(columns=["judge", "fingerprint"], errors="ignore").round(2)

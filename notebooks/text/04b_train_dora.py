@@ -56,27 +56,18 @@ print("mean h~ is higher on clean samples:", bool(decision))
 # SmolLM2's reply, under DPO, and no proxy ranks those: on flips the second study is the first one on other seeds.
 
 # %%
-names = {"dose_real": "proxy sees what gold sees", "dose_real_blind": "proxy blind to models"}
-panels = {"implicit_accuracy": "implicit accuracy", "expected_gold": "expected gold (sds)"}
+names = ["dose_real", "dose_real_blind"]
 harms = {"dpo_pl erm": "DPO-PL, contaminated", "dpo erm": "DPO, flipped (no proxy)"}
-figure, axes = plt.subplots(2, 2, figsize=(7.0, 4.4), dpi=85, sharex=True, sharey="col")
 parts = []
-for row_of_axes, (name, title) in zip(axes, names.items(), strict=True):
+for name in names:
     outcomes = nb.read_table("outcomes", run=f"studies/{name}")
     trained = outcomes[outcomes["method"].isin(harms)].replace({"method": harms})
     by_seed = trained.groupby(["outcome", "method", "dose", "seed"], as_index=False)["value"].mean()
     table = analysis.mean_by(by_seed, ["outcome", "method", "dose"], "value", seed=nb.seed)
-    for ax, (outcome, label) in zip(row_of_axes, panels.items(), strict=True):
-        plots.lines_with_bands(table[table["outcome"] == outcome], ax, x="dose", y="value", by="method")
-        ax.set(xlabel="", ylabel=label)
-        ax.set_title(f"{title}, {outcomes['seed'].nunique()} seeds", fontsize=10)
-        ax.get_legend().remove()
     parts.append(table.assign(study=name))
-for ax in axes[1]:
-    ax.set_xlabel("share contaminated or flipped")
-figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=2)
-figure.tight_layout(rect=(0, 0.07, 1, 1))
-nb.save_figure("dose_real", figure, pd.concat(parts))
+doses = pd.concat(parts, ignore_index=True)
+figure = plots.draw("dose_real", doses)
+nb.save_figure("dose_real", figure, doses)
 plt.show()
 for name in names:
     contrasts = nb.read_table("contrasts", run=f"studies/{name}")
@@ -150,10 +141,8 @@ nb.save_table("dora_differences", pd.concat(differences))
 
 # %%
 table = nb.read_table("dora_curves")
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), dpi=90)
 part = table[table["policy"].str.startswith("dpo_pl")].assign(policy=lambda t: t["policy"].str.split().str[1])
-plots.curves(part, axes[0], value="loss_mean", ylabel="mean Plackett-Luce loss (nats)")
-plots.curves(part, axes[1], value="ess", ylabel="effective sample size of the step")
+figure = plots.draw("dora_curves", part)
 nb.save_figure("dora_curves", figure, part)
 plt.show()
 
@@ -166,9 +155,7 @@ plt.show()
 
 # %%
 table = nb.read_table("dora_win_rates")
-figure, axes = plt.subplots(1, table["judge"].nunique(), figsize=(10.2, 4.2), dpi=85, sharey=True, squeeze=False)
-for ax, (name, part) in zip(axes[0], table.groupby("judge", sort=False), strict=True):
-    plots.win_lose(part, ax).set_title(f"{name} judge")
+figure = plots.draw("dora_win_rates", table)
 nb.save_figure("dora_win_rates", figure, table)
 plt.show()
 table[["judge", "policy", "prompts", "win", "tie", "lose", "score", "score_low", "score_high"]].round(2)
@@ -191,10 +178,7 @@ table[["policy", "words", "gold", "reward", "confidence", "rouge_l", "chrf", "em
 
 # %%
 table = nb.read_table("dora_differences")
-figure, axes = plt.subplots(1, table["judge"].nunique(), figsize=(10, 2.8), sharey=True, squeeze=False)
-for ax, (name, part) in zip(axes[0], table.groupby("judge", sort=False), strict=True):
-    plots.bars_with_ci(part, ax, name="policy", value="score", xlabel="score (win + tie/2) minus ERM's", reference=0.0)
-    ax.set_title(f"{name} judge")
+figure = plots.draw("dora_differences", table)
 nb.save_figure("dora_differences", figure, table)
 plt.show()
 for row in analysis.among_all(table, "score").to_dict("records"):

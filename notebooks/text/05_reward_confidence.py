@@ -69,8 +69,7 @@ fits.round(3)
 
 # %%
 columns = ["policy", "prompt_id", "reward", "confidence"]
-figure, ax = plt.subplots(figsize=(6.4, 4.6))
-plots.reward_confidence(points, fits, ax)
+figure = plots.draw("reward_confidence", points[columns])
 nb.save_figure("reward_confidence", figure, points[columns])
 plt.show()
 for row in fits.to_dict("records"):
@@ -97,8 +96,7 @@ for row in analysis.among_all(every).to_dict("records"):
     print(f"{row['loss']:8s} {analysis.verdict(row, verbs=('steeper by', 'flatter by'))}")
 
 # %%
-figure, ax = plt.subplots(figsize=(6.4, 2.6))
-plots.bars_with_ci(every, ax, name="loss", value="difference", xlabel="slope of DoRA minus ERM (95 % CI)", reference=0.0)
+figure = plots.draw("confidence_slope_differences", every)
 nb.save_figure("confidence_slope_differences", figure, every)
 plt.show()
 

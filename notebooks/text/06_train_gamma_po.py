@@ -101,10 +101,7 @@ nb.save_table("gamma_gaps", pd.concat([experiments.simpo_gaps(m, beta) for m in 
 
 # %%
 table = nb.read_table("gamma_curves")
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
-plots.curves(table, axes[0], value="accuracy", ylabel="share of pairs ranked right (implicit reward)")
-dynamic = table[table["policy"].str.startswith("gamma")]
-plots.margin_range(dynamic, axes[1])
+figure = plots.draw("gamma_curves", table)
 nb.save_figure("gamma_curves", figure, table)
 plt.show()
 
@@ -119,8 +116,7 @@ plt.show()
 
 # %%
 table = nb.read_table("gamma_win_rates")
-figure, ax = plt.subplots(figsize=(7.5, 3.4))
-plots.win_lose(table, ax)
+figure = plots.draw("gamma_win_rates", table)
 nb.save_figure("gamma_win_rates", figure, table)
 plt.show()
 table[["policy", "prompts", "win", "tie", "lose", "score", "score_low", "score_high"]].round(2)
@@ -131,8 +127,7 @@ table[["policy", "words", "gold", "reward", "confidence", "rouge_l", "chrf", "em
 
 # %%
 table = nb.read_table("gamma_differences")
-figure, ax = plt.subplots(figsize=(7, 2.2))
-plots.bars_with_ci(table, ax, name="policy", value="score", xlabel="score (win + tie/2) minus constant margin's (95 % CI)", reference=0.0)
+figure = plots.draw("gamma_differences", table)
 nb.save_figure("gamma_differences", figure, table)
 plt.show()
 for row in analysis.among_all(table, "score").to_dict("records"):

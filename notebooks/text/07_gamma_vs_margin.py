@@ -64,10 +64,8 @@ print("warned:", bool(caught), f"| largest error at tau 1: {(wild - exact).abs()
 
 # %%
 table = nb.read_table("gamma_gaps")
-figure, ax = plt.subplots()
 used = experiments.simpo_beta(nb.cfg)  # of the gaps in the table
-plots.violins(table, ax, value="gap", by="policy", ylabel=f"reward gap $m=r_w-r_l$ (SimPO, beta {used:g})")
-ax.axhline(0, color="#555555", lw=1, ls=":")
+figure = plots.draw("margin_violin", table)
 nb.save_figure("margin_violin", figure, table)
 plt.show()
 quantiles = pd.concat([analysis.gap_quantiles(p["gap"]).assign(policy=m) for m, p in table.groupby("policy", sort=False)])
@@ -102,8 +100,7 @@ nb.save_table("gamma_versus_gap", gamma_table)
 nb.save_table("strength_published", pd.DataFrame(strength))
 
 # %%
-figure, ax = plt.subplots(figsize=(6.4, 4.4))
-plots.gamma_versus_gap(gamma_table, ax, gamma0=gamma_table["gamma0"].unique())
+figure = plots.draw("gamma_versus_gap", gamma_table)
 nb.save_figure("gamma_versus_gap", figure, gamma_table)
 plt.show()
 pd.DataFrame(strength).round(3)
@@ -137,9 +134,8 @@ m = m[np.abs(m) > 0.15]
 softplus = np.logaddexp(0, m + gamma0), np.logaddexp(0, gamma0 - m)
 approximate = delta / (1 + np.exp(m - gamma0)) / (softplus[0] - softplus[1])
 exact = (np.logaddexp(0, gamma0 + delta - m) - softplus[1]) / (softplus[0] - softplus[1])
-theorem = pd.DataFrame({"m": m, "approximate": approximate, "exact": exact})
-figure, ax = plt.subplots()
-plots.smoothing(theorem, ax, delta=delta)
+theorem = pd.DataFrame({"m": m, "approximate": approximate, "exact": exact, "gamma0": gamma0, "delta": delta})
+figure = plots.draw("theorem_3_1", theorem)
 nb.save_figure("theorem_3_1", figure, theorem)
 plt.show()
 

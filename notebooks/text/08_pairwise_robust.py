@@ -108,21 +108,13 @@ printed = printed.assign(model=printed["row"].str.split(" / ").str[0], method=pr
 percent = printed.pivot_table(index=["model", "method"], columns="column", values="value", sort=False)
 percent = percent.rename(columns={"win, %": "win", "lose, %": "lose"})[["win", "lose"]]
 theirs = percent - percent.xs("DPO", level="method")
-
-figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-panels = [(with_dora[with_dora["dose"] == dose], f"win rate over the loss itself, dose {dose:g}") for dose in (clean, spoiled)]
-panels.append((losing, f"lose rate minus DPO's, dose {clean:g}"))
-for ax, (part, words) in zip(axes, panels, strict=True):
-    points = part.assign(**100 * part[["difference", "low", "high"]])
-    plots.bars_with_ci(points, ax, name="method", value="difference", reference=0.0, xlabel="points")
-    ax.set_title(words, fontsize=10)
-    ax.locator_params(axis="x", nbins=6)
-axes[1].set_yticklabels([])
-for marker, model in zip("sD", percent.index.unique("model"), strict=True):
-    values = theirs.loc[model].loc[table_1, "lose"]
-    axes[2].scatter(values, range(len(table_1))[::-1], marker=marker, facecolor="none", edgecolor="#333333", label=f"paper, {model}")
-axes[2].legend(loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=2)
-nb.save_figure("pairwise_losses", figure, pd.concat([with_dora, losing], ignore_index=True))
+for model in percent.index.unique("model"):
+    losing[f"paper, {model}"] = theirs.loc[model].loc[table_1, "lose"].to_numpy()
+panels = [with_dora.assign(panel="win rate over the loss itself, dose " + with_dora["dose"].map("{:g}".format))]
+panels.append(losing.assign(panel=f"lose rate minus DPO's, dose {clean:g}"))
+drawn = pd.concat(panels, ignore_index=True).sort_values(["outcome", "dose"], ascending=[False, True], kind="stable")
+figure = plots.draw("pairwise_losses", drawn)
+nb.save_figure("pairwise_losses", figure, drawn)
 plt.show()
 
 # %% [markdown]

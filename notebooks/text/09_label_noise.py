@@ -80,19 +80,11 @@ families = {
     "SimPO and its kin": ["SimPO", "gamma-SimPO", "rSimPO", "beta-SimPO", "AlphaDPO"],
     "lists": ["DPO-PL", "DPO-PL, DoRA", "LIRE", "LIRE, DoRA"],
 }
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True)
-for ax, (title, names) in zip(axes, families.items(), strict=True):
-    for name in names:
-        part = gains[gains["method"] == name]
-        (line,) = ax.plot(part["dose"], part["difference"], lw=1.2, marker="o", mfc="white", label=name)
-        clear = part[part["verdict"].isin(["win", "lose"])]
-        ax.plot(clear["dose"], clear["difference"], "o", color=line.get_color())
-    ax.axhline(0, color="#555555", lw=1, ls=":")
-    ax.set(xlabel="share of flipped labels", title=f"{title}, {len(same)} worlds")
-    ax.legend(fontsize=8)
-axes[0].set_ylabel("gold, gain over SFT (sds)")
-figure.tight_layout()
-nb.save_figure("flips_gold", figure, gains.reset_index(drop=True))
+of_family = {name: family for family, names in families.items() for name in names}
+gains = gains[gains["method"].isin(list(of_family))].assign(family=lambda table: table["method"].map(of_family))
+gains = gains.set_index("method").loc[list(of_family)].reset_index()
+figure = plots.draw("flips_gold", gains)
+nb.save_figure("flips_gold", figure, gains)
 plt.show()
 
 # %% [markdown]
@@ -128,11 +120,8 @@ nb.save_table("flips_added", ours)
 ours[["method", "dose", "difference", "low", "high", "verdict", "printed"]].round(1)
 
 # %%
-figure, ax = plt.subplots(figsize=(6.4, 3.2))
 labelled = ours.assign(name=[f"{row.method}, {row.dose:.0%}" for row in ours.itertuples()])
-plots.bars_with_ci(labelled, ax, name="name", value="difference", xlabel="win rate, change to SimPO (points; hollow: printed)", reference=0.0)
-places = {tick.get_text(): place for tick, place in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)}
-ax.scatter(labelled["printed"], [places[name] for name in labelled["name"]], facecolors="none", edgecolors="black", zorder=3)
+figure = plots.draw("flips_added", labelled)
 nb.save_figure("flips_added", figure, labelled)
 plt.show()
 

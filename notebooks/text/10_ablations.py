@@ -102,24 +102,9 @@ nb.save_table("ablations_lambda", lam.drop(columns="knob").reset_index(drop=True
 outcomes = pd.concat([nb.read_table("outcomes", run=f"studies/{name}") for name in STUDIES])
 levels = outcomes.groupby(["study", "dose", "method", "outcome"], sort=False)["value"].mean()
 
-figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.6), dpi=72)
-panels = (("win_rate", 0.0), ("win_rate", 0.6), ("golden_logp", 0.0))
-for ax, (outcome, dose) in zip(axes, panels, strict=True):
-    part = lam[(lam["outcome"] == outcome) & (lam["dose"] == dose)]
-    if outcome == "golden_logp":
-        start_of = levels["ablations", dose, "ERM", outcome]
-        part = part.assign(**{name: part[name] + start_of for name in ("difference", "low", "high")})
-        ax.axhline(start_of, color="#555555", lw=1, ls=":")
-        ax.set(ylabel="log p of golden replies, since SFT")
-    else:
-        ax.axhline(0, color="#555555", lw=1, ls=":")
-        ax.set(ylabel="win rate minus ERM's")
-    plots.lines_with_bands(part, ax, x="at", y="difference", by="kind")
-    ax.set_xscale("log", base=2)
-    ax.set_xticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
-    ax.set(xlabel="lambda", title=f"dose {dose:g}")
-figure.tight_layout()
-nb.save_figure("ablations_lambda", figure, lam.reset_index(drop=True))
+lam = lam.assign(start=[levels[row.study, row.dose, "ERM", row.outcome] for row in lam.itertuples()]).reset_index(drop=True)
+figure = plots.draw("ablations_lambda", lam)
+nb.save_figure("ablations_lambda", figure, lam)
 plt.show()
 
 # %% [markdown]
@@ -185,17 +170,9 @@ wide
 # %%
 tau = cells[(cells["knob"] == "tau") & (cells["outcome"] == "win_rate") & cells["baseline"].isin(["SimPO", "DPO"])]
 nb.save_table("ablations_tau", tau.drop(columns="knob").reset_index(drop=True))
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, dpi=72)
-for ax, dose in zip(axes, declared["ablations_tau"].study.doses, strict=True):
-    plots.lines_with_bands(tau[tau["dose"] == dose], ax, x="at", y="difference", by="kind")
-    ax.axhline(0, color="#555555", lw=1, ls=":")
-    ax.axvline(4, color="#555555", lw=1, ls="--")
-    ax.set_xscale("log")
-    ax.set_xticks([0.5, 1, 2, 4, 10], ["0.5", "1", "2", "4", "10"])
-    ax.set(xlabel="tau / gamma0", title=f"{100 * dose:.0f} % of labels flipped")
-axes[0].set(ylabel="win rate minus constant margin's")
-figure.tight_layout()
-nb.save_figure("ablations_tau", figure, tau.reset_index(drop=True))
+tau = tau.reset_index(drop=True)
+figure = plots.draw("ablations_tau", tau)
+nb.save_figure("ablations_tau", figure, tau)
 plt.show()
 
 # %%

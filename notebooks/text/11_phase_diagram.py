@@ -103,12 +103,7 @@ beside.pivot_table(index=["contrast", "dose"], columns="outcome", values="says",
 cells = pd.concat([nb.read_table("cells", run=f"studies/{name}").assign(study=name) for name in STUDIES])
 base = cells[(cells["axis"] == toy.declared.BASE) & (cells["outcome"] == "gold")]
 drawn = base[~base.duplicated(["study", "method", "dose"])]  # the first baseline of a method
-rows = drawn.groupby("study")["method"].nunique()
-figure, axes = plt.subplots(1, 2, figsize=(11, 0.27 * rows.max() + 1), dpi=58)
-for (name, harm), ax in zip(STUDIES.items(), axes, strict=True):
-    plots.verdict_map(drawn[drawn["study"] == name], ax, xlabel=harm, legend=ax is axes[-1])
-    ax.set_title("gold, difference to the tuned baseline")
-figure.tight_layout()
+figure = plots.draw("phase_map", drawn)
 nb.save_figure("phase_map", figure, drawn.reset_index(drop=True))
 plt.show()
 

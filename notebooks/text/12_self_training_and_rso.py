@@ -103,15 +103,8 @@ means = toy.sweep.summarise_outcomes(
     by=["round"],
 )
 nb.save_table("self_training_rounds", means)
-figure, axes = plt.subplots(1, 4, figsize=(14, 3.4))
 pair = means[means["method"].isin(["DPO-PL, 3 rounds", "DoRA, 3 rounds"])].rename(columns={"mean": "value"})
-titles = {"gold": "gold, sd", "proxy": "proxy, sd of gold", "mass": "valid mass", "kl_reference": "KL to SFT, nats"}
-for ax, (outcome, title) in zip(axes, titles.items(), strict=True):
-    plots.lines_with_bands(pair[pair["outcome"] == outcome], ax, x="round", y="value", by="method")
-    ax.set(title=title, xlabel="round", xticks=range(4))
-    if ax is not axes[0]:
-        ax.get_legend().remove()
-figure.tight_layout()
+figure = plots.draw("self_training_rounds", pair)
 nb.save_figure("self_training_rounds", figure, pair.reset_index(drop=True))
 plt.show()
 

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from robustpo_kit import benchmarks, encoders, judging, paths, policies
+from robustpo_kit import benchmarks, encoders, judging, paths, plots, policies
 from robustpo_kit.notebook import start
 from robustpo_kit.policies import SamplingConfig
 from robustpo_kit.records import stream
@@ -193,20 +193,11 @@ for (habit, longer), theta in itertools.product(habits.items(), (-2.0, -1.0, 0.0
     scores = benchmarks.alpacaeval(annotations.to_dict("records")).iloc[0]
     points += [{"replies": habit, "score": "raw", "truth": truth, "value": scores["win_rate"]}]
     points += [{"replies": habit, "score": "length-controlled", "truth": truth, "value": scores["length_controlled_winrate"]}]
-points = pd.DataFrame(points)
+points = pd.DataFrame(points).assign(judgments=400)
 nb.save_table("benchmark_length_control", points)
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), sharey=True)
-for ax, (score, part) in zip(axes, points.groupby("score", sort=False), strict=True):
-    ax.axline((0, 0), slope=1, color="grey", linewidth=0.8)
-    for habit, own in part.groupby("replies", sort=False):
-        ax.plot(own["truth"], own["value"], "o-", label=habit)
-    ax.set(title=f"{score}: {'off' if score == 'raw' else 'on'} the line", xlabel="win rate at equal length, known (%)", xlim=(0, 100), ylim=(0, 100))
-axes[0].set_ylabel("score (%)")
-axes[0].legend(title="model's replies")
-figure.suptitle(f"400 judgments a point, seed {nb.seed}", fontsize=9)
-figure.tight_layout()
+figure = plots.draw("benchmark_length_control", points)
 nb.save_figure("benchmark_length_control", figure, points)
 plt.show()
 

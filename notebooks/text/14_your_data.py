@@ -154,20 +154,7 @@ flips.loc[flips["rate"].isin([0, 0.2, 0.4]), shown].round(2)
 # confident learning counts <!--claim detection_confident-->how_to 0.44, dialogue 0.06, summaries 0.00, hh 0.36<!--/claim-->.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), dpi=72)
-for place, (task, part) in enumerate(flips[flips["rate"] > 0].groupby("task", sort=False)):
-    low, high = part["average_precision_ours_low"], part["average_precision_ours_high"]
-    axes[0].fill_between(part["rate"], low, high, color=plots.PALETTE[place], alpha=0.2, linewidth=0)
-    axes[0].plot(part["rate"], part["average_precision_ours"], "o-", color=plots.PALETTE[place], label=task)
-axes[0].plot([0, 0.4], [0, 0.4], ":", color="#555555", label="by lot")
-axes[0].set(title="how well turned labels are found", xlabel="labels turned", ylabel="average precision", ylim=(0, 1.02))
-for place, (_, part) in enumerate(flips.groupby("task", sort=False)):
-    axes[1].plot(part["rate"], part["rate"] + part["confident_bias"], "x--", color=plots.PALETTE[place])
-    axes[1].plot(part["rate"], part["rate"] + part["trusted_bias"], "o-", color=plots.PALETTE[place])
-axes[1].plot([0, 0.4], [0, 0.4], ":", color="#555555")
-axes[1].set(title="trusted (o), confident learning (x)", xlabel="labels turned", ylabel="mean estimate of the rate")
-figure.tight_layout(rect=(0, 0.08, 1, 1))
-figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=5, fontsize=8)
+figure = plots.draw("your_detection", flips)
 nb.save_figure("your_detection", figure, flips)
 plt.show()
 

@@ -14,7 +14,6 @@
 
 # %%
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
@@ -75,33 +74,8 @@ items.loc[changed, ["paper", "item", "verdict"]].assign(by_wins=by_wins["verdict
 # scale has its number in words.
 
 # %%
-SHADES = {"agrees": "#7fb8d8", "differs": "#f2b880", "not shown": "#ffffff", "by construction": "#e4efe4", "cannot be tested here": "#d9d9d9", "no claim": "#eeeeee"}
-PAPERS = {"dora": "DoRA", "gamma_po": "gamma-PO"}
-names = items["paper"].map(PAPERS) + " " + items["item"] + " · " + items["title"]
-drawn = items.assign(place=np.arange(len(items))[::-1])
-printed = drawn[drawn["unit"] == "points"].dropna(subset="printed_value")
-figure, ax = plt.subplots(figsize=(8.6, 8.6), dpi=72)
-for verdict, part in drawn.groupby("verdict", sort=False):
-    ax.barh(part["place"], 160, left=-80, height=1, color=SHADES[verdict], edgecolor=plots.GRID, label=verdict)
-ends = [printed["printed_value"] - printed["printed_low"], printed["printed_high"] - printed["printed_value"]]
-ax.errorbar(100 * printed["printed_value"], printed["place"] + 0.25, xerr=100 * np.array(ends), fmt="D", mfc="none", color="#555555", ms=5, lw=1, label="the paper")
-for where, shade, label, lower in (("toy", plots.PALETTE[0], "toy world", 0.0), ("real", "#000000", "real text", 0.25)):
-    part = drawn[drawn[f"{where}_unit"].isin(["points", "sd"])]
-    x, low, high = (100 * part[f"{where}_{name}"].astype(float) for name in ("value", "low", "high"))
-    ax.errorbar(x, part["place"] - lower, xerr=[x - low, high - x], fmt="o", color=shade, ms=4, lw=1.5, label=label)
-numbers = drawn[["printed_value", "toy_value", "real_value"]].notna().any(axis=1)
-for row in drawn[(drawn["unit"] != "points") | ~numbers].to_dict("records"):
-    ours = " | ".join(row[where] for where in ("toy", "real") if row[where])
-    ax.text(0, row["place"], ours or row["reason"].split(",")[0].split(";")[0], ha="center", va="center", fontsize=7)
-ax.axvline(0, color="#555555", lw=1, ls=":")
-ax.set_yticks(drawn["place"], names, fontsize=8)
-ax.set_xscale("symlog", linthresh=5, linscale=1.5)
-ticks = [-50, -20, -10, -5, 0, 5, 10, 20, 50]
-ax.set_xticks(ticks, map(str, ticks))
-ax.set(xlim=(-80, 80), ylim=(-0.5, len(items) - 0.5), xlabel="points, or hundredths of an sd of gold; as the caption takes the difference")
-ax.legend(loc="upper center", bbox_to_anchor=(0.3, -0.05), ncols=4, fontsize=8)
-figure.tight_layout()
-nb.save_figure("paper_items", figure, drawn)
+figure = plots.draw("paper_items", items)
+nb.save_figure("paper_items", figure, items)
 plt.show()
 
 # %% [markdown]
@@ -116,8 +90,8 @@ heads = dict(zip(columns, ["item", "about", "the paper's claim", "it prints", "o
 parts = []
 for paper, part in items.groupby("paper", sort=False):
     table = part[columns].rename(columns=heads)
-    styled = table.style.hide(axis="index").map(lambda verdict: f"background: {SHADES[verdict]}", subset=["verdict"])
-    styled = styled.set_properties(**{"text-align": "left", "vertical-align": "top"}).set_caption(PAPERS[paper])
+    styled = table.style.hide(axis="index").map(lambda verdict: f"background: {plots.SHADES[verdict]}", subset=["verdict"])
+    styled = styled.set_properties(**{"text-align": "left", "vertical-align": "top"}).set_caption(plots.PAPERS[paper])
     styled = styled.set_properties(subset=["ours, toy world"], color=plots.PALETTE[0]).set_properties(subset=["verdict"], **{"font-weight": "bold"})
     parts.append(styled.to_html(table_uuid=paper))
 HTML("\n".join(parts))

@@ -3,6 +3,7 @@
 from robustpo_kit.analysis.cells import cell_table, which_method
 from robustpo_kit.analysis.declarations import Contrast, Study
 from robustpo_kit.analysis.figures import (
+    confidence_bands,
     energy_distance,
     gap_quantiles,
     mean_by,
@@ -51,6 +52,7 @@ __all__ = [
     "cell_table",
     "choose",
     "compare_runs",
+    "confidence_bands",
     "differing_settings",
     "chosen_knobs",
     "chosen_tries",

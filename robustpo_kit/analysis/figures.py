@@ -58,6 +58,30 @@ def reward_confidence(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
+def confidence_bands(table: pd.DataFrame, *, level: float = 0.95, points: int = 41) -> pd.DataFrame:
+    """The lines of `reward_confidence` with their pointwise bands, over each policy's rewards.
+
+    Args:
+        table: as for `reward_confidence`.
+        level: of the bands.
+        points: rewards a policy at which the band is computed.
+
+    Returns:
+        A row a policy and reward: policy, reward, confidence (predicted), low, high.
+    """
+    parts = []
+    for policy, part in table.groupby("policy", sort=False):
+        at = pd.DataFrame(
+            {"reward": np.linspace(part["reward"].min(), part["reward"].max(), points)}
+        )
+        fit = _clustered_ols("confidence ~ reward", part)
+        band = fit.get_prediction(at).summary_frame(1 - level)
+        bounds = {"mean": "confidence", "mean_ci_lower": "low", "mean_ci_upper": "high"}
+        found = band[list(bounds)].rename(columns=bounds)
+        parts.append(pd.concat([at.assign(policy=policy), found], axis=1))
+    return pd.concat(parts, ignore_index=True)
+
+
 def slope_difference(
     table: pd.DataFrame, baseline: str, policy: str, *, level: float = 0.95
 ) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from string import Template
 
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robustpo_kit import plots
@@ -159,36 +160,54 @@ def _table(table: pd.DataFrame, name: str) -> str:
     return f"<div class='wide'>{shown}</div>{more}"
 
 
+def _draw_models(tables: dict[str, pd.DataFrame], ax: Axes) -> str:
+    """The accuracy of every view of the pairs; says which is best."""
+    table = tables["models"]
+    words = "held-out labels found (0.5: by lot)"
+    plots.bars_with_ci(table, ax, name="view", value="accuracy", xlabel=words, reference=0.5)
+    best = table.sort_values("accuracy").iloc[-1]
+    return f"Best view: {best['view']} finds {best['accuracy']:.0%} of held-out labels"
+
+
+def _draw_detectability(tables: dict[str, pd.DataFrame], ax: Axes) -> str:
+    """Precision over chance by rate; says it at the highest."""
+    table = tables["detectability"]
+    parts = []
+    for column, label in (("lift", "chosen view"), ("length_lift", "length alone")):
+        names = {f"{column}_{end}": end for end in ("low", "high")} | {column: "value"}
+        parts.append(table[["rate", *names]].rename(columns=names).assign(of=label))
+    plots.lines_with_bands(pd.concat(parts), ax, x="rate", y="value", by="of", named=True)
+    plots.reference_line(ax, 1.0, upright=False)
+    ax.set(xlabel="share of labels turned round", ylabel="precision over chance")
+    last = table.sort_values("rate").iloc[-1]
+    return f"With {last['rate']:.0%} turned, precision is {last['lift']:.1f} times chance"
+
+
+def _draw_flip_rate(tables: dict[str, pd.DataFrame], ax: Axes) -> str:
+    """How probable the labels are as given; says how many are improbable."""
+    agreement = tables["pairs"]["agreement"]
+    ax.hist(agreement, bins=25, range=(0, 1), color=plots.PALETTE[0])
+    ax.set(xlabel="probability of the label, by a model that did not see it", ylabel="pairs")
+    return f"{(agreement < 0.5).mean():.0%} of labels are less probable than their opposite"
+
+
+DRAWN = {
+    "models": _draw_models,
+    "detectability": _draw_detectability,
+    "flip_rate": _draw_flip_rate,
+}
+
+
 def _figure(audit: Audit, name: str) -> str:
     """The picture beside a table, where it has one."""
-    drawn = Figure(figsize=(5.0, 2.4), layout="constrained")
-    ax, table = drawn.subplots(), audit.tables[name]
-    if name == "models":
-        plots.bars_with_ci(
-            table,
-            ax,
-            name="view",
-            value="accuracy",
-            xlabel="held-out labels found",
-            reference=0.5,
-        )
-    elif name == "detectability":
-        for column, label in (("lift", "chosen view"), ("length_lift", "length alone")):
-            ax.plot(table["rate"], table[column], "o-", label=label)
-            ax.fill_between(
-                table["rate"], table[f"{column}_low"], table[f"{column}_high"], alpha=0.25
-            )
-        ax.axhline(1, color="#555555", lw=1, ls=":")
-        ax.set(xlabel="labels turned round", ylabel="precision over chance")
-        ax.legend(frameon=False)
-    elif name == "flip_rate":
-        ax.hist(audit.tables["pairs"]["agreement"], bins=25, range=(0, 1), color=plots.PALETTE[0])
-        ax.set(xlabel="probability of the label as given, by a model that did not see it")
-        ax.set_ylabel("pairs")
-    else:
+    if name not in DRAWN:
         return ""
     file = io.BytesIO()
-    with rc_context({"svg.hashsalt": "audit", "svg.fonttype": "none"}):
+    with plots.styled(), rc_context({"svg.fonttype": "none"}):
+        drawn = Figure(figsize=(6.0, 3.0), layout="constrained")
+        words = DRAWN[name](audit.tables, drawn.subplots())
+        note = f"n = {len(audit.tables['pairs'])} pairs; 95 % intervals"
+        plots.head(drawn, words, note)
         drawn.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     code = base64.b64encode(file.getvalue()).decode()
     return f"<img alt='{name}' src='data:image/svg+xml;base64,{code}'>"

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import seaborn as sns
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robustpo_kit import plots, records
@@ -113,39 +115,52 @@ def table(results: dict[str, Any]) -> pd.DataFrame:
 
 def figure(results: dict[str, Any]) -> Figure:
     """Pairs a second and memory of both, and the time of a step by prompt length, K and batch."""
-    canvas = Figure(figsize=(10, 3.2), layout="constrained")
-    speed, memory, sizes = canvas.subplots(1, 3)
-    version = results["versions"]["trl"]
-    labels = ["this engine", f"TRL {version}", "TRL, check-\npointing"]
-    panels = ((speed, "pairs_per_second", "pairs a second"), (memory, "peak_mb", "peak memory, MB"))
-    for ax, field, title in panels:
-        for place, name in enumerate(CONTENDERS):
-            values = [measured[field] for measured in results[name]]
-            ax.bar(place, statistics.median(values), color=plots.PALETTE[place], width=0.6)
-            ax.plot([place] * len(values), values, "o", color="#333333", ms=3)
-        ax.set_xticks([0, 1, 2], labels)
-        ax.set_title(title)
-    scaling = results["scaling"]
-    names = [f"{row['prompt_tokens']}/{row['k']}/{row['batch']}" for row in scaling]
-    for place, layout in enumerate(("shared", "separate")):
-        seconds = [row[layout] for row in scaling]
-        places = [0.4 * place + number for number in range(len(scaling))]
-        sizes.bar(places, seconds, 0.4, color=plots.PALETTE[place], label=layout)
-    sizes.set_xticks([0.2 + number for number in range(len(scaling))], names)
-    sizes.set(title="seconds a step", xlabel="prompt tokens / K / prompts")
-    sizes.tick_params(axis="x", rotation=60)
-    if scaling:
-        sizes.margins(y=0.25)
-        sizes.legend(loc="upper center", ncols=2)
+    with plots.styled():
+        canvas = Figure(figsize=(10, 3.8), layout="constrained")
+        axes = canvas.subplots(1, 3)
+        measured = pd.concat([_measured(results, name) for name in CONTENDERS])
+        for ax, quantity in zip(axes, ("pairs a second", "peak memory (MB)"), strict=False):
+            sns.barplot(measured, x="of", y=quantity, estimator="median", errorbar=None, ax=ax)
+            sns.stripplot(
+                measured, x="of", y=quantity, color="#333333", size=4, jitter=False, ax=ax
+            )
+            ax.set_xlabel("")
+        _draw_scaling(pd.DataFrame(results["scaling"]), axes[2])
+        ratio = results["ratio_vs_trl_pairs"]["median"]
+        note = f"n = {results['alternations']} alternations (dots; bars: medians), "
+        note += f"seed {results['seed']}; {results['device']}"
+        finding = f"{ratio:.1f} times TRL {results['versions']['trl']}'s pairs a second"
+        plots.head(canvas, finding, note)
     return canvas
 
 
+def _measured(results: dict[str, Any], name: str) -> pd.DataFrame:
+    """What one contender did in each alternation."""
+    words = {"engine": "this engine", "trl": "TRL", "trl_checkpointing": "TRL,\ncheckpointing"}
+    columns = {"pairs_per_second": "pairs a second", "peak_mb": "peak memory (MB)"}
+    return pd.DataFrame(results[name]).rename(columns=columns).assign(of=words[name])
+
+
+def _draw_scaling(scaling: pd.DataFrame, ax: Axes) -> None:
+    """Seconds a step of the shared and the separate layout, by size."""
+    if scaling.empty:
+        ax.set_axis_off()
+        return
+    sizes = scaling[["prompt_tokens", "k", "batch"]].astype(str).agg("/".join, axis=1)
+    long = scaling.assign(size=sizes).melt("size", ["shared", "separate"], "layout", "seconds")
+    sns.barplot(long, x="seconds", y="size", hue="layout", palette=plots.PALETTE[:2], ax=ax)
+    for bars, hatch in zip(ax.containers, ("", "///"), strict=True):
+        for bar in bars:
+            bar.set(hatch=hatch, edgecolor="white")
+    ax.set(xlabel="seconds a step", ylabel="prompt tokens / K / prompts")
+    ax.legend(title=None)
+
+
 def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """Write bench.json, bench.csv and bench.png into `folder`; partial.json goes."""
+    """Write bench.json, bench.csv, bench.png and bench.pdf into `folder`; partial.json goes."""
     folder.mkdir(parents=True, exist_ok=True)
     records.write_json(folder / "bench.json", results)
     with records.atomic_write(folder / "bench.csv") as temporary:
         table(results).to_csv(temporary, index=False, float_format="%.6g")
-    with records.atomic_write(folder / "bench.png") as temporary:
-        figure(results).savefig(temporary, dpi=120, format="png")
+    plots.save(figure(results), folder / "bench")
     (folder / "partial.json").unlink(missing_ok=True)

@@ -264,15 +264,22 @@ def _draw(classifier: "SourceClassifier", c: list[list[float]], folder: Path) ->
     from robustpo_kit import plots
 
     table = classifier.reliability()
-    figure = Figure(figsize=(5, 6), layout="constrained")
-    above, below = figure.subplots(2, height_ratios=(4, 1))
     used = next(iter(classifier.config["calibrators"].values()))
     stages = {"before", {"none": "before"}.get(used, used)}
-    plots.reliability(table[table["stage"].isin(stages)], above)
-    below.hist(np.concatenate(c), bins=40, range=(0, 1), color=plots.PALETTE[0])
-    below.set(xlabel="c of the file's replies", ylabel="replies", xlim=(0, 1))
-    for ending in ("png", "pdf"):
-        figure.savefig(folder / f"reliability.{ending}")
+    drawn, of_file = table[table["stage"].isin(stages)], np.concatenate(c)
+    with plots.styled():
+        figure = Figure(figsize=(5.6, 6.2), layout="constrained")
+        above, below = figure.subplots(2, height_ratios=(4, 1))
+        plots.reliability(drawn, above).legend(loc="upper left")
+        below.hist(of_file, bins=40, range=(0, 1), color=plots.PALETTE[0])
+        below.set(xlabel="c of the file's replies", ylabel="replies", xlim=(0, 1))
+        held_out = drawn.groupby(["head", "stage"])["count"].sum().max()
+        note = f"n = {held_out} held-out responses, {len(of_file)} replies of the file, "
+        note += f"seed {classifier.config['seed']}"
+        plots.head(
+            figure, f"Golden by the classifier, {used} map", f"{note}; Wilson 95 % intervals"
+        )
+    plots.save(figure, folder / "reliability")
     table.to_csv(folder / "reliability.csv", index=False, float_format="%.6g")
 
 

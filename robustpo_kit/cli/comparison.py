@@ -75,21 +75,23 @@ def _draw(table: "pd.DataFrame", curves: "pd.DataFrame", folder: Path) -> None:
     """Differences above, an axis an outcome; below the runs' curves, a row a method."""
     from matplotlib.figure import Figure
 
+    from robustpo_kit import plots
+
     outcomes = list(dict.fromkeys(table["outcome"]))
     measures = [name for name in MEASURES if name in curves]
     methods = list(dict.fromkeys(curves["method"])) if measures else []
     heights = [1.2 + 0.25 * len(table) / len(outcomes), 2.4 * len(methods)][: 1 + bool(methods)]
-    size = (3.2 * max(len(outcomes), len(measures)), sum(heights))
-    figure = Figure(figsize=size, layout="constrained")
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _draw_differences(table, outcomes, parts[0])
-    if methods:
-        axes = parts[1].subplots(len(methods), len(measures), squeeze=False)
-        for method, row in zip(methods, axes, strict=True):
-            _draw_curves(curves[curves["method"] == method], measures, row)
-            row[0].set_title(method.replace(ALONE, ""), loc="left")
-    for ending in ("png", "pdf"):
-        figure.savefig(folder / f"comparison.{ending}")
+    size = (max(6.4, 3.2 * max(len(outcomes), len(measures))), 0.6 + sum(heights))
+    with plots.styled():
+        figure = Figure(figsize=size, layout="constrained")
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        _draw_differences(table, outcomes, parts[0])
+        if methods:
+            axes = parts[1].subplots(len(methods), len(measures), squeeze=False)
+            for method, row in zip(methods, axes, strict=True):
+                _draw_curves(curves[curves["method"] == method], measures, row)
+                row[0].set_title(method.replace(ALONE, ""), loc="left")
+    plots.save(figure, folder / "comparison")
 
 
 def _draw_differences(table: "pd.DataFrame", outcomes: list[str], part: "SubFigure") -> None:
@@ -103,7 +105,10 @@ def _draw_differences(table: "pd.DataFrame", outcomes: list[str], part: "SubFigu
         plots.bars_with_ci(own, axis, name="name", value="difference", xlabel=label, reference=0.0)
         if axis is not axes[0]:
             axis.set_yticklabels([])
-    part.suptitle(f"difference to {table['baseline'].iloc[0]}, held-out rows", fontsize=10)
+    baseline = table["baseline"].iloc[0]
+    finding = plots.contrasts(named["name"] + ", " + named["outcome"], named, baseline)
+    note = f"n = {table['prompts'].max()} held-out prompts, paired; seeds: {table['seeds'].max()}"
+    plots.head(part, finding, note)
 
 
 def _draw_curves(curves: "pd.DataFrame", measures: list[str], axes: "Sequence[Axes]") -> None:
