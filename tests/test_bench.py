@@ -90,6 +90,7 @@ def test_the_table_and_the_figure_lie_beside_it(found):
     assert sorted(path.name for path in folder.iterdir()) == [
         "bench.csv",
         "bench.json",
+        "bench.pdf",
         "bench.png",
     ]
     header, *rows = (folder / "bench.csv").read_text().splitlines()
