@@ -16,7 +16,7 @@ from robustpo_kit import calibration, encoders
 from robustpo_kit.calibration.classifiers import _combine, raw_logits
 from robustpo_kit.calibration.quality import area_under_curve
 from robustpo_kit.data import Preference, PreferenceSet
-from robustpo_kit.encoders import FineTune
+from robustpo_kit.encoders import FineTune, Learned
 from robustpo_kit.errors import KitError
 
 SHARES = st.floats(0, 1, allow_nan=False)
@@ -265,11 +265,19 @@ def test_out_of_fold_scores_come_from_models_that_never_saw_the_group(tiny):
 
 def test_training_rows_are_refused(trained):
     rows, fitted = trained
-    with pytest.raises(ValueError, match="row_ids: 'r0-3'.*trained on"):
-        fitted.score_set(rows.select([3]))
-    with pytest.raises(ValueError, match="trained on"):
-        fitted.score(["p"], ["y"], row_ids=["r0-5"])
-    assert fitted.score(["p"], ["y"]).shape == (1,)
+    again = rows.select([3]).map(lambda row: dataclasses.replace(row, row_id="line 1"))
+    with pytest.raises(ValueError, match="row 'line 1' .*trained on"):
+        fitted.score_set(again)
+    assert fitted.score(["p"], ["y"], row_ids=["r0-5"]).shape == (1,)  # an id alone says nothing
+
+
+def test_a_scorer_stored_without_texts_goes_by_ids_and_says_so(trained, tmp_path):
+    rows, fitted = trained
+    without = Learned(fitted.learned.row_ids, None)
+    dataclasses.replace(fitted, learned=without).save(tmp_path)
+    old = calibration.SourceClassifier.load(tmp_path, fitted.encoder)
+    with pytest.raises(ValueError, match="stored without its texts; fit it again"):
+        old.score_set(rows.select([3]))
 
 
 def test_per_source_heads_combine_as_densities_do():

@@ -308,7 +308,6 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
         "".join(
             json.dumps(
                 {
-                    "row_id": f"t{i}",
                     "prompt": f"How do I {words[i % 10]} the {words[(3 * i) % 10]}?",
                     "responses": [
                         f"Please {words[i % 10]} it well {i}.",
@@ -343,7 +342,7 @@ def test_classifier_reward_and_judge(capsys, tmp_path, pairs):
     wrong = refused(capsys, *judge, "--control", "untrained=rejected")
     assert "--control 'untrained=rejected'" in wrong and "one of untrained model, cont" in wrong
     own = ["judge", "--data", training, "--judge", tmp_path / "reward"]
-    assert "judge 'reward judge': row 't1' (18 in all) was trained on" in refused(capsys, *own)
+    assert "row '2' (18 in all) was trained on; judge rows of another" in refused(capsys, *own)
     assert (
         cli.main(
             [

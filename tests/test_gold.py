@@ -111,10 +111,10 @@ def test_relevance_beyond_that_of_nearly_all_humans_is_no_merit(gold, new):
 
 def test_the_halves_share_no_group_and_none_is_scored(gold):
     rows = made_up(160)
-    relevance = gold.relevance.trained_rows
-    style = gold.trained_rows - relevance
+    relevance = gold.relevance.learned.row_ids
+    style = gold.learned.row_ids - relevance
     group = {row.row_id: row.group for row in rows}
-    assert gold.trained_rows == set(group)
+    assert gold.learned.row_ids == set(group)
     assert not {group[name] for name in relevance} & {group[name] for name in style}
     with pytest.raises(ValueError, match="was trained on; score rows of another split"):
         gold.score_set(rows[:3])
@@ -192,7 +192,7 @@ def test_gold_is_stored_and_read(gold, new, tmp_path):
     ]
     assert len({gold.fingerprint(), *(reward.fingerprint() for reward in changed)}) == 5
     np.testing.assert_array_equal(again.score_set(new), gold.score_set(new))
-    assert again.trained_rows == gold.trained_rows
+    assert again.learned == gold.learned
 
 
 def test_one_kind_of_writer_is_refused():

@@ -8,6 +8,7 @@ import pytest
 
 from robustpo_kit import judging
 from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.encoders import Learned
 from robustpo_kit.errors import KitError
 
 
@@ -208,16 +209,15 @@ class Known(Scores):
     """A model with an identity, that has learned from some rows."""
 
     def __init__(self, version="1", seen=()):
-        self.version, self.seen = version, frozenset(seen)
+        self.version = version
+        rows = [(row.prompt, row.responses[0], row.row_id) for row in seen]
+        self.learned = Learned.of(*zip(*rows, strict=True)) if rows else Learned()
 
     def score(self, prompts, responses, *, bias=0.0):
         return np.array([float(text.startswith(self.version)) for text in responses])
 
     def fingerprint(self):
         return self.version
-
-    def seen_rows(self):
-        return self.seen
 
 
 def test_an_audit_is_of_the_judge_as_it_is_and_of_every_control():
@@ -244,13 +244,15 @@ def test_an_audit_is_of_the_judge_as_it_is_and_of_every_control():
 
 def test_a_judge_is_not_asked_about_rows_that_it_learned_from():
     rows = audited_rows()
-    judge = judging.RewardJudge(Known(seen=["r3", "r4", "other"]), name="j")
+    judge = judging.RewardJudge(Known(seen=rows[3:5]), name="j")
     with pytest.raises(ValueError, match=r"judge 'j': row 'r3' \(2 in all\) was trained on"):
         judging.audit(judge, rows, seed=0, draws=50)
-    texts = [row.responses[0] for row in rows]
-    ids = [row.row_id for row in rows]
-    with pytest.raises(ValueError, match="row 'r3'"):
-        judging.compare(judge, texts, {"a": texts}, texts, seed=0, row_ids=ids)
+    prompts, texts = [row.prompt for row in rows], [row.responses[0] for row in rows]
+    ids = [f"line {place}" for place in range(len(rows))]
+    with pytest.raises(ValueError, match="row 'line 3'"):
+        judging.compare(judge, prompts, {"a": texts}, texts, seed=0, row_ids=ids)
+    others = [f"{text} not" for text in texts]  # of the same names, and other texts
+    judging.compare(judge, prompts, {"a": texts}, others, seed=0, row_ids=ids)
 
 
 def of_echoes(prompts, first, second):

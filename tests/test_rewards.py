@@ -154,14 +154,14 @@ def test_frozen_reward_learns_relevance_and_does_not_learn_the_source(model):
 
 
 def test_held_out_groups_were_not_trained_on(model):
-    assert not set(model.held_out["row_id"]) & model.trained_rows
-    assert len(model.trained_rows) == 90
+    assert not set(model.held_out["row_id"]) & model.learned.row_ids
+    assert len(model.learned.row_ids) == 90
     assert model.held_out["group"].nunique() == 30
 
 
 def test_training_rows_are_refused(model):
     rows = made_up(120)
-    seen = [i for i, row in enumerate(rows) if row.row_id in model.trained_rows]
+    seen = [i for i, row in enumerate(rows) if row.row_id in model.learned.row_ids]
     with pytest.raises(ValueError, match="trained on"):
         model.score_set(rows.select(seen[:1]))
     assert model.score_set(made_up(5, seed=1)).shape == (5, 3)
@@ -230,12 +230,12 @@ def test_cosine_needs_no_training(tiny):
     a, b = tiny.embed(prompts), tiny.embed(replies)
     expected = 10 * (a * b).sum(1).double().numpy() / fitted.temperature
     np.testing.assert_allclose(fitted.score(prompts, replies), expected, rtol=1e-5)
-    assert not fitted.trained_rows
+    assert not fitted.learned.row_ids
 
 
 def test_the_held_out_table_is_what_compare_gives(model):
     """The units that were measured held out are those that the model speaks in."""
-    held_out = [i for i, row in enumerate(made_up(120)) if row.row_id not in model.trained_rows]
+    held_out = [i for i, row in enumerate(made_up(120)) if row.row_id not in model.learned.row_ids]
     rows = made_up(120).select(held_out)
     pairs = [*rewards.training_pairs(rows, seed=0), *rewards.pairs_across_sources(rows, seed=0)]
     table = model.compare(pairs)
@@ -257,7 +257,7 @@ def test_stored_reward_model_scores_alike(tiny, tmp_path, features):
     np.testing.assert_allclose(
         loaded.score_set(new, bias=1.0), fitted.score_set(new, bias=1.0), rtol=1e-6
     )
-    assert loaded.trained_rows == fitted.trained_rows
+    assert loaded.learned == fitted.learned and fitted.learned.texts
     pd.testing.assert_frame_equal(loaded.accuracy(draws=50), fitted.accuracy(draws=50))
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".csv"}
 

@@ -144,7 +144,7 @@ def test_nothing_measured_was_trained_on(declare):
     groups = {name: {row.group for row in part} for name, part in lab.splits.items()}
     assert sum(map(len, groups.values())) == len(set.union(*groups.values()))
     gold_rows = {row.row_id: row.group for row in lab.splits["gold"]}
-    assert lab.gold().trained_rows == set(gold_rows)
+    assert lab.gold().learned.row_ids == set(gold_rows)
 
 
 def method(**fields):

@@ -19,7 +19,7 @@ from robustpo_kit.calibration.quality import EPS, auc_interval, quality, reliabi
 from robustpo_kit.calibration.responses import flat_responses, responses_per_row
 from robustpo_kit.calibration.slots import slot_ratios
 from robustpo_kit.data import PreferenceSet
-from robustpo_kit.encoders import Encoder, LinearScorer, Pair, PairScorer
+from robustpo_kit.encoders import Encoder, Learned, LinearScorer, Pair, PairScorer
 from robustpo_kit.intervals import Interval
 
 REST = "rest"  # the head of a shared classifier: golden against everything else
@@ -41,6 +41,7 @@ class SourceClassifier:
     imbalance: dict[str, float]  # head -> gamma_i = n_other / n_golden of its training rows
     out_of_fold: pd.DataFrame  # row_id, group, column, source, label, head, fold, logit, prob, c
     config: dict[str, Any]
+    learned: Learned
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -65,13 +66,12 @@ class SourceClassifier:
             prompts: [N].
             responses: [N].
             sources: [N] who wrote each response.
-            row_ids: ids of the rows that the responses come from.
+            row_ids: [N] the rows that the responses come from.
 
         Raises:
-            ValueError: lengths differ, or the classifier learned from a row of `row_ids`.
+            ValueError: lengths differ, or the classifier learned from all that is given of a row.
         """
-        trained = self.out_of_fold["row_id"]
-        pairs = encoders.unseen_pairs(prompts, responses, row_ids, trained)
+        pairs = encoders.unseen_pairs(prompts, responses, row_ids, self.learned)
         probs = {}
         for head, models in self.models.items():
             logits = np.mean([raw_logits(model, self.encoder, pairs) for model in models], axis=0)
@@ -199,6 +199,7 @@ class SourceClassifier:
             "calibrators": calibrators,
             "imbalance": self.imbalance,
             "config": self.config,
+            **self.learned.about(),
         }
         tables = {"out_of_fold": self.out_of_fold}
         encoders.save_bundle(Path(folder), "classifier", tensors, about, self.encoder, tables)
@@ -223,6 +224,7 @@ class SourceClassifier:
             imbalance=about["imbalance"],
             out_of_fold=bundle.tables["out_of_fold"],
             config=about["config"],
+            learned=Learned.stored(about, bundle.tables["out_of_fold"]["row_id"]),
         )
 
 

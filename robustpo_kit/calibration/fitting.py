@@ -28,6 +28,7 @@ from robustpo_kit.encoders import (
     FEATURES,
     Encoder,
     FineTune,
+    Learned,
     LinearScorer,
     Pair,
     PairScorer,
@@ -115,6 +116,7 @@ def fit_classifier(
         imbalance=imbalance,
         out_of_fold=pd.concat(parts.values(), ignore_index=True)[OUT_OF_FOLD],
         config=config,
+        learned=Learned.of(table["prompt"], table["response"], table["row_id"]),
     )
 
 
@@ -155,7 +157,10 @@ def fold_of_groups(groups: ArrayLike, folds: int, seed: int) -> np.ndarray:
     groups = np.asarray(groups)
     count = len(np.unique(groups))
     if count < folds:
-        raise ValueError(f"folds = {folds}: only {count} groups; lower folds or give more rows")
+        raise ValueError(
+            f"preferences: {count} groups (prompts or conversations), and each of {folds} folds "
+            "needs one; give rows to more prompts"
+        )
     random_state = stream_seed(seed, "folds") % 2**32  # scikit-learn takes no more
     splitter = GroupKFold(folds, shuffle=True, random_state=random_state)
     fold_of_row = np.empty(len(groups), dtype=int)
@@ -190,7 +195,7 @@ def _fit_head(
         train, test = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
         if not 0 < labels[train].mean() < 1:
             raise ValueError(
-                f"preferences: fold {left_out} leaves one class only; lower folds or give more rows"
+                f"preferences: fold {left_out} leaves one class only; give rows to more prompts"
             )
         model = fit_model([pairs[i] for i in train], labels[train], fold=left_out, folds=folds)
         logits[test] = raw_logits(model, encoder, [pairs[i] for i in test])

@@ -95,9 +95,8 @@ def confidences(classifier: SourceClassifier, rows: PreferenceSet) -> list[list[
     )
     unseen = flat[np.isnan(values)]
     if len(unseen):
-        values[np.isnan(values)] = classifier.score(
-            list(unseen["prompt"]), list(unseen["response"]), row_ids=list(unseen["row_id"])
-        )
+        texts = (list(unseen["prompt"]), list(unseen["response"]))
+        values[np.isnan(values)] = classifier.score(*texts)
     return by_row(rows, values)
 
 

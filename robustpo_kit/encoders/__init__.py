@@ -1,6 +1,12 @@
 """BERT encoders, and heads on them."""
 
-from robustpo_kit.encoders.bundles import load_bundle, raw_scores, save_bundle, unseen_pairs
+from robustpo_kit.encoders.bundles import (
+    Learned,
+    load_bundle,
+    raw_scores,
+    save_bundle,
+    unseen_pairs,
+)
 from robustpo_kit.encoders.encoder import Encoder, load
 from robustpo_kit.encoders.fine_tuning import (
     DEFAULT_FINE_TUNE,
@@ -25,6 +31,7 @@ __all__ = [
     "Encoder",
     "FEATURES",
     "FineTune",
+    "Learned",
     "LinearScorer",
     "Pair",
     "PairScorer",

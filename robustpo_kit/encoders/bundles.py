@@ -53,33 +53,88 @@ class Bundle:
         return scorer.eval()
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What a fitted scorer learned from, and is not asked about.
+
+    Rows are known by their texts; ids are often but the numbers of a file's lines.
+    """
+
+    row_ids: frozenset[str] = frozenset()
+    texts: frozenset[str] | None = frozenset()  # digests; None: stored without, ids must do
+
+    @classmethod
+    def of(
+        cls, prompts: Iterable[str], responses: Iterable[str], row_ids: Iterable[str]
+    ) -> "Learned":
+        """Of the responses [N] to prompts [N] in the rows of these ids [N]."""
+        return cls(frozenset(row_ids), frozenset(_text_digests(prompts, responses)))
+
+    @classmethod
+    def stored(cls, about: Mapping[str, Any], row_ids: Iterable[str]) -> "Learned":
+        """Of a stored scorer: what `about` holds of texts, and the ids."""
+        texts = about.get("learned_texts")
+        return cls(frozenset(row_ids), None if texts is None else frozenset(texts))
+
+    def about(self) -> dict[str, list[str]]:
+        """What `stored` reads."""
+        return {} if self.texts is None else {"learned_texts": sorted(self.texts)}
+
+    def rows_among(
+        self, prompts: Sequence[str], responses: Sequence[str], row_ids: Sequence[str] | None
+    ) -> list[str]:
+        """Ids of rows, all of whose responses that are given were learned from.
+
+        Args:
+            prompts: [N].
+            responses: [N].
+            row_ids: [N] the rows that the responses come from; None: nothing is looked for.
+        """
+        if row_ids is None:
+            return []
+        if self.texts is None:
+            return sorted(self.row_ids.intersection(row_ids))
+        is_known = dict.fromkeys(row_ids, True)
+        for name, text in zip(row_ids, _text_digests(prompts, responses), strict=True):
+            is_known[name] &= text in self.texts
+        return [name for name, known in is_known.items() if known]
+
+    def refusal(self, seen: Sequence[str]) -> str:
+        """What is said of rows that `rows_among` found."""
+        how = ""
+        if self.texts is None:
+            how = ", going by ids alone: it was stored without its texts; fit it again, or"
+        return f"row '{seen[0]}' ({len(seen)} in all) was trained on{how or ';'}"
+
+
+def _text_digests(prompts: Iterable[str], responses: Iterable[str]) -> list[str]:
+    return [records.digest(*pair, length=16) for pair in zip(prompts, responses, strict=True)]
+
+
 def unseen_pairs(
     prompts: Sequence[str],
     responses: Sequence[str],
     row_ids: Sequence[str] | None,
-    trained: Iterable[str],
+    learned: Learned,
 ) -> list[Pair]:
     """The N pairs (prompt, response) to score, which a fitted scorer must not have learned from.
 
     Args:
         prompts: [N].
         responses: [N].
-        row_ids: ids of the rows that the responses come from.
-        trained: ids of the rows that the scorer learned from.
+        row_ids: [N] the rows that the responses come from; None: they are not looked at.
+        learned: what the scorer learned from.
 
     Raises:
-        ValueError: lengths differ, or a row is among the trained ones.
+        ValueError: lengths differ, or all that is given of a row was learned from.
     """
     if len(prompts) != len(responses):
         raise ValueError(
             f"prompts, responses: {len(prompts)} and {len(responses)}; equally many are expected"
         )
-    seen = set(trained).intersection(row_ids or ())
+    seen = learned.rows_among(prompts, responses, row_ids)
     if seen:
-        raise ValueError(
-            f"row_ids: '{min(seen)}' ({len(seen)} in all) was trained on; score rows of another "
-            "split"
-        )
+        raise ValueError(f"{learned.refusal(seen)} score rows of another split")
     return list(zip(prompts, responses, strict=True))
 
 

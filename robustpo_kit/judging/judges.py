@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from robustpo_kit.encoders import Learned
 from robustpo_kit.records import digest, stream
 from robustpo_kit.rewards import Rewards
 
@@ -26,8 +27,8 @@ OTHER_WAY_ROUND = {"A": "B", "B": "A", "C": "C"}
 class Judge(Protocol):
     """Compares two replies to each prompt.
 
-    A judge may have a `fingerprint`, a text that changes when its verdicts may, and `seen_rows()`,
-    the ids of the rows that it learned from, which it is not asked about.
+    A judge may have a `fingerprint`, a text that changes when its verdicts may, and `learned`,
+    what it learned from (`encoders.Learned`), which it is not asked about.
     """
 
     @property
@@ -64,9 +65,10 @@ class RewardJudge:
         """Digest of the model and of how it judges."""
         return digest(self.model.fingerprint(), self.tie_band, self.bias, length=16)
 
-    def seen_rows(self) -> frozenset[str]:
-        """The rows that the model learned from."""
-        return self.model.seen_rows()
+    @property
+    def learned(self) -> Learned:
+        """What the model learned from."""
+        return self.model.learned
 
     def preference(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
@@ -138,7 +140,8 @@ def compare(
         against: [N] the human replies.
         seed: of the order in which the judge sees two replies.
         prompt_ids: [N] the unit that intervals are taken over (default: the text of the prompt).
-        row_ids: [N] the rows that the prompts come from; a judge that learned from one refuses.
+        row_ids: [N] the rows that prompts and human replies come from; a judge that learned from
+            one refuses.
 
     Returns:
         A row a policy and prompt: policy, prompt_id, verdict (of the policy: win | tie | lose |
@@ -149,10 +152,10 @@ def compare(
             policy or a reply is no text, where the judge learned from a row, or answers anything
             but A, B, C or UNANSWERED.
     """
-    _check_unseen(judge, row_ids)
     prompt_ids = list(prompts if prompt_ids is None else prompt_ids)
     _check_lengths(prompts, {"against": against, "prompt_ids": prompt_ids})
     _check_replies(prompts, replies)
+    _check_unseen(judge, prompts, against, row_ids)
     parts = []
     for policy, texts in replies.items():
         # one seed for all policies: they are judged in the same order on the same prompt
@@ -203,14 +206,14 @@ def _check_answers(answers: Sequence[str], count: int, judge: Judge) -> None:
         )
 
 
-def _check_unseen(judge: Judge, row_ids: Sequence[str] | None) -> None:
-    learned: frozenset[str] = getattr(judge, "seen_rows", frozenset)()
-    seen = learned.intersection(row_ids or ())
+def _check_unseen(
+    judge: Judge, prompts: Sequence[str], against: Sequence[str], row_ids: Sequence[str] | None
+) -> None:
+    learned: Learned = getattr(judge, "learned", Learned())
+    seen = learned.rows_among(prompts, against, row_ids)
     if seen:
-        raise ValueError(
-            f"judge '{judge.name}': row '{min(seen)}' ({len(seen)} in all) was trained on; judge "
-            "rows of another split"
-        )
+        refusal = learned.refusal(seen)
+        raise ValueError(f"judge '{judge.name}': {refusal} judge rows of another split")
 
 
 def _check_replies(prompts: Sequence[str], replies: Mapping[str, Sequence[str]]) -> None:

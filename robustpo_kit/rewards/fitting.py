@@ -17,6 +17,7 @@ from robustpo_kit.encoders import (
     DEFAULT_FINE_TUNE,
     Encoder,
     FineTune,
+    Learned,
     LinearScorer,
     Pair,
     PairScorer,
@@ -71,7 +72,7 @@ def fit_reward_model(
     score = functools.partial(raw_scores, model, encoder)
     comparisons, temperature = _held_out_comparisons(score, test, direct, seed)
     replies = _reply_statistics(score, test, temperature)
-    trained_rows = [row.row_id for row in train]
+    learned = Learned() if features == "cosine" else learned_from(train)
     return RewardModel(
         features=features,
         encoder=encoder,
@@ -80,7 +81,7 @@ def fit_reward_model(
         scale=replies.scale,
         log_words=replies.log_words,
         length_slope=replies.length_slope,
-        trained_rows=frozenset() if features == "cosine" else frozenset(trained_rows),
+        learned=learned,
         held_out=comparisons,
         config={
             "direct": [list(pair) for pair in direct],
@@ -92,6 +93,12 @@ def fit_reward_model(
             "pairs": len(pairs),
         },
     )
+
+
+def learned_from(preferences: PreferenceSet) -> Learned:
+    """All responses of a set, as what a reward model learned from."""
+    flat = flat_responses(preferences)
+    return Learned.of(flat["prompt"], flat["response"], flat["row_id"])
 
 
 def split_groups(

@@ -28,9 +28,14 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from robustpo_kit import encoders
 from robustpo_kit.calibration import flat_responses
 from robustpo_kit.data import Preference, PreferenceSet
-from robustpo_kit.encoders import Encoder, LinearScorer, Pair
+from robustpo_kit.encoders import Encoder, Learned, LinearScorer, Pair
 from robustpo_kit.records import digest, stream
-from robustpo_kit.rewards.fitting import fit_reward_model, slope_within, split_groups
+from robustpo_kit.rewards.fitting import (
+    fit_reward_model,
+    learned_from,
+    slope_within,
+    split_groups,
+)
 from robustpo_kit.rewards.models import RewardModel, Rewards, length_bias
 from robustpo_kit.rewards.pairs import replies_elsewhere
 
@@ -58,7 +63,7 @@ class GoldReward(Rewards):
     relevance: RewardModel
     length_slope: float  # sds of relevance that one sd of log length brings to any reply
     human: LinearScorer  # of `style_features`
-    trained_rows: frozenset[str]  # of both parts, which share no group
+    learned: Learned  # of both parts, which share no group
     kappa: float
     most: float  # sds of relevance beyond which more is no merit
 
@@ -101,10 +106,6 @@ class GoldReward(Rewards):
         odds = self.human(style_features(list(itertools.chain(*parts))))
         return np.array([part.min() for part in np.split(odds, np.cumsum([*map(len, parts)])[:-1])])
 
-    def seen_rows(self) -> frozenset[str]:
-        """The rows of both parts."""
-        return self.trained_rows
-
     def fingerprint(self) -> str:
         """Of both parts and of what weighs them."""
         settings: list[Any] = [self.length_slope, self.kappa, self.most, ECHO, OF_PROMPT, REPEATED]
@@ -122,7 +123,8 @@ class GoldReward(Rewards):
         self.relevance.save(folder / "relevance")
         about = {
             "length_slope": self.length_slope,
-            "trained_rows": sorted(self.trained_rows),
+            "trained_rows": sorted(self.learned.row_ids),
+            **self.learned.about(),
             "kappa": self.kappa,
             "most": self.most,
         }
@@ -137,9 +139,9 @@ class GoldReward(Rewards):
         assert isinstance(human, LinearScorer)
         relevance = RewardModel.load(Path(folder) / "relevance", bundle.encoder)
         about = bundle.about
-        trained_rows = frozenset(about["trained_rows"])
+        learned = Learned.stored(about, about["trained_rows"])
         slope, kappa, most = about["length_slope"], about["kappa"], about["most"]
-        return cls(relevance, slope, human, trained_rows, kappa, most)
+        return cls(relevance, slope, human, learned, kappa, most)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,9 +163,10 @@ class ProxyReward(Rewards):
         if not 0 <= self.blindness <= 1:
             raise ValueError(f"blindness = {self.blindness}: a share in [0, 1] is expected")
 
-    def seen_rows(self) -> frozenset[str]:
-        """Those of gold."""
-        return self.gold.seen_rows()
+    @property
+    def learned(self) -> Learned:  # type: ignore[override]
+        """What gold learned from."""
+        return self.gold.learned
 
     def fingerprint(self) -> str:
         """Of gold, the bias and the errors."""
@@ -217,9 +220,8 @@ def fit_gold(
     features = style_features(added)
     # without an intercept, which would call a text of no evidence human
     human = encoders.fit_logistic(features, is_human, PENALTY, intercept=False)
-    trained_rows = frozenset(row.row_id for row in preferences)
     slope = max(0.0, _slope_elsewhere(model, for_style, seed))  # a dislike is no liking to take out
-    gold = GoldReward(model, slope, human, trained_rows, kappa, np.inf)
+    gold = GoldReward(model, slope, human, learned_from(preferences), kappa, np.inf)
     by_humans = replies[is_human]
     parts = gold.parts(list(by_humans["prompt"]), list(by_humans["response"]))
     return dataclasses.replace(gold, most=float(parts["relevance"].quantile(MOST)))

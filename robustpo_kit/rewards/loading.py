@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from robustpo_kit import assets
-from robustpo_kit.encoders import Pair
+from robustpo_kit.encoders import Learned, Pair
 from robustpo_kit.errors import KitError
 from robustpo_kit.records import digest, progress
 from robustpo_kit.rewards.models import RewardModel, Rewards
@@ -59,9 +59,8 @@ class SequenceReward(Rewards):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
-    def seen_rows(self) -> frozenset[str]:
-        """None that is known: what others trained it on, the kit cannot tell."""
-        return frozenset()
+    def __post_init__(self) -> None:
+        self.learned = Learned()  # what others trained it on, the kit cannot tell
 
     def fingerprint(self) -> str:
         """Of the weights."""

@@ -15,14 +15,16 @@ import pandas as pd
 from robustpo_kit import encoders
 from robustpo_kit.calibration import flat_responses, responses_per_row
 from robustpo_kit.data import PreferenceSet
-from robustpo_kit.encoders import Encoder, LinearScorer, Pair, PairScorer
+from robustpo_kit.encoders import Encoder, Learned, LinearScorer, Pair, PairScorer
 from robustpo_kit.records import digest
 from robustpo_kit.rewards.pairs import RankedPair
 from robustpo_kit.rewards.tables import accuracy_table
 
 
 class Rewards(abc.ABC):
-    """Scores of responses, high for good ones."""
+    """Scores of responses, high for good ones; those that it learned from are refused."""
+
+    learned: Learned
 
     def score(
         self,
@@ -39,17 +41,13 @@ class Rewards(abc.ABC):
             responses: [N].
             bias: so many sds of reward are added for one sd of log length: a reward that likes long
                 replies.
-            row_ids: ids of the rows that the responses come from.
+            row_ids: [N] the rows that the responses come from.
 
         Raises:
-            ValueError: lengths differ, or a row of `row_ids` was learned from.
+            ValueError: lengths differ, or all that is given of a row was learned from.
         """
-        pairs = encoders.unseen_pairs(prompts, responses, row_ids, self.seen_rows())
+        pairs = encoders.unseen_pairs(prompts, responses, row_ids, self.learned)
         return self._scores(pairs, bias)
-
-    @abc.abstractmethod
-    def seen_rows(self) -> frozenset[str]:
-        """Ids of the rows that it learned from, and does not score."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
@@ -87,13 +85,9 @@ class RewardModel(Rewards):
     scale: float  # sd of the scores of replies to their own prompts, held out
     log_words: tuple[float, float]  # mean and sd of log(1 + words) of the same replies
     length_slope: float  # sds of score for one sd of log length among replies of one source
-    trained_rows: frozenset[str]
+    learned: Learned
     held_out: pd.DataFrame  # row_id, group, kind, trained_kind, difference (scores), gap_words
     config: dict[str, Any]
-
-    def seen_rows(self) -> frozenset[str]:
-        """The rows that it was trained on."""
-        return self.trained_rows
 
     def fingerprint(self) -> str:
         """Of the tensors, the encoder's included, and of what scales scores."""
@@ -135,7 +129,8 @@ class RewardModel(Rewards):
             "scale": self.scale,
             "log_words": self.log_words,
             "length_slope": self.length_slope,
-            "trained_rows": sorted(self.trained_rows),
+            "trained_rows": sorted(self.learned.row_ids),
+            **self.learned.about(),
             "config": self.config,
         }
         state, tables = self.model.trained_state(), {"held_out": self.held_out}
@@ -155,7 +150,7 @@ class RewardModel(Rewards):
             scale=about["scale"],
             log_words=(mean_log_words, sd_log_words),
             length_slope=about["length_slope"],
-            trained_rows=frozenset(about["trained_rows"]),
+            learned=Learned.stored(about, about["trained_rows"]),
             held_out=bundle.tables["held_out"],
             config=about["config"],
         )

@@ -11,7 +11,7 @@ from robustpo_kit.own_replies import accepted_rows, sample_rows
 from robustpo_kit.policies import Policy, SamplingConfig
 from robustpo_kit.records import stream_seed
 from robustpo_kit.toy.data import DataConfig, proxy_reward
-from robustpo_kit.toy.setting import Setting, classifier, draw_data, slot_weights
+from robustpo_kit.toy.setting import Setting, confidences, draw_data, slot_weights
 from robustpo_kit.toy.world import World
 
 # the rows given; K own replies; those behind the golden slot as it is given; K accepted of 2K
@@ -59,7 +59,7 @@ def own_weights(setting: Setting, rows: PreferenceSet, source: str) -> Tensor:
     """
     if source == "ones":
         return torch.ones(len(rows), dtype=torch.float64)
-    c = torch.from_numpy(classifier(setting).score_set(rows))
+    c = confidences(setting, rows)
     if source == "estimated":
         return calibration.uniform_factor(c)
     return slot_weights(c[:, 0], setting.data.responses)

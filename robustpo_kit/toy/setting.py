@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, TrainerCallback
 
 from robustpo_kit import calibration, encoders, objectives, policies, training
-from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import FineTune
 from robustpo_kit.policies import Policy
 from robustpo_kit.records import stream_seed, torch_stream
@@ -120,13 +120,7 @@ def draw_data(setting: Setting) -> SettingData:
     if setting.trusted:
         config = dataclasses.replace(config, contamination=0.0)
     classifier_data = draw(world, config, torch_stream(setting.seed, "toy classifier data"))
-    prefs = classifier_data.prefs.map(_as_classifier_row)
-    return SettingData(world, policy_data, classifier_data._replace(prefs=prefs))
-
-
-def _as_classifier_row(row: Preference) -> Preference:
-    """Both draws count from toy-0, and a classifier refuses rows that it was trained on."""
-    return dataclasses.replace(row, row_id=f"classifier-{row.row_id}")
+    return SettingData(world, policy_data, classifier_data)
 
 
 @functools.lru_cache(maxsize=2)
@@ -176,11 +170,18 @@ def classifier(setting: Setting) -> calibration.SourceClassifier:
     )
 
 
+def confidences(setting: Setting, rows: PreferenceSet) -> Tensor:
+    """c [N, K] by `classifier`; a finite world says the same twice, whichever draw a row is of."""
+    flat = calibration.flat_responses(rows)
+    c = classifier(setting).score(list(flat["prompt"]), list(flat["response"]))
+    return torch.from_numpy(c.reshape(len(rows), -1))
+
+
 @functools.lru_cache(maxsize=2)
 def estimate(setting: Setting) -> Estimate:
     """c and h~ of the policy's data by `classifier`, and the truth."""
     world, data, _ = draw_data(setting)
-    probs = torch.from_numpy(classifier(setting).score_set(data.prefs))
+    probs = confidences(setting, data.prefs)
     return Estimate(
         probs,
         calibration.uniform_factor(probs),
