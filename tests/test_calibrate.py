@@ -135,6 +135,8 @@ def test_no_row_is_scored_by_a_model_that_saw_it():
     """Labels of one fold turned round: its own scores stay, up to the temperature they share."""
     rows = made_up("letters", 40)
     fold = calibration.fold_of_groups([row.group for row in rows], 4, 0)
+    with pytest.raises(ValueError, match="3 groups .*give rows to more prompts"):
+        calibration.fold_of_groups(["a", "b", "c"], 4, 0)
     turned = PreferenceSet(
         take(row, (1, 0)) if fold[place] == 1 else row for place, row in enumerate(rows)
     )

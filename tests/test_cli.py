@@ -1,5 +1,6 @@
 """The command line: a mistake is one line and exit code 2; train, score and judge tiny models."""
 
+import dataclasses
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from robustpo_kit import __version__, assets, cli, paths, policies, records
 from robustpo_kit.data.reading import READERS
 from robustpo_kit.data.shapes import RANKED
 from robustpo_kit.errors import KitError
+from robustpo_kit.training import TrainConfig
 
 PAIRS = [
     {
@@ -96,6 +98,10 @@ def test_missing_file_unknown_command_and_unknown_flag(capsys, tmp_path):
             "schedule: 'steep' should be one of",
         ),
         ([], "train: --objective is missing"),
+        (
+            ["--objective", "dora(dpo(beta=0.1), lam=1.0)"],
+            "h (calibration factor), which `robustpo calibrate",
+        ),
     ],
 )
 def test_train_refuses(capsys, tmp_path, pairs, arguments, said):
@@ -124,6 +130,34 @@ def test_train_does_not_replace_what_it_needs(capsys, tmp_path, pairs, name):
         arguments += ["--model", "tiny", "--set", f"checkpoint={out / 'kept'}"]
     assert f"it is replaced at the end and holds {name}" in refused(capsys, "train", *arguments)
     assert policies.load(out) if name == "model" else not out.exists()
+
+
+def test_train_does_not_replace_a_run_of_other_settings(capsys, tmp_path, pairs):
+    """Another objective's policy went without a word."""
+    given = ["train", "--data", pairs, "--out", tmp_path / "run", "--model", "tiny"]
+    given += ["--set", f"reference_cache={tmp_path}/cache", "--set", "max_steps=1"]
+    given = [str(argument) for argument in given]
+    for _ in range(2):  # the same may be replaced
+        assert cli.main([*given, *DPO]) == 0
+    capsys.readouterr()
+    other = [*given, "--objective", "ipo(tau=0.2)", "--rank", "4"]
+    said = refused(capsys, *other)
+    assert 'objective is "ipo(tau=0.2)" and was "dpo(beta=0.1)", rank is 4 and was 16' in said
+    assert "--overwrite" in said
+    assert records.read_json(tmp_path / "run" / "record.json")["objective"] == "dpo(beta=0.1)"
+    assert cli.main([*other, "--overwrite"]) == 0
+    (tmp_path / "run" / "record.json").unlink()
+    capsys.readouterr()
+    assert "holds another run (a policy without a record)" in refused(capsys, *other)
+
+
+def test_help_lists_every_setting_of_a_run(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    out = capsys.readouterr().out
+    for field in dataclasses.fields(TrainConfig):
+        assert f"  {field.name} = {json.dumps(field.default)}" in out
+    assert 'schedule = "cosine"  cosine | linear | constant' in out
 
 
 @pytest.mark.parametrize("name", ["out", "checkpoint"])
@@ -250,7 +284,12 @@ def test_train_then_score_the_policy(capsys, tmp_path, pairs, monkeypatch):
     record = records.RunRecord.from_json(out / "record.json")
     assert record.objective == "dpo(beta=0.1)" and record.seed == 4
     assert record.metrics["steps"] == 4 and len(record.history) == 4
-    assert "objective  dpo(beta=0.1)" in capsys.readouterr().out
+    said, leaked = capsys.readouterr()
+    assert "objective  dpo(beta=0.1)" in said
+    assert "Writing model" not in leaked and "FutureWarning" not in leaked
+    card = (out / "README.md").read_text()
+    assert "from `tiny`" in card and str(pairs) in card and "dpo(beta=0.1)" in card
+    assert "More Information Needed" not in card and "policies.load(" in card
 
     scored = tmp_path / "scores.jsonl"
     assert cli.main(["score", "--data", str(pairs), "--model", str(out), "--out", str(scored)]) == 0
@@ -263,7 +302,8 @@ def test_train_then_score_the_policy(capsys, tmp_path, pairs, monkeypatch):
     assert [row["row_id"] for row in fresh] == [row["row_id"] for row in rows]
     assert fresh != rows, "training left no trace"
     # a policy may be replaced, by rename
-    assert cli.main(["train", *map(str, arguments), "--set", "max_steps=1", "--rank", "4"]) == 0
+    again = ["train", *map(str, arguments), "--set", "max_steps=1", "--rank", "4", "--overwrite"]
+    assert cli.main(again) == 0
 
 
 def page_blocks(page: str, part: str) -> list[str]:

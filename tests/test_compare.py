@@ -1,6 +1,7 @@
 """Runs beside each other: the same held-out rows, paired differences, what was set otherwise."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -223,3 +224,54 @@ def test_held_out_prompts_are_not_trained_on(tmp_path, capsys):
     rows[5:].to_jsonl(tmp_path / "held.jsonl")
     line = refused(capsys, *train(tmp_path, "out", "dpo(beta=0.1)"))
     assert "held-out row r5 (3 of 3)" in line and not (tmp_path / "out").exists()
+
+
+def alike(folder, *names):
+    tables = [pd.read_csv(folder / name / "heldout.csv") for name in names]
+    keys = [table[["row_id", "texts"]].drop_duplicates().values.tolist() for table in tables]
+    assert all(other == keys[0] for other in keys)
+    return {row_id for row_id, _ in keys[0]}
+
+
+@pytest.mark.parametrize(("asked", "count"), [("0.25", 4), ("3", 3)])
+def test_rows_of_the_file_are_set_aside_alike_for_every_run(tmp_path, capsys, asked, count):
+    """The rows of prompt 0 have several groups, as a file may name them: none is on both sides."""
+    rows = preferences(2, 14)
+    again = [replace(row, row_id=f"again {row.row_id}", group=f"g{row.row_id}") for row in rows[:2]]
+    PreferenceSet([*rows, *again]).to_jsonl(tmp_path / "train.jsonl")
+    for name, spec, seed in (("a", "dpo(beta=0.1)", 0), ("b", "ipo(tau=0.1)", 5)):
+        arguments = train(tmp_path, name, spec, "--seed", seed, "--set", "max_steps=1")
+        arguments[arguments.index("--heldout") + 1] = asked
+        assert cli.main(arguments) == 0
+    held = alike(tmp_path, "a", "b")
+    assert count <= len(held) <= count + 1
+    record = RunRecord.from_json(tmp_path / "a" / "record.json")
+    assert record.config["heldout"] == asked and record.config["heldout_seed"] == 0
+    assert record.metrics["rows"] <= 16 - len(held)
+    assert f"{len(held)} held out, {record.metrics['rows']} to train on" in capsys.readouterr().err
+    assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("0", "a share between 0 and 1, or a number"),
+        ("2.5", "a share between 0 and 1, or a number"),
+        ("14", "leaves no row to train on"),
+        ("15", "too few"),
+        ("absent.jsonl", "absent.jsonl"),
+        ("train.jsonl", "held-out row"),
+        ("one.jsonl", "has one response"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_dry_run_checks_held_out_rows_as_a_run_does(
+    tmp_path, capsys, monkeypatch, asked, said, dry
+):
+    monkeypatch.chdir(tmp_path)
+    preferences(2, 14).to_jsonl(tmp_path / "train.jsonl")
+    preferences(1, 2).to_jsonl(tmp_path / "one.jsonl")
+    arguments = train(tmp_path, "a", "dpo(beta=0.1)", *dry)
+    arguments[arguments.index("--heldout") + 1] = asked
+    assert said in refused(capsys, *arguments)
+    assert not (tmp_path / "a").exists()

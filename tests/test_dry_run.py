@@ -1,5 +1,6 @@
 """`robustpo train --dry-run` and presets on the command line: what is foretold, what is refused."""
 
+import dataclasses
 import json
 import socket
 
@@ -8,10 +9,12 @@ import pandas as pd
 import pytest
 import torch
 from test_cli import refused
+from training_setting import preferences
 
 from robustpo_kit import cli, objectives, policies, published, training
 from robustpo_kit.cli import dry_run
-from robustpo_kit.cli.dry_run import Asked, missing_data, model_config
+from robustpo_kit.cli.asked import Asked
+from robustpo_kit.cli.dry_run import missing_data, model_config
 from robustpo_kit.policies import TokenRow
 
 # Parameters of the presets' models, from the Hub's own count of their safetensors.
@@ -154,11 +157,40 @@ def test_the_nearest_that_fits_changes_the_gradient_last():
     assert training.nearest_fit(plain, plain.peak) == ([], plain)
 
 
-def test_forward_passes():
-    assert estimate().forward_passes == 4  # 1 + 2 and the reference
-    assert estimate(lora="attention").forward_passes == 3
-    assert estimate(epochs=2, gradient_checkpointing=True).forward_passes == 9
-    assert estimate(max_steps=1).forward_passes == 2.5
+def counted(**options) -> dict[str, tuple[int, int]]:
+    return {name: (n, len(rows)) for name, (n, rows) in estimate(**options).passes.items()}
+
+
+def test_passes():
+    reference = "reference, before the first step"
+    assert counted() == {"steps": (3, 8), reference: (1, 8)}
+    assert counted(lora="attention")["steps"] == (2, 8)
+    assert counted(epochs=2, gradient_checkpointing=True) == {"steps": (4, 16), reference: (1, 8)}
+    assert counted(max_steps=1) == {"steps": (3, 4), reference: (1, 4)}
+    held = dataclasses.replace(estimate(), heldout=ROWS[:3]).passes["held-out rows"]
+    assert held == (2, ROWS[:3])
+
+
+def test_the_reference_is_scored_for_the_rows_of_steps_alone(tmp_path, monkeypatch):
+    """Four steps of 75 took the reference of the whole file before the first one."""
+    asked, real = [], training.runs.reference_logps
+
+    def score(policy, tokens, **options):
+        asked.append([row.row_id for row in tokens.rows])
+        return real(policy, tokens, **options)
+
+    monkeypatch.setattr(training.runs, "reference_logps", score)
+    losses = []
+    for number, steps in enumerate((0, 2)):
+        config = training.TrainConfig(
+            batch_size=2, max_steps=steps, schedule="constant", warmup=0.0,
+            reference_cache=str(tmp_path / str(number)),
+        )  # fmt: skip
+        policy = policies.tiny(policies.byte_tokenizer()).add_lora(rank=2)
+        record = training.train(policy, preferences(2, 8), OBJECTIVE, config)
+        losses.append([row["loss"] for row in record.history])
+    assert [len(rows) for rows in asked] == [8, 4]
+    assert losses[1] == pytest.approx(losses[0][:2], rel=1e-5)
 
 
 def test_committed_table_is_within_a_fifth_of_what_was_measured():
@@ -207,7 +239,23 @@ def pairs(tmp_path):
 def test_own_file(capsys, pairs):
     out = said(capsys, "--data", pairs, "--model", "tiny", "--objective", "dpo(beta=0.1)")
     assert "tokens counted" in out and "6; " in out and "fits       yes" in out
-    assert "measured: 50% of a product of matrices here" in out
+    assert "under the present load: 50% of a product of matrices here" in out
+    assert "of which steps 0.0 minutes, reference, before the first step 0.0 minutes" in out
+
+
+def test_bfloat16_is_named_where_it_is_quicker_here(capsys, pairs, monkeypatch):
+    """An audit's page foretold bfloat16 and the dry run float32, three times as long."""
+    rates = {torch.float32: 1e9, torch.bfloat16: 3e9}
+    monkeypatch.setattr(dry_run, "_measured_rate", rates.get)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = ["--data", pairs, "--model", "tiny", "--objective", "dpo(beta=0.1)"]
+    given += ["--heldout", "2"]
+    out = said(capsys, *given)
+    assert "cheaper    --dtype bfloat16: 0.0 minutes" in out and "2 more held out" in out
+    assert "held-out rows 0.0 minutes" in out
+    assert "cheaper" not in said(capsys, *given, "--dtype", "bfloat16")
+    rates[torch.bfloat16] = 5e8
+    assert "cheaper" not in said(capsys, *given)
 
 
 def test_a_preset_says_what_it_is_and_what_is_replaced(capsys, pairs):

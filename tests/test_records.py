@@ -99,6 +99,22 @@ def test_progress_yields_everything_and_writes_only_where_it_should(tmp_path, mo
     assert capfd.readouterr().err == "letters: 2/2 in 0 s\n"
 
 
+def test_progress_off_a_terminal_is_a_line_every_30_seconds(monkeypatch, capsys):
+    """A run of ten minutes said nothing between its first lines and its end."""
+    monkeypatch.delenv("ROBUSTPO_PROGRESS", raising=False)
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(records.progress.__globals__["time"], "monotonic", lambda: next(clock))
+    assert len(list(records.progress(range(20), "steps"))) == 20
+    assert capsys.readouterr().err == ""  # somebody else has taken stderr: a notebook, a test
+    monkeypatch.setattr(sys, "__stderr__", sys.stderr)
+    assert len(list(records.progress(range(2), "quick"))) == 2
+    assert capsys.readouterr().err == ""
+    assert len(list(records.progress(range(7), "steps"))) == 7
+    assert (
+        capsys.readouterr().err == "steps: 3/7 in 30 s, 40 s left\nsteps: 6/7 in 60 s, 10 s left\n"
+    )
+
+
 # ---------------------------------------------------------------- folders
 
 

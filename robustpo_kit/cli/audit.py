@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from robustpo_kit import paths, records
-from robustpo_kit.cli.dry_run import Asked, dry_run
+from robustpo_kit.cli.asked import Asked
+from robustpo_kit.cli.dry_run import dry_run
 from robustpo_kit.cli.parsing import (
     Commands,
     add_model,

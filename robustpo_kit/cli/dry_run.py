@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustpo_kit import data, published, records
-from robustpo_kit.cli.parsing import read_preferences
+from robustpo_kit.cli.asked import Asked
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
 
@@ -17,33 +17,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from robustpo_kit.policies import TokenRow
-    from robustpo_kit.training import Estimate, StepObjective, TrainConfig
+    from robustpo_kit.training import Estimate, TrainConfig
 
 MEMINFO, CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 CHARACTERS = 4  # of a token, where the tokenizer is not here
 GPU_SHARE, CPU_SHARE = 0.4, 0.5  # of the peak, of a product of matrices, that a step reaches
 GPU_CONTEXT = 0.7e9  # bytes that CUDA itself takes; about
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """What the flags ask for."""
-
-    model: str
-    data: str
-    preset: str | None
-    dtype: str
-    lora: str  # attention | all-linear | none
-    rank: int
-    run: "TrainConfig"
-    objective: "StepObjective"
-    split: str | None = None
-    on_bad_row: str | None = None
-    heldout: str | None = None
-
-    def preferences(self) -> PreferenceSet:
-        """The rows; says on standard error what they are."""
-        return read_preferences(self.data, self.split, self.on_bad_row)
 
 
 def dry_run(asked: Asked, read: PreferenceSet | None = None) -> str:
@@ -60,16 +39,16 @@ def dry_run(asked: Asked, read: PreferenceSet | None = None) -> str:
     from robustpo_kit import training
 
     config, where = model_config(asked.model)
-    rows, tokens_said = token_rows(asked, where, read)
+    rows, heldout, tokens_said = token_rows(asked, where, read)
     setting = training.Setting(config, asked.dtype, asked.lora, asked.rank, asked.run)
-    estimate = training.Estimate(setting, rows, asked.objective)
+    estimate = training.Estimate(setting, rows, asked.objective, heldout)
     room, room_said, process = _room()
     lines = [
         ("parameters", f"{estimate.parameters:,}, {estimate.trainable:,} of them trained"),
         ("rows", f"{len(rows):,}; {tokens_said}"),
         ("tokens", f"{estimate.tokens:,} in {estimate.steps:,} steps"),
         ("memory", f"{_gb(estimate.peak + process)} at the peak: {_parts(estimate, process)}"),
-        ("time", _hours(estimate)),
+        *_times(estimate, process),
         *_fetched(asked, where, estimate),
         ("room", room_said),
         ("fits", _fit(estimate, room - process)),
@@ -108,28 +87,51 @@ def model_config(model: str) -> tuple["PreTrainedConfig", Path | None]:
 
 def token_rows(
     asked: Asked, folder: Path | None, read: PreferenceSet | None = None
-) -> tuple[Sequence["TokenRow"], str]:
-    """The rows' tokens, and in words how they are known; nothing is fetched."""
-    from robustpo_kit import assets, policies, training
+) -> tuple[Sequence["TokenRow"], Sequence["TokenRow"], str]:
+    """Tokens of the rows and of those held out, and in words how they are known.
+
+    Nothing is fetched.
+    """
+    from robustpo_kit import assets, training
 
     if asked.data in published.ROWS:
-        return _bound(asked)
+        rows, said = _bound(asked)
+        return rows, (), said
     task = data.TASKS.get(asked.data)
     here = Path(asked.data).exists() if task is None else assets.local(task.source) is not None
     if not here:
         raise KitError(f"--data {asked.data}: not on this machine, and --dry-run fetches nothing")
-    rows = training.fitting_rows(asked.preferences() if read is None else read, asked.objective)
+    if read is None:
+        trained, heldout = asked.rows()
+    else:
+        trained, heldout = training.fitting_rows(read, asked.objective), None
     tokenizer = _tokenizer(asked.model, folder)
+    said = "tokens counted"
     if tokenizer is None:
-        return [_guessed(row, asked.run) for row in rows], (
-            f"tokens guessed, {CHARACTERS} characters each: the tokenizer is not on this machine"
-        )
-    template = data.template_of(asked.data) or policies.own_template(tokenizer)
+        said = f"tokens guessed, {CHARACTERS} characters each: the tokenizer is not on this machine"
+    rows = _tokens(asked, trained, tokenizer, mismatched=asked.objective.needs_kl)
+    if heldout is None:
+        return rows, (), said
+    said += f"; {len(heldout):,} more held out"
+    return rows, _tokens(asked, heldout, tokenizer, mismatched=False), said
+
+
+def _tokens(
+    asked: Asked,
+    rows: PreferenceSet,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    *,
+    mismatched: bool,
+) -> Sequence["TokenRow"]:
+    """The rows' tokens; guessed where there is no tokenizer."""
+    from robustpo_kit import policies
+
     run = asked.run
+    if tokenizer is None:
+        return [_guessed(row, run) for row in rows]
+    template = data.template_of(asked.data) or policies.own_template(tokenizer)
     limits: dict[str, Any] = {"max_length": run.max_length, "max_response": run.max_response}
-    mismatched = asked.objective.needs_kl
-    table = policies.tokenize(rows, tokenizer, template, mismatched=mismatched, **limits)
-    return table.rows, "tokens counted"
+    return policies.tokenize(rows, tokenizer, template, mismatched=mismatched, **limits).rows
 
 
 def _tokenizer(model: str, folder: Path | None) -> "PreTrainedTokenizerBase | None":
@@ -217,8 +219,45 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def _hours(estimate: "Estimate") -> str:
-    """Hours of the run by a throughput, and which."""
+def _times(estimate: "Estimate", process: float) -> list[tuple[str, str]]:
+    """What the run takes, by what for; and in bfloat16, where that is quicker here."""
+    rate, said = _rate(estimate.setting.kind)
+    seconds = _seconds(estimate, rate)
+    parts = ", ".join(f"{name} {_lasting(time)}" for name, time in seconds.items())
+    total = sum(seconds.values())
+    lines = [
+        ("time", f"{_lasting(total)} on one device at {rate / 1e12:.2g} TFLOP/s ({said})"),
+        ("", f"of which {parts}"),
+    ]
+    if estimate.setting.dtype == "float32":
+        setting = dataclasses.replace(estimate.setting, dtype="bfloat16")
+        short = dataclasses.replace(estimate, setting=setting)
+        quick = sum(_seconds(short, _rate(setting.kind)[0]).values())
+        if quick < total:
+            size = _gb(short.peak + process)
+            lines.append(("cheaper", f"--dtype bfloat16: {_lasting(quick)}, {size} at the peak"))
+    return lines
+
+
+def _seconds(estimate: "Estimate", rate: float) -> dict[str, float]:
+    """Seconds at a rate of operations a second, by what for."""
+    from robustpo_kit import bench
+
+    seconds = {}
+    for name, (passes, rows) in estimate.passes.items():
+        forward = bench.step_flops(estimate.policy, rows) / 2  # and as much for the backward
+        seconds[name] = passes * forward / rate
+    return seconds
+
+
+def _lasting(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:,.1f} hours"
+    return f"{seconds / 60:.1f} minutes"
+
+
+def _rate(kind: Any) -> tuple[float, str]:
+    """Operations a second that a run reaches, about, and how that is known."""
     import torch
 
     from robustpo_kit.bench import PEAK_FLOPS
@@ -227,34 +266,29 @@ def _hours(estimate: "Estimate") -> str:
         name = torch.cuda.get_device_name(0)
         peak = next((rate for card, rate in PEAK_FLOPS.items() if card in name), None)
         if peak is not None:
-            said = f"stated: {GPU_SHARE:.0%} of the data sheet's {peak / 1e12:.0f}"
-            return _time(estimate, GPU_SHARE * peak, said)
-    measured = _measured_rate(estimate.setting.kind)
-    said = f"measured: {CPU_SHARE:.0%} of a product of matrices here"
-    return _time(estimate, CPU_SHARE * measured, said)
+            return (
+                GPU_SHARE * peak,
+                f"stated: {GPU_SHARE:.0%} of the data sheet's {peak / 1e12:.0f}",
+            )
+    said = f"measured now, under the present load: {CPU_SHARE:.0%} of a product of matrices here"
+    return CPU_SHARE * _measured_rate(kind), said
 
 
-def _time(estimate: "Estimate", rate: float, said: str) -> str:
-    from robustpo_kit import bench
+def _measured_rate(kind: Any, size: int = 512, times: int = 30) -> float:
+    """Operations a second of the product of two matrices, the best of many.
 
-    forward = bench.step_flops(estimate.policy, estimate.rows) / 2  # and as much for the backward
-    hours = forward * estimate.forward_passes / rate / 3600
-    size = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-    return f"{size} on one device at {rate / 1e12:.2g} TFLOP/s ({said})"
-
-
-def _measured_rate(kind: Any, size: int = 1024) -> float:
-    """Floating-point operations a second of the product of two matrices, the best of five."""
+    Products are short, so that some of them are not interrupted by what else runs.
+    """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     left = torch.randn(size, size, device=device).to(kind)
-    times = []
-    for _ in range(5):
+    taken = []
+    for _ in range(times):
         before = time.perf_counter()
         (left @ left).sum().item()
-        times.append(time.perf_counter() - before)
-    return 2 * size**3 / min(times)
+        taken.append(time.perf_counter() - before)
+    return 2 * size**3 / min(taken)
 
 
 def missing_data(asked: Asked) -> str:

@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="robustpo", description="Robust preference optimization of language models."
+        prog="robustpo",
+        description="Robust preference optimization of language models.",
+        epilog="ROBUSTPO_PROGRESS=bar|log|off says how progress is shown (default: a bar on a "
+        "terminal, else a line every 30 seconds); ROBUSTPO_DEBUG=1 shows an error's traceback.",
     )
     parser.add_argument("--version", action="version", version=f"robustpo-kit {__version__}")
     commands = parser.add_subparsers(

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -15,6 +16,12 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # what `add_parser` 
 
 class Parser(argparse.ArgumentParser):
     """argparse prints the usage before an error; one line is easier to read in a log."""
+
+    below: Callable[[], str] | None = None  # what stands below the flags, made when it is asked for
+
+    def format_help(self) -> str:
+        """As argparse does, with what stands below."""
+        return super().format_help() + (self.below() if self.below else "")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"robustpo: {message}; see `{self.prog} --help`\n")

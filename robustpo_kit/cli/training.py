@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustpo_kit import data, paths, published, records
-from robustpo_kit.cli.dry_run import Asked, dry_run, missing_data
+from robustpo_kit.cli.asked import Asked
+from robustpo_kit.cli.dry_run import dry_run, missing_data
 from robustpo_kit.cli.parsing import (
     Commands,
     add_assignments,
@@ -16,9 +17,7 @@ from robustpo_kit.cli.parsing import (
     assignments,
     free_folder,
     is_first_rank,
-    read_preferences,
 )
-from robustpo_kit.data import PreferenceSet
 from robustpo_kit.errors import KitError
 
 if TYPE_CHECKING:
@@ -54,8 +53,10 @@ def add_train(commands: Commands) -> None:
     )
     parser.add_argument(
         "--heldout",
-        metavar="FILE",
-        help="preferences to other prompts; what the policy makes of them, for `robustpo compare`",
+        metavar="FILE|SHARE|N",
+        help="for `robustpo compare`: preferences to other prompts; or how many rows of --data to "
+        "set aside (0.1, 100), whole prompts, drawn by a seed of their own (0, whatever --seed), "
+        "so that all runs of a file hold out the same rows",
     )
     add_model(parser, None)
     parser.add_argument("--out", metavar="DIR", help="where the policy and record.json go")
@@ -63,8 +64,18 @@ def add_train(commands: Commands) -> None:
     parser.add_argument("--dtype", help="float32 | bfloat16")
     parser.add_argument("--lora", help="attention | all-linear | none")
     parser.add_argument("--rank", type=int, help="of the LoRA adapter")
-    add_assignments(parser, "--set", "a field of TrainConfig, as JSON")
+    add_assignments(parser, "--set", "a field of TrainConfig, as JSON; they stand below")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a policy that was trained otherwise"
+    )
+    parser.below = _fields
     parser.set_defaults(run=_train)
+
+
+def _fields() -> str:
+    from robustpo_kit import training
+
+    return f"\nfields of TrainConfig, and what they are unless set:\n{training.fields_in_words()}"
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -76,9 +87,10 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     out = _out(settings)
     asked = _asked(settings, arguments.preset)
+    if not arguments.overwrite:
+        _refuse_other_run(out, asked)
     _refuse_plain_data(asked)
-    rows = asked.preferences()
-    heldout = _heldout(asked, rows)
+    rows, heldout = asked.rows()
     template = data.template_of(asked.data)
     # what was named is the reference
     policy = policies.load(asked.model, template=template, dtype=asked.dtype).merge()
@@ -86,7 +98,7 @@ def _train(arguments: argparse.Namespace) -> int:
         policy.add_lora(asked.lora, asked.rank, seed=asked.run.seed)
     before = None if heldout is None else training.score(policy, heldout, asked.run)
     record = training.train(policy, rows, asked.objective, asked.run)
-    record.config |= {"model": asked.model, "data": asked.data, "heldout": asked.heldout}
+    record.config |= asked.described()
     scored = None
     if heldout is not None and before is not None:
         after = training.score(policy, heldout, asked.run)
@@ -97,23 +109,42 @@ def _train(arguments: argparse.Namespace) -> int:
             records.write_table(out / "heldout.csv", scored, {"config": record.config})
             print(_in_words(scored))
         record.to_json(out / "record.json")
+        _add_to_card(out, asked, training.run_card(record))
         print(training.run_card(record))
         print(f"policy     {paths.show(out)}")
     training.end_ranks()
     return 0
 
 
-def _heldout(asked: Asked, rows: PreferenceSet) -> PreferenceSet | None:
-    """The rows of --heldout; raises KitError for prompts that are trained on."""
-    from robustpo_kit import policies, training
+def _add_to_card(out: Path, asked: Asked, run: str) -> None:
+    """Say in the policy's card what it was trained on, and how."""
+    told = f"\nTrained by `robustpo train` on `{asked.data}`; record.json has every setting.\n\n"
+    lines = "".join(f"    {line}\n" for line in run.splitlines())
+    card = out / "README.md"
+    records.write_text(card, card.read_text(encoding="utf-8") + told + lines)
 
-    if asked.heldout is None:
-        return None
-    if policies.first_rank_loads():
-        raise KitError("--heldout: weights are sharded here; `robustpo score` them afterwards")
-    heldout = read_preferences(asked.heldout, None, asked.on_bad_row)
-    training.refuse_shared_prompts(rows, heldout)
-    return heldout
+
+def _refuse_other_run(out: Path, asked: Asked) -> None:
+    """Raises KitError where a policy lies in `out` that was trained otherwise."""
+    from robustpo_kit import training
+
+    if not (out / "policy.json").exists():
+        return
+    found = ["a policy without a record"]
+    if (out / "record.json").exists():
+        record = records.RunRecord.from_json(out / "record.json")
+        before = {"objective": record.objective, **record.config}
+        now = {
+            "objective": asked.objective.spec,
+            **dataclasses.asdict(asked.run),
+            **asked.described(),
+        }
+        found = training.differences({name: before.get(name) for name in now}, now)
+    if found:
+        raise KitError(
+            f"--out {paths.show(out)}: holds another run ({training.in_words(found)}); name "
+            "another folder, or replace it by --overwrite"
+        )
 
 
 def _in_words(scored: "pd.DataFrame") -> str:
@@ -137,6 +168,8 @@ def _train_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise KitError(f"{arguments.config}: expected one JSON object")
     settings |= assignments("--set", arguments.set)
+    if isinstance(settings.get("heldout"), int | float):
+        settings["heldout"] = str(settings["heldout"])
     for name in FLAGS:
         if getattr(arguments, name) is not None:
             settings[name] = getattr(arguments, name)

@@ -18,7 +18,7 @@ from robustpo_kit import assets, paths
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies.first_rank import join_ranks, of_first_rank, without_weights
-from robustpo_kit.policies.lora import fold, fuse
+from robustpo_kit.policies.lora import fold, fuse, quietly
 from robustpo_kit.policies.passes import first_line
 from robustpo_kit.policies.policy import RECORD, Policy, on_device, own_template, with_pad
 from robustpo_kit.policies.probing import Fit, fit_of, take_fit
@@ -154,4 +154,5 @@ def _base_folder(folder: Path) -> Path:
 def _with_adapter(model: torch.nn.Module, folder: Path) -> Any:
     from peft import PeftModel
 
-    return fuse(PeftModel.from_pretrained(model, folder, is_trainable=True))
+    with quietly():
+        return fuse(PeftModel.from_pretrained(model, folder, is_trainable=True))

@@ -7,6 +7,7 @@ adapter's weights and their gradients keep their own precision.
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -17,6 +18,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils import logging as hf_logging
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without what transformers shows of a save, and what peft's calls of it warn of."""
+    hf_logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that is going away
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 class _LowRank(torch.autograd.Function):

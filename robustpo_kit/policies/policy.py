@@ -4,7 +4,6 @@ import contextlib
 import copy
 import dataclasses
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,14 +15,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
+from robustpo_kit import paths
 from robustpo_kit.data import Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies.first_rank import first_rank_loads, of_first_rank
-from robustpo_kit.policies.lora import fold, fuse
+from robustpo_kit.policies.lora import fold, fuse, quietly
 from robustpo_kit.policies.probing import use_block_attention
-from robustpo_kit.records import atomic_folder, digest, stream_seed, write_json
+from robustpo_kit.records import atomic_folder, digest, stream_seed, write_json, write_text
 
-RECORD = "policy.json"
+RECORD, CARD = "policy.json", "README.md"
 SAMPLED_BITS = 1024  # values of a weight that its fingerprint reads one by one
 TARGETS: dict[str, str | list[str]] = {
     "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
@@ -123,9 +123,7 @@ class Policy:
             target_modules=TARGETS[targets],
             bias="none",
         )
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # peft asks transformers by a name that is going away
-            warnings.simplefilter("ignore", FutureWarning)
+        with torch.random.fork_rng(devices=[]), quietly():
             torch.manual_seed(stream_seed(seed, "adapter"))
             try:
                 self.model = fuse(get_peft_model(cast(Any, self.model), config))
@@ -186,10 +184,25 @@ class Policy:
             "adapter": self.has_adapter,
         }
         with atomic_folder(folder) as temporary:
-            cast(Any, self.model).save_pretrained(temporary, state_dict=whole)
+            with quietly():
+                cast(Any, self.model).save_pretrained(temporary, state_dict=whole)
             self.tokenizer.save_pretrained(temporary)
+            write_text(temporary / CARD, self.card())  # in the place of peft's, which is a form
             write_json(temporary / RECORD, record)
         return folder
+
+    def card(self) -> str:
+        """What a person should know of the saved policy, as Markdown."""
+        base = Path(str(self.record.get("origin") or self.record.get("source") or "unknown"))
+        kind = "The weights of a language model"
+        if self.has_adapter and not self.adapter_without_base:
+            kind = "A LoRA adapter"
+        return (
+            f"# A policy of robustpo-kit\n\n{kind}, from `{paths.show(base)}`; {RECORD} says what "
+            "it was made of.\n\n    from robustpo_kit import policies\n    "
+            'policy = policies.load("PATH/OF/THIS/FOLDER")\n\nor '
+            "`robustpo score --data FILE --model FOLDER`.\n"
+        )
 
     def _gathered(self) -> dict[str, torch.Tensor] | None:
         """The weights to save, whole on the first rank, where FSDP2 has sharded them; else None."""

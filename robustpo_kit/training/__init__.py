@@ -1,10 +1,11 @@
 """One exact optimizer step (`step`), and runs made of them on a transformers.Trainer (`runs`)."""
 
 from robustpo_kit.training.checkpoints import last_checkpoint
-from robustpo_kit.training.config import TrainConfig
+from robustpo_kit.training.config import TrainConfig, fields_in_words
 from robustpo_kit.training.estimate import Estimate, Setting, devices_needed, nearest_fit
 from robustpo_kit.training.forward import response_logps
-from robustpo_kit.training.heldout import heldout_outcomes, refuse_shared_prompts
+from robustpo_kit.training.heldout import check_heldout, heldout_outcomes
+from robustpo_kit.training.identity import differences, in_words
 from robustpo_kit.training.interrupts import Terminated
 from robustpo_kit.training.plan import micro_batches, step_rows
 from robustpo_kit.training.ranks import Exchange, end_ranks
@@ -30,11 +31,14 @@ __all__ = [
     "Terminated",
     "TrainConfig",
     "WholeStep",
+    "check_heldout",
     "devices_needed",
+    "differences",
     "end_ranks",
+    "fields_in_words",
     "fitting_rows",
     "heldout_outcomes",
-    "refuse_shared_prompts",
+    "in_words",
     "last_checkpoint",
     "micro_batches",
     "nearest_fit",

@@ -1,7 +1,10 @@
 """The settings of one training run."""
 
 import dataclasses
+import inspect
+import json
 import math
+import re
 from typing import Any, cast
 
 from robustpo_kit.errors import KitError
@@ -70,3 +73,14 @@ class TrainConfig:
             if not fits or (isinstance(value, bool) and kind is not bool):
                 wanted = getattr(kind, "__name__", str(kind))
                 raise KitError(f"{field.name}: {value!r} should be of type {wanted}")
+
+
+def fields_in_words() -> str:
+    """The fields of TrainConfig with their defaults and comments, a line each."""
+    source = inspect.getsource(TrainConfig)
+    lines = []
+    for field in dataclasses.fields(TrainConfig):
+        comment = re.search(rf"^    {field.name}: .*?  # (.*)$", source, re.MULTILINE)
+        said = f"  {comment[1]}" if comment else ""
+        lines.append(f"  {field.name} = {json.dumps(field.default)}{said}\n")
+    return "".join(lines)

@@ -57,6 +57,7 @@ class Estimate:
     setting: Setting
     rows: Sequence[TokenRow]
     objective: StepObjective
+    heldout: Sequence[TokenRow] = ()
 
     @cached_property
     def policy(self) -> Policy:
@@ -94,7 +95,7 @@ class Estimate:
     @cached_property
     def heaviest(self) -> list[TokenRow]:
         """The micro-batch of most tokens, sought in the heaviest steps and the longest row's."""
-        plan = [[self.rows[number] for number in step] for step in self._plan]
+        plan = [self._rows_at(step) for step in self._plan]
         plan.sort(key=self._size_of_all)
         longest = max(plan, key=lambda step: max(map(self._size, step)))
         found = []
@@ -102,6 +103,9 @@ class Estimate:
             for places in filter(None, chain.from_iterable(self._cut(step))):
                 found.append([step[place] for place in places])
         return max(found, key=self._size_of_all)
+
+    def _rows_at(self, numbers: Sequence[int]) -> list[TokenRow]:
+        return [self.rows[number] for number in numbers]
 
     def _cut(self, rows: Sequence[TokenRow]) -> list[list[list[int]]]:
         run, devices = self.setting.run, self.setting.devices
@@ -191,17 +195,24 @@ class Estimate:
         return two - one
 
     @property
-    def forward_passes(self) -> float:
-        """Over all rows, counting a backward pass as two, or one where the weights are frozen.
+    def passes(self) -> dict[str, tuple[int, list[TokenRow]]]:
+        """How often the model passes forward over which rows, by what for.
 
-        Recomputing is another, as is the first of two passes, and the one of the reference.
+        A backward pass counts as two, or one where the weights are frozen. Recomputing is another,
+        as is the first of two passes. The reference passes over the rows of all steps before the
+        first one; held-out rows are scored before and after.
         """
         run = self.setting.run
-        passes = 3 if self.setting.lora == "none" else 2
-        passes += run.gradient_checkpointing
-        passes += self.objective.coupling == "step" and self._accumulates
-        epochs = sum(map(len, self._plan)) / len(self.rows)
-        return passes * epochs + self.objective.needs_reference
+        of_steps = 3 if self.setting.lora == "none" else 2
+        of_steps += run.gradient_checkpointing
+        of_steps += self.objective.coupling == "step" and self._accumulates
+        numbers = list(chain.from_iterable(self._plan))
+        found = {"steps": (of_steps, self._rows_at(numbers))}
+        if self.objective.needs_reference:
+            found["reference, before the first step"] = (1, self._rows_at(sorted(set(numbers))))
+        if self.heldout:
+            found["held-out rows"] = (2, list(self.heldout))
+        return found
 
 
 def _bytes(weight: nn.Parameter) -> int:

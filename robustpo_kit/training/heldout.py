@@ -29,15 +29,11 @@ def heldout_outcomes(
     Returns:
         A row a held-out row and outcome: row_id, group, texts (a digest), outcome, value.
 
-    Raises:
-        KitError: a row has one response.
     """
     first, lengths = before[0].double().numpy(), before[1].double().numpy()
     last, found = after[0].double().numpy(), []
     for number, row in enumerate(rows):
         count = len(row.responses)
-        if count < 2:
-            raise KitError(f"held-out row {row.row_id}: has one response; at least two are needed")
         best = 0 if row.rewards is None else int(np.argmax(row.rewards))
         gain = last[number, :count] - first[number, :count]
         per_token = last[number, :count] / lengths[number, :count]
@@ -56,6 +52,14 @@ def heldout_outcomes(
 def _share_below(values: np.ndarray, best: int) -> float:
     """Share of the others below the value at `best`; ties count half."""
     return float(((1 + np.sign(values[best] - np.delete(values, best))) / 2).mean())
+
+
+def check_heldout(rows: PreferenceSet, heldout: PreferenceSet) -> None:
+    """Raises KitError naming a held-out row of one response, or whose prompt is trained on."""
+    for row in heldout:
+        if len(row.responses) < 2:
+            raise KitError(f"held-out row {row.row_id}: has one response; at least two are needed")
+    refuse_shared_prompts(rows, heldout)
 
 
 def refuse_shared_prompts(rows: PreferenceSet, heldout: PreferenceSet) -> None:

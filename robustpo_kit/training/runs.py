@@ -3,19 +3,21 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from robustpo_kit import paths
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.errors import KitError
-from robustpo_kit.policies import Policy, first_rank_loads
+from robustpo_kit.policies import Policy, TokenTable, first_rank_loads
 from robustpo_kit.records import RunRecord, digest
 from robustpo_kit.training.config import TrainConfig
 from robustpo_kit.training.identity import Identity, RunInputs, differences, in_words, run_identity
@@ -23,7 +25,7 @@ from robustpo_kit.training.interrupts import Terminated
 from robustpo_kit.training.launching import trainer_arguments
 from robustpo_kit.training.lifeline import Lifeline
 from robustpo_kit.training.memory import out_of_memory
-from robustpo_kit.training.plan import steps
+from robustpo_kit.training.plan import step_rows, steps
 from robustpo_kit.training.ranks import gather_states, this_rank
 from robustpo_kit.training.record import run_record
 from robustpo_kit.training.reference import reference_key, reference_logps
@@ -181,14 +183,30 @@ def _trainer(
     if not objective.needs_reference:
         return StepTrainer(inputs, run)
     cache = Path(config.reference_cache or paths.CACHE / "reference")
-    key = digest(reference_key(policy, tokens))
-    score = functools.partial(reference_logps, policy, tokens, config=config, cache=cache, key=key)
+    numbers = sorted(set(itertools.chain.from_iterable(step_rows(len(tokens), config))))
+    asked = dataclasses.replace(tokens, rows=tuple(tokens.rows[number] for number in numbers))
+    key = digest(reference_key(policy, asked))
+    own = functools.partial(reference_logps, policy, asked, config=config, cache=cache, key=key)
+    score = functools.partial(_in_place, own, numbers, tokens)
     if not first_rank_loads():
         inputs = inputs._replace(signals=inputs.signals.with_reference(score()))
     trainer = StepTrainer(inputs, run)
     if first_rank_loads():
         trainer.score_reference = score
     return trainer
+
+
+def _in_place(
+    score: Callable[..., Tensor], numbers: list[int], tokens: TokenTable, **how: nn.Module
+) -> Tensor:
+    """Log-probs [N, K] of all rows, those of no step NaN; `score` gives the rows `numbers`."""
+    logps = score(**how)
+    if len(numbers) == len(tokens):
+        return logps
+    width = max(len(row.responses) for row in tokens.rows)
+    whole = torch.full((len(tokens), width), torch.nan, dtype=logps.dtype)
+    whole[numbers, : logps.shape[1]] = logps
+    return whole
 
 
 def _refuse_other_ranks(run: Identity) -> None:

@@ -88,8 +88,8 @@ def score(
     tokens = tokens_of(policy, dataset, config)
     if tokens.counts["cut_response"]:
         log.warning(
-            "%d of %d responses are longer than the limit and scored up to it; raise max_length "
-            "and max_response (now %d and %s)",
+            "%d of %d responses are longer than the limit and scored up to it (TrainConfig's "
+            "max_length %d, max_response %d)",
             tokens.counts["cut_response"],
             tokens.counts["responses"],
             config.max_length,

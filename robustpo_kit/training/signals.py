@@ -36,9 +36,9 @@ def _misfit(row: Preference, objective: StepObjective) -> str | None:
     if objective.responses == "one" and row.golden is None:
         return "trains on the golden response, but 'golden' is not set"
     if objective.needs_rewards and row.rewards is None:
-        return "needs rewards; give the field rewards, or .with_rewards(array)"
+        return "needs rewards, which `robustpo calibrate` adds; or .with_rewards(array)"
     if objective.needs_h and row.h is None:
-        return "needs h (calibration factor); give the field h, or .with_h(array)"
+        return "needs h (calibration factor), which `robustpo calibrate` adds; or .with_h(array)"
     if objective.needs_ratios and not isinstance(row.h, tuple):
         return "needs h as the density ratio of each response; give a list, or .with_h([N, K])"
     return None
