@@ -208,6 +208,15 @@ def test_few_trusted_pairs_give_no_interval_and_those_of_another_kind_none():
     assert repeated is None, "sixty times one prompt"
 
 
+def test_a_model_that_trusted_pairs_say_nothing_of_turns_no_label():
+    """Slightly worse than chance on trusted pairs is chance, and not that all labels are turned."""
+    names = [str(n) for n in range(400)]
+    unsure = np.r_[np.full(210, 0.2), np.full(190, -0.2)]
+    trusted = np.r_[np.full(48, 0.2), np.full(52, -0.2)]
+    found = flips.trusted_rate(unsure, names, trusted, [f"t{n}" for n in range(100)])
+    assert found.low == 0 and found.high == 1 and found.value <= 0.5
+
+
 def test_pairs_that_are_the_files_own_share_its_errors():
     """The same pairs on both sides: what a draw does to one it does to the other."""
     rng = np.random.default_rng(0)
@@ -381,7 +390,8 @@ def test_flip_probabilities_are_bayes():
     found = flips.flip_probabilities([0.01, 0.2, 0.8, 0.99], 0.2)
     assert found == pytest.approx([1, 1, 0, 0]), "the model cannot be surer than the labels are"
     assert flips.flip_probabilities([0.1, 0.9], 0.0) == pytest.approx([0, 0])
-    assert flips.flip_probabilities([0.1, 0.9], 1.0) == pytest.approx([1, 1])
+    found = flips.flip_probabilities(np.linspace(0, 1, 101), 1.0)
+    assert found == pytest.approx(np.ones(101)) and found.max() <= 1
     # most are flipped: a label seen with .8 * .1 + .2 * .9 = 0.26 was right with 0.9
     assert flips.flip_probabilities([0.26], 0.8) == pytest.approx([0.8 * 0.1 / 0.26])
     assert flips.injected(50, 0.3, 0).sum() == 15

@@ -76,9 +76,9 @@ def trusted_rate(
     """The flip rate of a file, from the scores of pairs whose labels are right.
 
     A rate r is as far from the data as the Student's t of mean m(file) - (1 - 2 r) mean m(trusted),
-    with errors by group, is from 0. The estimate is the nearest rate; kept is every rate whose t^2
-    is not beyond the least by more than chance gives (a profile likelihood), so that a model that
-    knows nothing gives [0, 1].
+    with errors by group, is from 0. Kept is every rate whose t^2 is not beyond the least by more
+    than chance gives (a profile likelihood), so that a model that knows nothing gives [0, 1]. The
+    estimate is the nearest rate; the nearest up to a half, unless all that are kept are above.
 
     Args:
         scores: [N] of the file, cross-fitted.
@@ -100,13 +100,14 @@ def trusted_rate(
     shared = errors.mul(known_errors, fill_value=0).sum()
     variance = (errors**2).sum() - 2 * kept * shared + kept**2 * (known_errors**2).sum()
     distance = (mean - kept * known) ** 2 / np.maximum(variance, EPS**2)
-    most, misfit = stats.t.ppf([(1 + level) / 2, (1 + MISFIT) / 2], count - 1) ** 2
+    chance, misfit = stats.t.ppf([(1 + level) / 2, (1 + MISFIT) / 2], count - 1) ** 2
     if distance.min() > misfit:
         return None
-    inside = RATES[distance - distance.min() <= most]
-    value = (1 - mean / known) / 2 if known else 0.5
-    if not 0 <= value <= 1:
-        value = RATES[distance.argmin()]
+    inside = RATES[distance - distance.min() <= chance]
+    most = 0.5 if inside.min() <= 0.5 else 1.0
+    value = (1 - mean / known) / 2 if known else np.nan
+    if not 0 <= value <= most:
+        value = RATES[distance[most >= RATES].argmin()]
     return Interval(float(value), float(inside.min()), float(inside.max()), count)
 
 
@@ -164,7 +165,7 @@ def flip_probabilities(agreement: ArrayLike, rate: float) -> np.ndarray:
     low, high = sorted((rate, 1 - rate))
     agree = np.clip(np.asarray(agreement, dtype=float), max(low, EPS), min(high, 1 - EPS))
     true = np.clip((agree - rate) / (1 - 2 * rate), 0, 1)
-    return rate * (1 - true) / agree
+    return np.clip(rate * (1 - true) / agree, 0, 1)  # but for rounding it is within
 
 
 def injected(count: int, rate: float, seed: int) -> np.ndarray:
