@@ -57,7 +57,9 @@ def test_rso_keeps_k_of_twice_as_many_and_more_of_the_best_at_a_small_beta():
 
 def test_weights_of_own_rows_are_the_classifiers():
     rows = drawn("own_golden")
-    c = classifier(SETTING).score_set(rows)
+    flat = calibration.flat_responses(rows)
+    texts = (list(flat["prompt"]), list(flat["response"]))
+    c = classifier(SETTING).score(*texts).reshape(len(rows), -1)
     assert (own_weights(SETTING, rows, "ones") == 1).all()
     np.testing.assert_allclose(own_weights(SETTING, rows, "estimated"), c.sum(1), rtol=1e-6)
     ratios = calibration.slot_ratios(c[:, 0], imbalance=3)
