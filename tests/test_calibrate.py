@@ -80,6 +80,8 @@ def test_trusted_rows_to_prompts_of_the_file_are_left_out():
     assert len(told.rows) == 7 and "5 trusted rows left out" in told.said
     with pytest.raises(KitError, match="all 5 rows"):
         calibration.told_by_trusted(rows, rows[:5])
+    renamed = both.map(lambda row: dataclasses.replace(row, group=f"other {row.group}"))
+    assert len(calibration.told_by_trusted(rows, renamed).rows) == 7
 
 
 def test_c_of_learnt_rows_is_out_of_fold_and_of_others_scored():
@@ -263,7 +265,7 @@ def test_one_row_with_rewards_changes_no_other_row(file, tmp_path, capsys):
         ([], "without that there is no h~"),
         (["--golden", "2"], "--golden 2: row"),
         (["--source", "nobody"], "sources are chosen, rejected"),
-        (["--trusted", "FILE"], "to prompts of the file"),
+        (["--trusted", "FILE"], "to prompts or groups of the file"),
         (["--golden", "0", "--source", "chosen"], "not allowed with"),
         (["--golden", "0", "--rows", "3"], "--rows 3"),
         (["--source", "chosen", "--factor", "slot"], "no slot is in doubt"),

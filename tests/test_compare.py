@@ -1,5 +1,6 @@
 """Runs beside each other: the same held-out rows, paired differences, what was set otherwise."""
 
+import dataclasses
 import json
 from dataclasses import replace
 
@@ -223,7 +224,8 @@ def test_held_out_prompts_are_not_trained_on(tmp_path, capsys):
     rows.to_jsonl(tmp_path / "train.jsonl")
     rows[5:].to_jsonl(tmp_path / "held.jsonl")
     line = refused(capsys, *train(tmp_path, "out", "dpo(beta=0.1)"))
-    assert "held-out row r5 (3 of 3)" in line and not (tmp_path / "out").exists()
+    assert "held-out row r5 (3 of 3): its prompt is among" in line
+    assert not (tmp_path / "out").exists()
 
 
 def alike(folder, *names):
@@ -275,3 +277,14 @@ def test_a_dry_run_checks_held_out_rows_as_a_run_does(
     arguments[arguments.index("--heldout") + 1] = asked
     assert said in refused(capsys, *arguments)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_group_or_a_prompt_is_enough_to_be_trained_on():
+    rows = preferences(2, 4)
+    other = rows.map(lambda row: dataclasses.replace(row, group=f"other {row.group}"))
+    with pytest.raises(KitError, match=r"held-out row r2 \(2 of 2\): its prompt is among"):
+        training.check_heldout(rows, other[2:])
+    other = rows.map(lambda row: dataclasses.replace(row, prompt=f"other {row.prompt}"))
+    with pytest.raises(KitError, match=r"\(2 of 2\): its group 'g2' is among the training rows"):
+        training.check_heldout(rows, other[2:])
+    training.check_heldout(rows[:2], rows[2:])

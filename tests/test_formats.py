@@ -292,6 +292,92 @@ def test_unpaired_replies_are_paired_once_each_or_refused(tmp_path):
         data.load(lines(path, values[1]), on_bad_row="skip")
 
 
+def kto(completion: object, label: bool, prompt: str = "p") -> dict:
+    return {"prompt": prompt, "completion": completion, "label": label}
+
+
+def test_a_bad_unpaired_reply_takes_no_other_with_it(tmp_path):
+    values = [kto("good", True), kto(" ", False), kto("bad", False), kto("", True)]
+    path = lines(tmp_path / "kto.jsonl", *values)
+    with pytest.raises(KitError, match="row 2, field completion: empty"):
+        data.load(path)
+    loaded = data.load(path, on_bad_row="skip")
+    assert [row.responses for row in loaded] == [("good", "bad")]
+    assert loaded.dropped == {"completion empty": 2}
+    same = lines(path, *values[:1], kto("good", False), kto("a", True, "q"), kto("b", False, "q"))
+    assert data.load(same, on_bad_row="skip").dropped == {"completion equal": 2}
+
+
+def test_each_row_is_read_by_its_own_shape(tmp_path):
+    path = lines(tmp_path / "rows.jsonl", pair(0), unpaired(1), unpaired(2), binarized(3))
+    with pytest.raises(KitError, match="row 2, field completion: an unpaired reply in a file that"):
+        data.load(path)
+    loaded = data.load(path, on_bad_row="skip")
+    assert [row.row_id for row in loaded] == ["1", "4"]
+    assert loaded.dropped == {"completion unpaired among other rows": 2}
+    assert "(prompt, chosen, rejected); also pairs with scores, as Ultra" in loaded.describe()
+    bare = {key: text.lstrip() for key, text in hh(0).items()}  # HH-RLHF without its first blanks
+    loaded = data.load(lines(path, bare, hh(1)))
+    assert loaded[1] == data.load(lines(path, {}, hh(1)), on_bad_row="skip")[0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "prompt"),
+    [
+        (("Say one two", "Say one three"), "Say one"),
+        (("Say 17", "Say 18"), "Say"),
+        (("The cat", "The cats"), "The"),
+        (("X:yes", "X:no"), "X:"),
+        (("你好吗", "你好呀"), "你好"),
+    ],
+)
+def test_a_common_beginning_ends_with_a_word(tmp_path, texts, prompt):
+    path = lines(tmp_path / "rows.jsonl", dict(zip(("chosen", "rejected"), texts, strict=True)))
+    (row,) = data.load(path)
+    assert row.prompt == prompt
+    assert tuple(row.prompt + reply for reply in row.responses) == texts
+
+
+def dialogue(*turns: str) -> str:
+    """Turns of a human and an assistant, alternately."""
+    return "".join(f"\n\n{('Human', 'Assistant')[n % 2]}: {t}" for n, t in enumerate(turns))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "why"),
+    [
+        (("a", "b", "c"), ("a", "d", "c"), "another turn stands behind the reply"),
+        (("a", "b", "thanks"), ("a", "d"), "another turn stands behind the reply"),
+        (("a", "b and so"), ("a", "b", "c", "e"), "chosen and rejected part before their last"),
+        (("a", "b", "c", "d"), ("a", "x", "c", "e"), "chosen and rejected part before their last"),
+        (("a",), ("b",), "chosen and rejected part before their last"),
+    ],
+)
+def test_dialogues_differ_in_their_last_replies_alone_on_either_side(tmp_path, one, other, why):
+    for chosen, rejected in ((one, other), (other, one)):
+        value = {"chosen": dialogue(*chosen), "rejected": dialogue(*rejected)}
+        path = lines(tmp_path / "hh.jsonl", value)
+        with pytest.raises(KitError, match=f"row 1.*: {why}"):
+            data.load(path)
+        assert sum(data.load("hh", path).dropped.values()) == 1
+
+
+def grouped(*groups: str | None, prompts: str) -> list[dict]:
+    """A row a letter of `prompts`, of a group each."""
+    rows = [{"prompt": p, "chosen": f"{n} a", "rejected": "b"} for n, p in enumerate(prompts)]
+    return [row | {"group": group} for row, group in zip(rows, groups, strict=True)]
+
+
+def test_rows_of_one_prompt_are_of_one_group(tmp_path):
+    path = lines(tmp_path / "rows.jsonl", *grouped("a", "b", "c", "b", "d", prompts="pqpqr"))
+    loaded = data.load(path)
+    assert [row.group for row in loaded] == ["a", "b", "a", "b", "d"]
+    assert "; 1 groups joined to others that have the same prompts, 5 rows" in loaded.describe()
+    chained = data.load(lines(path, *grouped("a", "b", "b", None, "a", prompts="ppqqr")))
+    assert {row.group for row in chained} == {"a"}
+    assert "joined" not in data.load(lines(path, *grouped("a", "a", "b", prompts="pqr"))).describe()
+
+
 # ---------------------------------------------------------------- messages as model input
 
 CHATML = (
@@ -483,6 +569,9 @@ def test_skipped_rows_are_named_and_counted(tmp_path, caplog):
     assert "dropped: 1 not JSON, 1 responses empty" in loaded.describe()
     with pytest.raises(KitError, match="on_bad_row: 'drop' should be one of raise, skip"):
         data.load(path, on_bad_row="drop")
+    factors = lines(path, pair(0), pair(1) | {"h": float("inf")}, pair(2) | {"h": -1})
+    dropped = data.load(factors, on_bad_row="skip").dropped
+    assert dropped == {"h not finite": 1, "h below 0": 1}
 
 
 @pytest.mark.parametrize(
@@ -500,6 +589,14 @@ def test_skipped_rows_are_named_and_counted(tmp_path, caplog):
         (completions(1) | {"completions": "x"}, "field completions: 'x' has the wrong type"),
         (on_policy(1) | {"all_rm_scores": [1]}, "field rewards: 1 for 5 responses"),
         (pair(1) | {"chosen": "\ud800"}, "field chosen: not UTF-8 at character 0"),
+        (pair(1) | {"h": float("inf")}, "field h: inf; a finite value >= 0"),
+        (implicit(1) | {"prompt": "Else?"}, "field chosen: the messages before the reply are oth"),
+        (on_policy(1) | {"all_rm_scores": None}, "field all_rm_scores: missing"),
+        (
+            implicit(1)
+            | {"chosen": [said("user", "4?"), {"role": "assistant", "tool_calls": [1]}]},
+            r"field chosen\[1\].content: none, but tool calls; only messages with text are read",
+        ),
     ],
 )
 def test_what_a_row_lacks_is_named(tmp_path, value, words):
@@ -513,6 +610,13 @@ def test_rows_and_files_of_other_containers_are_named(tmp_path, monkeypatch):
     (tmp_path / "rows.csv").write_text("prompt,chosen,rejected\nq,a,b\nq,a\n")
     with pytest.raises(KitError, match=r"rows\.csv, row 2: other than 3 cells"):
         data.load(tmp_path / "rows.csv")
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected,chosen\nq,a,b,c\n")
+    with pytest.raises(KitError, match=r"rows\.csv: column chosen stands in the header 2 times"):
+        data.load(tmp_path / "rows.csv", on_bad_row="skip")
+    for whole in ('{"prompt": "q", "chosen": "a", "rejected": "b"}', "3"):
+        (tmp_path / "one.json").write_text(whole)
+        with pytest.raises(KitError, match=r"one\.json: one JSON \w+; a list of rows, or a row"):
+            data.load(tmp_path / "one.json")
     pd.DataFrame([pair(0), pair(1) | {"chosen": "long"}]).to_parquet(tmp_path / "long.parquet")
     monkeypatch.setattr(loading, "MAX_ROW", 16)
     with pytest.raises(KitError, match=r"long\.parquet, row 1: 21 characters, at most"):
@@ -520,6 +624,19 @@ def test_rows_and_files_of_other_containers_are_named(tmp_path, monkeypatch):
     (tmp_path / "rows.parquet").write_text("prompt,chosen,rejected\n")
     with pytest.raises(KitError, match=r"rows\.parquet: cannot be read"):
         data.load(tmp_path / "rows.parquet")
+
+
+def test_a_table_of_lists_as_python_prints_them_is_refused(tmp_path):
+    """What pandas writes of messages as CSV; a column that nobody reads may hold anything."""
+    path = tmp_path / "rows.csv"
+    pd.DataFrame([pair_of_messages(i) for i in range(2)]).to_csv(path, index=False)
+    with pytest.raises(KitError, match="row 1, field prompt: no JSON, but what Python prints of"):
+        data.load(path)
+    pd.DataFrame([completions(0)]).to_csv(path, index=False)
+    with pytest.raises(KitError, match="row 1, field completions: no JSON, but what Python"):
+        data.load(path)
+    pd.DataFrame([pair(0) | {"meta": [{"a": 1}]}]).to_csv(path, index=False)
+    assert data.load(path)[0].responses == ("It is, 0.", "No.")
 
 
 def test_no_more_than_a_row_is_read_of_a_file_without_line_breaks(tmp_path, monkeypatch):

@@ -146,8 +146,8 @@ def _check_same_rows(first: Run, other: Run) -> None:
     changed = [name for name in own if own[name] != others[name]]
     if changed:
         raise KitError(
-            f"compare: {where}: held-out row {changed[0]} ({len(changed)} in all) has other texts; "
-            "runs on the same rows are compared"
+            f"compare: {where}: held-out row {changed[0]} ({len(changed)} in all) has other texts, "
+            "or another preferred reply; runs on the same rows are compared"
         )
 
 

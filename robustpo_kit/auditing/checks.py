@@ -77,7 +77,7 @@ def length_table(rows: PreferenceSet, count: Callable[[str], int], unit: str) ->
         A row a part: part, unit, n, mean, the quantiles p5, p50, p95, and max.
     """
     parts: dict[str, list[int]] = {}
-    for row in rows:
+    for row in rows.preferred_first():
         parts.setdefault("prompt", []).append(count(row.prompt))
         for column, response in enumerate(row.responses):
             parts.setdefault(_column_name(row, column), []).append(count(response))
@@ -104,7 +104,7 @@ def repeat_table(rows: PreferenceSet) -> pd.DataFrame:
     """
     first: dict[tuple[str, ...], str] = {}
     found = []
-    for row in rows:
+    for row in rows.preferred_first():
         prompt, *texts = key = _texts(row)
         if key in first:
             found.append((row.row_id, first[key], "exact", 1.0))
@@ -171,6 +171,8 @@ def overlaps(pairs: PreferenceSet) -> np.ndarray:
 def scored_against(rows: PreferenceSet) -> tuple[int, int]:
     """Of rows of two responses: how many score the second above the first, and how many score."""
     scores = [row.rewards for row in rows if row.rewards is not None and len(row.rewards) == 2]
+    if rows.ranked:  # by these scores, but for those that loading found against a label
+        return rows.contrary, len(scores) + rows.contrary
     return sum(first < second for first, second in scores), len(scores)
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 from robustpo_kit.auditing import checks, flips
 from robustpo_kit.auditing.scores import Scored
 from robustpo_kit.auditing.views import Features
-from robustpo_kit.data import Preference, PreferenceSet, take
+from robustpo_kit.data import Preference, PreferenceSet, preferred_and_least, take
 from robustpo_kit.intervals import Interval
 
 BY_LOT = 0.001  # p-value below which checked pairs are no draw by lot
@@ -18,8 +18,10 @@ BY_LOT = 0.001  # p-value below which checked pairs are no draw by lot
 def preferred_first(rows: PreferenceSet) -> tuple[PreferenceSet, list[str]]:
     """Rows as pairs, the preferred response first, without ties; and in words what was left out.
 
-    A pair has its label, as training takes it, whatever its rewards; a list has its rewards.
+    A pair has its label, as training takes it, whatever its rewards, unless it was loaded without
+    one (`PreferenceSet.preferred_first`); a list has its rewards.
     """
+    rows = rows.preferred_first()
     pairs = rows.select(n for n, row in enumerate(rows) if len(row.responses) > 1)
     notes = []
     if len(pairs) < len(rows):
@@ -37,10 +39,7 @@ def preferred_first(rows: PreferenceSet) -> tuple[PreferenceSet, list[str]]:
 
 def _preferred(row: Preference) -> tuple[int, int]:
     """The columns of the preferred response and of the one that it is compared with."""
-    if len(row.responses) == 2 or row.rewards is None:
-        return 0, 1
-    order = np.argsort(np.negative(row.rewards), kind="stable").tolist()
-    return order[0], order[-1]
+    return (0, 1) if len(row.responses) == 2 else preferred_and_least(row)
 
 
 class Known(NamedTuple):

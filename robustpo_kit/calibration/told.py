@@ -59,21 +59,25 @@ def told_by_source(rows: PreferenceSet, name: str) -> Told:
 
 
 def told_by_trusted(rows: PreferenceSet, trusted: PreferenceSet) -> Told:
-    """Golden replies of trusted rows; those to prompts of the file are left out.
+    """Golden replies of trusted rows; those of prompts or groups of the file are left out.
 
     Raises KitError where trusted rows do not all name a golden reply, or none is left.
     """
-    groups = {row.group for row in rows}
-    kept = PreferenceSet(row for row in trusted if row.group not in groups)
+    prompts, groups = {row.prompt for row in rows}, {row.group for row in rows}
+    kept = PreferenceSet(
+        row for row in trusted if row.prompt not in prompts and row.group not in groups
+    )
     shared = len(trusted) - len(kept)
     if not len(kept):
-        raise KitError(f"--trusted: all {shared} rows are to prompts of the file; take others")
+        raise KitError(
+            f"--trusted: all {shared} rows are to prompts or groups of the file; take others"
+        )
     kept = kept.map(lambda row: dataclasses.replace(row, row_id=f"trusted {row.row_id}"))
     if any(row.golden is None for row in kept):
         raise KitError("--trusted: a row names no golden reply; set its field golden")
     said = f"golden are the golden replies of {len(kept)} trusted rows, told from"
     if shared:
-        said = f"{shared} trusted rows left out, to prompts of the file; {said}"
+        said = f"{shared} trusted rows left out, to prompts or groups of the file; {said}"
     counts = {len(row.responses) > 1 for row in kept}
     if counts == {True}:
         return Told(kept, None, f"{said} the other replies of these rows", slots=True)

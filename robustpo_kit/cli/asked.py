@@ -53,6 +53,10 @@ class Asked:
         from robustpo_kit import policies, training
 
         given = read_preferences(self.data, self.split, self.on_bad_row)
+        lists_for_pairs = given.responses_per_prompt > 2 and self.objective.responses == "pair"
+        if lists_for_pairs and is_first_rank():
+            said = "a pair loss takes the replies of highest and of lowest reward"
+            print(f"{given.name}: {said}", file=sys.stderr)
         if self.heldout is None:
             return Rows(training.fitting_rows(given, self.objective), None)
         if policies.first_rank_loads():

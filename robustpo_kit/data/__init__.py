@@ -4,7 +4,14 @@ from robustpo_kit.data.conversation import Conversation
 from robustpo_kit.data.loading import ON_BAD_ROW
 from robustpo_kit.data.preferences import PreferenceSet
 from robustpo_kit.data.reading import row_as_json
-from robustpo_kit.data.rows import BadRowError, Preference, mean_h, take
+from robustpo_kit.data.rows import (
+    BadRowError,
+    Preference,
+    mean_h,
+    preferred_and_least,
+    preferred_pair,
+    take,
+)
 from robustpo_kit.data.tasks import TASKS, Task, load, template_of
 from robustpo_kit.data.template import Template
 
@@ -19,6 +26,8 @@ __all__ = [
     "Template",
     "load",
     "mean_h",
+    "preferred_and_least",
+    "preferred_pair",
     "row_as_json",
     "take",
     "template_of",

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -19,6 +20,10 @@ BATCH = 256  # rows of a Parquet file at a time
 GZIP, BOM = b"\x1f\x8b", "\ufeff"
 LABELS = ("row_id", "group")  # of CSV columns: text, whatever stands there
 TEXTS = ("prompt", "chosen", "rejected", "completion", "instruction")  # text, or messages as JSON
+
+
+OBJECTS = ("completions", "info", "summaries")  # always as JSON
+PRINTED = ("[{", "{'")  # so begin lists of dicts and dicts where Python printed them
 
 
 class Record(NamedTuple):
@@ -119,6 +124,9 @@ def _json_file(path: Path, bad: OnBadRow) -> Iterator[Record]:
         return
     with _opened(path) as stream:
         whole = json.loads(stream.read().decode("utf-8-sig"))
+    if not isinstance(whole, list) and not _is_of_objects(whole):
+        said = f"one JSON {type(whole).__name__}; a list of rows, or a row a line, is expected"
+        raise KitError(f"{paths.show(path)}: {said}")
     entries = enumerate(whole, start=1) if isinstance(whole, list) else whole.items()
     kind = "row" if isinstance(whole, list) else "entry"
     for name, value in entries:
@@ -127,6 +135,13 @@ def _json_file(path: Path, bad: OnBadRow) -> Iterator[Record]:
             yield Record(str(name), where, _checked_object(value, where))
         except BadRowError as error:
             bad(error)
+
+
+def _is_of_objects(whole: Any) -> bool:
+    """Whether most entries of an object are objects: rows by name, and not one row."""
+    if not isinstance(whole, dict):
+        return False
+    return 2 * sum(isinstance(value, dict) for value in whole.values()) > len(whole)
 
 
 def _csv_file(path: Path, bad: OnBadRow) -> Iterator[Record]:
@@ -138,29 +153,40 @@ def _csv_file(path: Path, bad: OnBadRow) -> Iterator[Record]:
             _opened(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
         ) as stream:
             rows = csv.DictReader(stream, delimiter=delimiter, strict=True)
+            for name, count in Counter(rows.fieldnames or ()).items():
+                if count > 1:
+                    said = f"column {name} stands in the header {count} times; leave one"
+                    raise KitError(f"{paths.show(path)}: {said}")
             for number, row in enumerate(rows, start=1):
                 where = f"{paths.show(path)}, row {number}"
-                if None in row or None in row.values():
-                    said = f"other than {len(rows.fieldnames or ())} cells, as the header has"
-                    bad(BadRowError(where, "", said, "of another width"))
-                    continue
-                yield Record(str(number), where, _cells(row))
+                try:
+                    yield Record(str(number), where, _cells(row, where))
+                except BadRowError as error:
+                    bad(error)
     finally:
         csv.field_size_limit(before)
 
 
-def _cells(row: dict[str, str]) -> dict[str, Any]:
-    values = {name: _cell(name, text) for name, text in row.items()}
+def _cells(row: dict[str, str], where: str) -> dict[str, Any]:
+    if None in row or None in row.values():
+        width = sum(name is not None for name in row)
+        said = f"other than {width} cells, as the header has"
+        raise BadRowError(where, "", said, "of another width")
+    values = {name: _cell(name, text, where) for name, text in row.items()}
     return {name: value for name, value in values.items() if value != "" or name in TEXTS}
 
 
-def _cell(name: str, text: str) -> Any:
-    if name in LABELS or (name in TEXTS and not text.startswith("[{")):
+def _cell(name: str, text: str, where: str) -> Any:
+    """A text, or what it is as JSON; raises BadRowError for lists and dicts as Python prints."""
+    if name in LABELS or (name in TEXTS and not text.startswith(PRINTED)):
         return text
     try:
         return json.loads(text.lower() if text in ("True", "False") else text)
     except (json.JSONDecodeError, RecursionError):
-        return text
+        if name not in (*TEXTS, *OBJECTS) or not text.startswith(PRINTED):
+            return text
+    said = "no JSON, but what Python prints of a list or dict; write such a table as JSON, or"
+    raise BadRowError(where, name, f"{said} as Parquet", "not JSON")
 
 
 def _parquet_file(path: Path, _bad: OnBadRow) -> Iterator[Record]:

@@ -2,15 +2,17 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from robustpo_kit.data.containers import MAX_ROW, Record, too_long
 from robustpo_kit.data.packing import characters, kept
 from robustpo_kit.data.preferences import PreferenceSet
 from robustpo_kit.data.reading import row_from_json
-from robustpo_kit.data.rows import BadRowError, Preference, check_row
+from robustpo_kit.data.rows import BadRowError, Preference, check_row, preferred_and_least
 from robustpo_kit.data.shapes import PAIRS, UNPAIRED, Shape, own_fields, recognise, unread
 from robustpo_kit.data.sources import records_of
 from robustpo_kit.data.unpaired import paired
@@ -39,6 +41,29 @@ class BadRows:
             log.warning("skipped: %s", error)
 
 
+@dataclass
+class Notes:
+    """What is said of all rows together."""
+
+    first: str = ""  # shape, of the first row
+    shapes: dict[str, None] = field(default_factory=dict)  # of all rows, in the order met
+    contrary: int = 0  # rows with scores against their label
+    grouped: bool = False  # whether a row names its group
+    joined: int = 0  # groups that share a prompt with another one
+
+    def in_words(self, count: int) -> str:
+        """The shape of `count` rows, and what was done about them."""
+        said = "; also ".join([self.first, *list(self.shapes)[1:]])
+        if self.contrary:
+            said += (
+                f"; {self.contrary:,} of {count:,} rows score the rejected reply above the chosen "
+                "one (the label counts, these scores are not read)"
+            )
+        if self.joined:
+            said += f"; {self.joined:,} groups joined to others that have the same prompts"
+        return said
+
+
 def load_source(
     source: str | Path, *, split: str | None = None, on_bad_row: str = "raise"
 ) -> PreferenceSet:
@@ -53,40 +78,45 @@ def load_source(
         KitError: naming the source that cannot be read or has no usable row; file, row, field and
             reason of the first bad row, where these are not skipped.
     """
-    bad = BadRows(on_bad_row)
-    shape, rows = _sniffed(records_of(source, split, bad), bad)
-    kept_rows = kept(rows)  # all are read before anything is said of them
+    bad, notes = BadRows(on_bad_row), Notes()
+    rows = kept(_sniffed(records_of(source, split, bad), bad, notes))  # before anything is said
     name = Path(source).name if Path(source).exists() else str(source)
-    if not kept_rows:
+    if not rows:
         reasons = ", ".join(f"{count} {why}" for why, count in bad.counts.items())
         raise KitError(
             f"{name}: holds no rows{f' but bad ones ({reasons})' * bool(reasons)}; "
             "one JSON object a line with preferences is expected"
         )
-    return PreferenceSet(kept_rows, name=name, shape=shape, dropped=bad.counts)
+    if notes.grouped:
+        rows = united(rows, notes)
+    said = notes.in_words(len(rows))
+    known: dict[str, Any] = {"name": name, "shape": said, "dropped": bad.counts}
+    return PreferenceSet(rows, ranked=True, contrary=notes.contrary, **known)
 
 
-def _sniffed(records: Iterator[Record], bad: BadRows) -> tuple[str, Iterator[Preference]]:
-    """The shape of the first good record, in words, and the rows of all records."""
+def _sniffed(records: Iterator[Record], bad: BadRows, notes: Notes) -> Iterator[Preference]:
+    """The rows of all records, from the first good one on, whose shape is noted."""
     for record in records:
         try:
             shape = recognise(record.value, record.where)
         except BadRowError as error:
             bad(error)
             continue
-        said, records = shape.name, chain([record], records)
+        notes.first, records = shape.name, chain([record], records)
         if others := unread(shape, record.value):
-            said += f" ({', '.join(others)} not read)"
+            notes.first += f" ({', '.join(others)} not read)"
         if shape is UNPAIRED:
             shape, records = PAIRS, paired(records, bad)
-        return said, _rows(records, shape, bad)
-    return "", iter(())
+        notes.shapes[shape.name] = None
+        return _rows(records, bad, notes)
+    return iter(())
 
 
-def _rows(records: Iterable[Record], shape: Shape, bad: BadRows) -> Iterator[Preference]:
+def _rows(records: Iterable[Record], bad: BadRows, notes: Notes) -> Iterator[Preference]:
     seen: set[str] = set()
     for record in records:
         try:
+            shape = recognise(record.value, record.where)
             row = _row(record, shape)
             if row.row_id in seen:
                 said = f"'{row.row_id}' appears twice; ids are unique"
@@ -95,7 +125,30 @@ def _rows(records: Iterable[Record], shape: Shape, bad: BadRows) -> Iterator[Pre
             bad(error)
             continue
         seen.add(row.row_id)
+        notes.shapes[shape.name] = None
+        notes.grouped |= record.value.get("group") is not None
+        if shape.labelled and preferred_and_least(row)[0]:
+            notes.contrary += 1
+            row = replace(row, rewards=None)
         yield row
+
+
+def united(rows: Sequence[Preference], notes: Notes) -> Sequence[Preference]:
+    """Rows of one prompt in one group: groups that share a prompt take the name of the first."""
+    first: dict[int, str] = {}  # a prompt -> the group it was first met in
+    joined: dict[str, str] = {}  # a group -> one that it is part of
+
+    def whole(group: str) -> str:
+        while group in joined:
+            group = joined[group]
+        return group
+
+    for row in rows:
+        own, other = whole(row.group), whole(first.setdefault(hash(row.prompt), row.group))
+        if own != other:
+            joined[own] = other
+    notes.joined = len(joined)
+    return kept(replace(row, group=whole(row.group)) for row in rows) if joined else rows
 
 
 def _row(record: Record, shape: Shape) -> Preference:

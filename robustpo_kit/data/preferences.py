@@ -6,14 +6,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from robustpo_kit.data.packing import kept
 from robustpo_kit.data.reading import row_as_json
-from robustpo_kit.data.rows import Preference, best_worst, check_row, flipped_row, take
+from robustpo_kit.data.rows import (
+    Preference,
+    best_worst,
+    check_row,
+    first_of_two,
+    flipped_row,
+    take,
+)
 from robustpo_kit.data.template import PLAIN, Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.records import atomic_write, stream
@@ -30,12 +37,16 @@ class PreferenceSet(Sequence[Preference]):
         template: Template = PLAIN,
         shape: str = "",
         dropped: Mapping[str, int] | None = None,
+        ranked: bool = False,
+        contrary: int = 0,
     ):
         self.rows = kept(rows)
         self.name = name
         self.template = template
         self.shape = shape  # in words, of the file that the rows are from
         self.dropped = dict(dropped or {})
+        self.ranked = ranked  # by their rewards, for every reader: rows that were loaded
+        self.contrary = contrary  # pairs that were loaded with scores against their label
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,10 +68,10 @@ class PreferenceSet(Sequence[Preference]):
     def __repr__(self) -> str:
         return f"PreferenceSet({self.name}: {len(self)} rows, K = {self.responses_per_prompt})"
 
-    def _with(self, rows: Iterable[Preference]) -> "PreferenceSet":
-        return PreferenceSet(
-            rows, name=self.name, template=self.template, shape=self.shape, dropped=self.dropped
-        )
+    def _with(self, rows: Iterable[Preference], **other: bool) -> "PreferenceSet":
+        names = ("name", "template", "shape", "dropped", "ranked", "contrary")
+        own: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return PreferenceSet(rows, **(own | other))
 
     def describe(self) -> str:
         """One line: name, shape, how many rows of how many responses, what was dropped."""
@@ -153,7 +164,10 @@ class PreferenceSet(Sequence[Preference]):
         return self._with(rows)
 
     def with_rewards(self, rewards: ArrayLike) -> "PreferenceSet":
-        """Rows with `rewards` [N, K]; raises ValueError on another shape or a value not finite."""
+        """Rows with `rewards` [N, K]; column 0 of a pair stays preferred by a pair loss.
+
+        Raises ValueError on another shape or a value not finite.
+        """
         values = np.asarray(rewards, dtype=float)
         expected = (len(self), self.responses_per_prompt)
         finite = bool(np.isfinite(values).all())
@@ -161,10 +175,11 @@ class PreferenceSet(Sequence[Preference]):
             raise ValueError(
                 f"rewards: shape {values.shape}, finite: {finite}; expected finite {list(expected)}"
             )
-        return self._with(
+        rewarded = (
             replace(row, rewards=tuple(of_row))
             for row, of_row in zip(self.rows, values.tolist(), strict=True)
         )
+        return self._with(rewarded, ranked=False)
 
     def with_h(self, h: ArrayLike) -> "PreferenceSet":
         """Rows with factors `h` [N], or the ratio of each response [N, K], whose means they are.
@@ -184,6 +199,10 @@ class PreferenceSet(Sequence[Preference]):
         return self._with(
             replace(row, h=of_row) for row, of_row in zip(self.rows, of_rows, strict=True)
         )
+
+    def preferred_first(self) -> "PreferenceSet":
+        """Loaded pairs with the preferred response first; lists, and other sets, as they are."""
+        return self.map(first_of_two) if self.ranked else self
 
     def pairs(self, how: str = "columns") -> "PreferenceSet":
         """K = 2 rows: columns 0 and 1, or `best_worst`: those of highest and of lowest reward.

@@ -54,6 +54,9 @@ def read_messages(value: Any, name: str, where: str) -> list[Message]:
         at = f"{name}[{place}]"
         if not isinstance(message, dict):
             raise _wrong_type(message, at, where)
+        if message.get("content") is None and message.get("tool_calls"):
+            said = "none, but tool calls; only messages with text are read"
+            raise BadRowError(where, f"{at}.content", said, "tool calls")
         for part in ("role", "content"):
             read_text(message.get(part), f"{at}.{part}", where)
         messages.append({key: entry for key, entry in message.items() if entry is not None})

@@ -25,7 +25,7 @@ class BadRowError(KitError):
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One prompt with K responses. Column 0 is the chosen one of a pair."""
+    """One prompt with K responses; `preferred_and_least` says which is preferred."""
 
     row_id: str
     group: str  # conversation or prompt: splits and clusters never cut through it
@@ -63,6 +63,30 @@ def take(row: Preference, columns: Sequence[int]) -> Preference:
     )
 
 
+def preferred_and_least(row: Preference) -> tuple[int, int]:
+    """The columns of highest and of lowest reward, of equals the first; without rewards 0 and 1."""
+    if row.rewards is None:
+        return 0, 1
+    order = _ascending([-reward for reward in row.rewards])
+    return order[0], order[-1]
+
+
+def preferred_pair(row: Preference) -> Preference:
+    """`row` as a pair of the preferred reply and the least; a pair in this order as it is."""
+    columns = preferred_and_least(row)
+    if len(row.responses) != 2:
+        return take(row, columns)
+    if columns == (0, 1):
+        return row
+    turned = take(row, columns)
+    return replace(turned, h=row.h[::-1]) if isinstance(row.h, tuple) else turned
+
+
+def first_of_two(row: Preference) -> Preference:
+    """A pair with the preferred response first; another row as it is."""
+    return preferred_pair(row) if len(row.responses) == 2 else row
+
+
 def best_worst(row: Preference) -> tuple[int, int]:
     """The columns of highest and of lowest reward; raises KitError where the row has no rewards."""
     if row.rewards is None:
@@ -70,8 +94,7 @@ def best_worst(row: Preference) -> tuple[int, int]:
             f"row '{row.row_id}', field rewards: missing; "
             "pairs('best_worst') needs a reward a response"
         )
-    order = _ascending([-reward for reward in row.rewards])
-    return order[0], order[-1]
+    return preferred_and_least(row)
 
 
 def flipped_row(row: Preference) -> Preference:
@@ -124,7 +147,8 @@ def _check_factors(h: float | tuple[float, ...], count: int, where: str) -> None
         raise _not_one_each(where, "h", factors, count, ", or one")
     for factor in factors:
         if not (math.isfinite(factor) and factor >= 0):
-            raise BadRowError(where, "h", f"{factor}; a finite value >= 0 is expected", "below 0")
+            why = "below 0" if math.isfinite(factor) else "not finite"
+            raise BadRowError(where, "h", f"{factor}; a finite value >= 0 is expected", why)
 
 
 def _not_one_each(

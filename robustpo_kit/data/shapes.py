@@ -8,8 +8,9 @@ import os
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeAlias
+from unicodedata import category, east_asian_width
 
-from robustpo_kit.data.conversation import REPLY, Conversation, Message
+from robustpo_kit.data.conversation import REPLY, TURN, Conversation, Message
 from robustpo_kit.data.reading import READERS, read_messages, read_text
 from robustpo_kit.data.rows import BadRowError
 
@@ -19,6 +20,7 @@ OPTIONAL = tuple(name for name in READERS if name not in ("prompt", "responses")
 RANKED = ("chosen", "rejected")  # a pair's columns, and the sources of its responses
 SCORES = ("score_chosen", "score_rejected")
 PARTED = "chosen and rejected part before their last replies"
+BEHIND = "another turn stands behind the reply"
 COMPLETION = {"responses": "response", "sources": "model", "rewards": "overall_score"}
 POST = ("subreddit", "title", "post")  # of a summary's post, in the order of its prompt
 LIKENESS = 0.8  # of a field's name to a missing one, which is then taken to be meant
@@ -32,6 +34,7 @@ class Shape(NamedTuple):
     needs: tuple[str, ...]  # its fields
     read: Callable[[Fields, str], Fields]
     fits: Callable[[Fields], bool] = lambda value: True  # where its fields alone do not tell
+    labelled: bool = True  # whether a row says that its first reply is preferred
 
 
 def own_fields(shape: Shape, value: Fields, where: str) -> Fields:
@@ -54,7 +57,7 @@ def recognise(value: Fields, where: str) -> Shape:
     for shape in SHAPES:
         if all(name in value for name in shape.needs) and shape.fits(value):
             return shape
-    present = [sum(name in value for name in shape.needs) for shape in SHAPES]
+    present = [len(value.keys() & set(shape.needs)) for shape in SHAPES]
     if not any(present):
         names = ", ".join(map(str, value)) or "none"
         raise BadRowError(where, "", f"fields {names}: no preferences; {ADVICE}", "of no format")
@@ -75,13 +78,15 @@ def _own(value: Fields, where: str) -> Fields:
     """The kit's own: a prompt, and its responses."""
     replies = value["responses"]
     if isinstance(replies, list):
-        replies = [_reply(reply, f"responses[{k}]", where)[1] for k, reply in enumerate(replies)]
+        replies = [
+            read_reply(reply, f"responses[{k}]", where)[1] for k, reply in enumerate(replies)
+        ]
     return {"prompt": value["prompt"], "responses": replies}
 
 
 def _pair(value: Fields, where: str) -> Fields:
     """TRL's pair: texts, or messages that end in the reply; the prompt may be among them."""
-    (before, chosen), (other, rejected) = [_reply(value[name], name, where) for name in RANKED]
+    (before, chosen), (other, rejected) = [read_reply(value[name], name, where) for name in RANKED]
     if before != other:
         raise BadRowError(where, "", PARTED, PARTED)
     prompt = _asked(value.get("prompt"), before, where)
@@ -100,13 +105,14 @@ def _asked(prompt: Any, before: list[Message], where: str) -> Any:
         asked = read_messages(prompt, "prompt", where)
     if before == asked:
         return prompt
-    if isinstance(prompt, list):
+    users = [m["content"].strip() for m in before if m["role"] == "user"]
+    if prompt is not None and not (isinstance(prompt, str) and prompt.strip() in users):
         said = "the messages before the reply are others than the prompt's"
         raise BadRowError(where, "chosen", said, "not behind the prompt")
     return before
 
 
-def _reply(value: Any, name: str, where: str) -> tuple[list[Message], Any]:
+def read_reply(value: Any, name: str, where: str) -> tuple[list[Message], Any]:
     """The messages before a reply, and the reply: a text, or the last, the assistant's message."""
     if not isinstance(value, list):
         return [], read_text(value, name, where)
@@ -120,9 +126,13 @@ def _reply(value: Any, name: str, where: str) -> tuple[list[Message], Any]:
 def _transcripts(value: Fields, where: str) -> Fields:
     """HH-RLHF (Bai et al., 2022): two dialogues that differ in their last replies."""
     chosen, rejected = (read_text(value[name], name, where) for name in RANKED)
-    cut = chosen.rfind(REPLY) + len(REPLY)
-    if not chosen.startswith("\n\nHuman:") or chosen[:cut] != rejected[:cut]:
+    ends = [text.rfind(REPLY) + len(REPLY) for text in (chosen, rejected)]
+    cut, begins = ends[0], chosen.startswith("\n\nHuman:") and REPLY in chosen
+    if not begins or cut != ends[1] or chosen[:cut] != rejected[:cut]:
         raise BadRowError(where, "", PARTED, PARTED)
+    for name, text in zip(RANKED, (chosen, rejected), strict=True):
+        if TURN.search(text, cut):
+            raise BadRowError(where, name, f"{BEHIND}; end it with the reply", BEHIND)
     # the leading space belongs to the response: prompt + response is the dialogue to the letter
     responses = [chosen[cut:].rstrip(), rejected[cut:].rstrip()]
     prompt = Conversation.read(chosen[:cut])
@@ -138,14 +148,35 @@ def _is_text(value: Fields) -> bool:
 
 
 def _common_beginning(value: Fields, where: str) -> Fields:
-    """TRL's implicit prompt: the letters that both texts begin with, but a blank at their end."""
+    """TRL's implicit prompt: what both texts begin with, but a blank at its end; whole words."""
     texts = [read_text(value[name], name, where) for name in RANKED]
-    prompt = os.path.commonprefix(texts).removesuffix(" ")
+    prompt = os.path.commonprefix(texts)
+    if any(_is_cut(text, len(prompt)) for text in texts):
+        prompt = prompt[: _word_start(prompt)]
+    prompt = prompt.removesuffix(" ")
     if not prompt.strip():
         said = "missing, and chosen and rejected have no common beginning that could be it"
         raise BadRowError(where, "prompt", said, "missing")
     responses = [text[len(prompt) :] for text in texts]
     return {"prompt": prompt, "responses": responses, "sources": list(RANKED)}
+
+
+def _is_cut(text: str, place: int) -> bool:
+    """Whether a place lies within a word."""
+    return place < len(text) and _word_start(text[: place + 1]) < place
+
+
+def _word_start(text: str) -> int:
+    """Where the word begins that a text ends in; its length where it ends in none."""
+    place = len(text)
+    while place and _is_in_word(text[place - 1]):
+        place -= 1
+    return place
+
+
+def _is_in_word(letter: str) -> bool:
+    """Letters, digits and marks; scripts of wide letters have no blanks between their words."""
+    return category(letter)[0] in "LMN" and east_asian_width(letter) not in "WF"
 
 
 def _completions(value: Fields, where: str) -> Fields:
@@ -157,10 +188,18 @@ def _completions(value: Fields, where: str) -> Fields:
     return fields
 
 
-def _on_policy(value: Fields, _where: str) -> Fields:
+def _on_policy(value: Fields, where: str) -> Fields:
     """A policy's own replies with a reward model's scores (SimPO; Meng et al., 2024)."""
     replies, rewards = value["all_generated_responses"], value["all_rm_scores"]
+    if rewards is None:
+        raise BadRowError(where, "all_rm_scores", "missing; nothing else ranks them", "missing")
     return {"prompt": value["prompt"], "responses": replies, "rewards": rewards, "golden": None}
+
+
+def _alone(_value: Fields, where: str) -> Fields:
+    """An unpaired reply; those of a file that begins with one never come here."""
+    said = "an unpaired reply in a file that begins with other rows; put such rows into one alone"
+    raise BadRowError(where, "completion", said, "unpaired among other rows")
 
 
 def _comparison(value: Fields, where: str) -> Fields:
@@ -194,16 +233,24 @@ def _objects(value: Any, name: str, where: str) -> list[Fields]:
 PAIRS = Shape("pairs (prompt, chosen, rejected)", ("prompt", *RANKED), _pair)
 HH = Shape("HH-RLHF transcripts", RANKED, _transcripts, _is_transcript)
 UNPAIRED = Shape(
-    "unpaired replies with labels, paired within a prompt", ("prompt", "completion", "label"), _pair
+    "unpaired replies with labels, paired within a prompt",
+    ("prompt", "completion", "label"),
+    _alone,
 )
 SHAPES = (
-    Shape("prompt and responses", ("prompt", "responses"), _own),
+    Shape("prompt and responses", ("prompt", "responses"), _own, labelled=False),
     Shape(
         "on-policy replies with scores",
         ("prompt", "all_generated_responses", "all_rm_scores"),
         _on_policy,
+        labelled=False,
     ),
-    Shape("UltraFeedback completions", ("instruction", "completions"), _completions),
+    Shape(
+        "UltraFeedback completions",
+        ("instruction", "completions"),
+        _completions,
+        labelled=False,
+    ),
     Shape("TL;DR comparisons", ("info", "summaries", "choice"), _comparison),
     UNPAIRED,
     Shape("pairs with scores, as UltraFeedback binarized", (*PAIRS.needs, *SCORES), _pair),

@@ -3,7 +3,7 @@
 from robustpo_kit.data.loading import BadRows
 from robustpo_kit.data.preferences import PreferenceSet
 from robustpo_kit.data.rows import BadRowError, Preference
-from robustpo_kit.data.shapes import PARTED
+from robustpo_kit.data.shapes import BEHIND, PARTED
 from robustpo_kit.data.template import Template
 
 MANY_WORDS = 10_000  # a limit that only what is no text exceeds
@@ -26,9 +26,9 @@ class Sieve:
         self.dropped[reason] += 1
 
     def refuse(self, error: BadRowError) -> None:
-        """Count dialogues that part before their replies; tell `bad` of any other defect."""
-        if error.why == PARTED:
-            return self.drop(PARTED)
+        """Count dialogues that do not part in their last replies; tell `bad` of another defect."""
+        if error.why.endswith((PARTED, BEHIND)):
+            return self.drop(error.why)
         self.bad(error)
 
     def add(self, row: Preference) -> None:

@@ -15,7 +15,7 @@ from robustpo_kit.data.containers import OnBadRow, Record
 from robustpo_kit.data.loading import BadRows, load_source
 from robustpo_kit.data.preferences import PreferenceSet
 from robustpo_kit.data.reading import row_from_json
-from robustpo_kit.data.rows import BadRowError, Preference
+from robustpo_kit.data.rows import BadRowError, Preference, preferred_and_least
 from robustpo_kit.data.shapes import HH, PAIRS, Shape, own_fields
 from robustpo_kit.data.sieve import MANY_WORDS, Sieve
 from robustpo_kit.data.sources import asset_records, is_hub_id, records_of
@@ -61,7 +61,12 @@ def load(
 
     Files are JSON lines, JSON, CSV or Parquet, with gzip or without; folders are what `datasets`
     saved or can load. The shape of the rows (`shapes.SHAPES`, docs/formats.md) is found out from
-    the first one. A set of many rows is kept on disk.
+    each one. A set of many rows is kept on disk.
+
+    One reply of a row is preferred, by all that read it: the one of highest reward (of equals the
+    first), or the first where a row has no rewards. Where a row has a label (`chosen`, `choice`)
+    and scores against it, the label stays, the scores are not read, and `describe` counts it. A
+    pair loss takes the preferred reply against the one of lowest reward.
 
     Args:
         task: a name in `TASKS`; or a path; or a Hub id, `owner/name` or `owner/name:configuration`.
@@ -135,7 +140,11 @@ def _pairs_of(shape: Shape, prefix: str) -> Callable[[Iterator[Record], Sieve], 
         for name, where, value in records:
             try:
                 fields = own_fields(shape, value, where)
-                sieve.add(row_from_json(fields, where, f"{prefix}-{name}"))
+                row = row_from_json(fields, where, f"{prefix}-{name}")
+                if preferred_and_least(row)[0]:
+                    sieve.drop("scored against its label")
+                else:
+                    sieve.add(row)
             except BadRowError as error:
                 sieve.refuse(error)
 

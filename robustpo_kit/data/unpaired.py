@@ -7,7 +7,9 @@ from typing import Any
 
 from robustpo_kit.data.containers import OnBadRow, Record
 from robustpo_kit.data.rows import BadRowError
+from robustpo_kit.data.shapes import read_reply
 
+EQUAL = "wanted in one row and unwanted in another; remove them, or one of them"
 ALONE = "no reply to this prompt has the other label; a reply alone prefers nothing"
 
 
@@ -33,16 +35,20 @@ def paired(records: Iterator[Record], bad: OnBadRow) -> Iterator[Record]:
             both[wanted].append(record)
             continue
         other = both[not wanted].popleft()
-        yield _pair(record, other) if wanted else _pair(other, record)
         if not any(both):
             del waiting[prompt]
+        if record.value["completion"] == other.value["completion"]:
+            for half in (other, record):
+                bad(BadRowError(half.where, "completion", EQUAL, "equal"))
+            continue
+        yield _pair(record, other) if wanted else _pair(other, record)
     for both in waiting.values():
         for record in (*both[False], *both[True]):
             bad(BadRowError(record.where, "label", ALONE, "without its opposite"))
 
 
 def _labelled(record: Record) -> tuple[bool, str]:
-    """Whether the reply is wanted, and the prompt as a key."""
+    """Whether the reply is wanted, and the prompt as a key; raises BadRowError of no reply."""
     for name in ("prompt", "completion", "label"):
         if name not in record.value:
             raise BadRowError(record.where, name, "missing", "missing")
@@ -50,6 +56,10 @@ def _labelled(record: Record) -> tuple[bool, str]:
     if label not in (True, False):
         said = f"{label!r:.60}; true or false is expected"
         raise BadRowError(record.where, "label", said, "of a wrong type")
+    _, reply = read_reply(record.value["completion"], "completion", record.where)
+    if not reply.strip():
+        said = "empty; remove the row or give the reply"
+        raise BadRowError(record.where, "completion", said, "empty")
     return bool(label), json.dumps(record.value["prompt"])
 
 

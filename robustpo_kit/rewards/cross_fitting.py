@@ -35,8 +35,8 @@ def cross_fitted_rewards(
 
     Args:
         preferences: all rows.
-        fitted_on: those of them that models may learn from: their pairs, whose first response is
-            the preferred one. Other rows are scored by the mean of all models.
+        fitted_on: those of them that models may learn from: their pairs, as
+            `preferred_first` has them. Other rows are scored by the mean of all models.
         seed: of the folds.
         encoder: of responses and prompts.
         folds: of whole groups; at least two.
@@ -45,7 +45,7 @@ def cross_fitted_rewards(
     Raises:
         ValueError: fewer groups with a pair than folds.
     """
-    pairs = [row for row in fitted_on if len(row.responses) == 2]
+    pairs = [row for row in fitted_on.preferred_first() if len(row.responses) == 2]
     fold = fold_of_groups([row.group for row in pairs], folds, seed)
     better = encoders.response_features(encoder, [(row.prompt, row.responses[0]) for row in pairs])
     worse = encoders.response_features(encoder, [(row.prompt, row.responses[1]) for row in pairs])

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from robustpo_kit.data import PreferenceSet
+from robustpo_kit.data import PreferenceSet, preferred_and_least
 from robustpo_kit.errors import KitError
 from robustpo_kit.records import digest
 
@@ -14,7 +14,7 @@ def heldout_outcomes(
 ) -> pd.DataFrame:
     """Outcomes of held-out rows, from what `score` gave before and after training.
 
-    A row's preferred response is the one of highest reward, or the first where it has none.
+    Which response is preferred, `data.preferred_and_least` says.
 
     implicit_accuracy   share of the others whose gain, log pi(y|x) - log pi_before(y|x), is below
                         that of the preferred one; ties count half
@@ -34,7 +34,7 @@ def heldout_outcomes(
     last, found = after[0].double().numpy(), []
     for number, row in enumerate(rows):
         count = len(row.responses)
-        best = 0 if row.rewards is None else int(np.argmax(row.rewards))
+        best, _ = preferred_and_least(row)
         gain = last[number, :count] - first[number, :count]
         per_token = last[number, :count] / lengths[number, :count]
         values = {
@@ -43,7 +43,7 @@ def heldout_outcomes(
             "accuracy_per_token": _share_below(per_token, best),
             "preferred_logp": float(per_token[best]),
         }
-        texts = digest([row.prompt, *row.responses], length=8)
+        texts = digest([row.prompt, *row.responses], best, length=8)
         place = {"row_id": row.row_id, "group": row.group, "texts": texts}
         found += [place | {"outcome": name, "value": value} for name, value in values.items()]
     return pd.DataFrame(found)
@@ -63,11 +63,14 @@ def check_heldout(rows: PreferenceSet, heldout: PreferenceSet) -> None:
 
 
 def refuse_shared_prompts(rows: PreferenceSet, heldout: PreferenceSet) -> None:
-    """Raises KitError naming a held-out row whose prompt is trained on."""
-    trained = {row.group for row in rows}
-    shared = [row.row_id for row in heldout if row.group in trained]
-    if shared:
-        raise KitError(
-            f"held-out row {shared[0]} ({len(shared)} of {len(heldout)}): its prompt is among the "
-            "training rows; take others"
-        )
+    """Raises KitError naming a held-out row whose prompt, or whose group, is trained on."""
+    prompts, groups = {row.prompt for row in rows}, {row.group for row in rows}
+    shared = [row for row in heldout if row.prompt in prompts or row.group in groups]
+    if not shared:
+        return
+    first = shared[0]
+    what = "prompt" if first.prompt in prompts else f"group '{first.group:.60}'"
+    raise KitError(
+        f"held-out row {first.row_id} ({len(shared)} of {len(heldout)}): its {what} is among the "
+        "training rows; take others"
+    )

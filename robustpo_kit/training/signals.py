@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustpo_kit.data import Preference, PreferenceSet, mean_h
+from robustpo_kit.data import Preference, PreferenceSet, mean_h, preferred_pair
 from robustpo_kit.errors import KitError
 from robustpo_kit.losses import Scores
 from robustpo_kit.policies import TokenTable
@@ -14,7 +14,11 @@ from robustpo_kit.training.step_objective import StepObjective
 
 
 def fitting_rows(dataset: PreferenceSet, objective: StepObjective) -> PreferenceSet:
-    """The rows as the objective takes them; raises KitError naming a row that does not fit."""
+    """The rows as the objective takes them; raises KitError naming a row that does not fit.
+
+    A pair loss takes what `preferred_pair` makes of rows of more than two responses, and of rows
+    that were loaded (`PreferenceSet.ranked`); else column 0 is the preferred one of a pair.
+    """
     if len(dataset) == 0:
         raise KitError("training: the preference set has no rows")
     for row in dataset:
@@ -23,14 +27,16 @@ def fitting_rows(dataset: PreferenceSet, objective: StepObjective) -> Preference
             raise KitError(f"row {row.row_id}: {objective.spec} {problem}")
     if objective.responses == "one":
         return dataset.golden_only()
-    return dataset
+    if objective.responses == "pair" and dataset.responses_per_prompt > 2:
+        return dataset.map(preferred_pair)
+    return dataset.preferred_first() if objective.responses == "pair" else dataset
 
 
 def _misfit(row: Preference, objective: StepObjective) -> str | None:
     """What the objective misses in the row, and what to do; None where the row fits."""
     count = len(row.responses)
-    if objective.responses == "pair" and count != 2:
-        return f"takes pairs, this row has {count} responses; take a listwise loss, or .pairs()"
+    if objective.responses == "pair" and count != 2 and len(row.rewards or ()) < 3:
+        return f"takes pairs, this row has {count} responses and no rewards that say which two"
     if objective.responses == "list" and count < 2:
         return f"takes at least 2 responses, this row has {count}"
     if objective.responses == "one" and row.golden is None:
