@@ -60,7 +60,7 @@ def refused(capsys, *arguments: str) -> str:
         ('{"prompt": "a", "chosen": "b"', "pairs.jsonl, row 2: not JSON"),
         (
             '{"prompt": "a", "chosen": "", "rejected": "c"}',
-            "pairs.jsonl, row 2, field responses[0]: empty",
+            "pairs.jsonl, row 2, field chosen (responses[0]): empty",
         ),
         ('{"prompt": "a", "chosen": "b"}', "pairs.jsonl, row 2, field rejected: missing"),
         ('{"prompt": 3, "chosen": "b", "rejected": "c"}', "pairs.jsonl, row 2, field prompt: 3"),

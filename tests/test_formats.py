@@ -561,12 +561,12 @@ def test_skipped_rows_are_named_and_counted(tmp_path, caplog):
     assert len(loaded) == 2 and [row.row_id for row in loaded] == ["2", "6"]
     assert loaded.dropped == {
         "not JSON": 1,
-        "responses empty": 1,
+        "chosen empty": 1,
         "responses missing": 1,
         "rejected of a wrong type": 1,
     }
-    assert "rows.jsonl, row 3, field responses[0]: empty" in caplog.text
-    assert "dropped: 1 not JSON, 1 responses empty" in loaded.describe()
+    assert "rows.jsonl, row 3, field chosen (responses[0]): empty" in caplog.text
+    assert "dropped: 1 not JSON, 1 chosen empty" in loaded.describe()
     with pytest.raises(KitError, match="on_bad_row: 'drop' should be one of raise, skip"):
         data.load(path, on_bad_row="drop")
     factors = lines(path, pair(0), pair(1) | {"h": float("inf")}, pair(2) | {"h": -1})
@@ -667,7 +667,7 @@ def broken(name: str, path) -> str:
         words = "row 2, field chosen: 3 has the wrong type"
     elif name == "empty response":
         second["chosen"] = " "
-        words = "row 2, field responses[0]: empty"
+        words = "row 2, field chosen (responses[0]): empty"
     elif name == "equal responses":
         second["chosen"] = second["rejected"]
         words = "row 2, field responses: two are equal"
@@ -740,9 +740,9 @@ def test_commands_leave_bad_rows_out_and_write_how_many(capsys, tmp_path, monkey
     given = ["--data", str(path), "--model", "tiny", "--on-bad-row", "skip", "--out"]
     assert cli.main(["score", *given, str(tmp_path / "scores.jsonl")]) == 0
     said = capsys.readouterr().err
-    assert "hh.jsonl: HH-RLHF transcripts, 2 rows, K = 2, dropped: 1 responses empty\n" in said
+    assert "hh.jsonl: HH-RLHF transcripts, 2 rows, K = 2, dropped: 1 chosen empty\n" in said
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 2
-    dropped = {"responses empty": 1}
+    dropped = {"chosen empty": 1}
     assert records.read_json(tmp_path / "scores.json")["config"]["dropped"] == dropped
     assert cli.main(["score", *given, str(tmp_path / "scores.json")]) == 2
     objective = ["--objective", "gamma(simpo(beta=2), gamma_beta_ratio=0.4, tau=10)"]

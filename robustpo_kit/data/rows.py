@@ -1,6 +1,7 @@
 """One preference datum: a prompt with K responses, and what may be wrong with it."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ class BadRowError(KitError):
     def __init__(self, where: str, field: str, said: str, why: str):
         name = f", field {field}" if field else ""
         super().__init__(f"{where}{name}: {said}")
-        self.why = f"{field.split('[')[0]} {why}".strip()
+        self.why = f"{re.split(r'[( []', field)[0]} {why}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,11 @@ def check_row(row: Preference, where: str) -> None:
     for column, response in enumerate(row.responses):
         if not response.strip():
             said = "empty; remove the row or give the response"
-            raise BadRowError(where, f"responses[{column}]", said, "empty")
+            pair = row.sources == ("chosen", "rejected")  # as files of pairs call their columns
+            field = (
+                f"{row.sources[column]} (responses[{column}])" if pair else f"responses[{column}]"
+            )
+            raise BadRowError(where, field, said, "empty")
     if row.rewards is not None and len(row.rewards) != count:
         raise _not_one_each(where, "rewards", row.rewards, count)
     if row.rewards is not None and not all(map(math.isfinite, row.rewards)):
