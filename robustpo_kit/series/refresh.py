@@ -5,6 +5,8 @@ by a kernel of this interpreter; then everything that depends on the machine or 
 dropped from `notebooks/NN_name.ipynb`.
 """
 
+import base64
+import io
 import os
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from robustpo_kit.series.execution import kernel_transport
 from robustpo_kit.series.plan import named, needs_of
 
 CELL_SECONDS = 300  # nbval gives a cell as long
+COLOURS = 64  # of a stored drawing
 
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -121,7 +124,20 @@ def canonical(notebook: Any, stem: str) -> Any:
         for output in cell.get("outputs", []):
             if "metadata" in output:
                 output["metadata"] = {}
+            if png := output.get("data", {}).get("image/png"):
+                output["data"]["image/png"] = in_few_colours(png)
     return notebook
+
+
+def in_few_colours(png: str) -> str:
+    """A drawing, base64, in COLOURS colours: to the eye the same, in a quarter of the bytes."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    stream = io.BytesIO()
+    few = picture.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 def write_notebook(notebook: Any, target: Path) -> None:
