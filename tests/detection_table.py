@@ -105,7 +105,8 @@ def flip_summary(cells):
             row[f"{name}_none"] = part[name].isna().sum()
             row[f"{name}_bias"] = (part[name] - rate).mean()
             row[f"{name}_covers"] = inside.mean()
-            row[f"{name}_width"] = (part[f"{name}_high"] - part[f"{name}_low"]).mean()
+            row |= {f"{name}_{end}": part[f"{name}_{end}"].mean() for end in ("low", "high")}
+            row[f"{name}_width"] = row[f"{name}_high"] - row[f"{name}_low"]
         row["confident_bias"] = (part["confident"] - rate).mean()
         row |= {name: part[name].mean() for name in ("ece_bound", "ece_trusted")}
         rows.append(row)

@@ -475,6 +475,7 @@ def test_advice_follows_from_facts_and_says_what_stands_behind_it():
     declared = [line.advice for line in lines if line.grade == advice.DECLARED]
     assert any("reweight slot over ERM gains" in line for line in declared)
     assert any("rDPO over DPO no difference shown" in line for line in declared)
+    assert all(line.startswith("Before you tune ") for line in declared)
     assert not any("mask" in line.advice for line in lines), "what knows the truth is no advice"
 
 
@@ -532,6 +533,9 @@ def test_an_audit_is_one_page_that_needs_nothing_else(tmp_path, tiny, capsys, fi
     estimates = tables["flip_rate"].set_index("estimate")
     assert estimates.loc["trusted", "rate_low"] <= 0.1 <= estimates.loc["trusted", "rate_high"]
     assert {"words", "tokens"} == set(tables["lengths"]["unit"])
+    assert re.search(r"<td>0\.\d+ \[0\.\d+, 0\.\d+\]</td>", text), "an interval is one cell"
+    assert "<th>best</th>" in text and "<th>chosen</th>" not in text
+    assert f"robustpo calibrate {file.name} --golden chosen" in text
     assert "one epoch of dpo(beta=0.1)" in text and "lam" in tables["strength"]
     record = records.read_json(out / "audit.json")
     assert record["config"]["rows"] == 2000 and record["versions"]["robustpo_kit"]
@@ -610,5 +614,5 @@ def test_strengths_are_what_the_objective_solves():
     objective.step_loss(Scores(logps, ref_logps=logps, lengths=lengths))
     assert table.loc[spec, "lam"] == pytest.approx(objective.strength["lam"])
     assert "wish for less" in table["why"].iloc[1], "gaps of a random model are too small"
-    assert "all losses are equal" in table.loc["dro(dpo(beta=0.1), ess=0.7)", "why"]
+    assert "before the first step" in table.loc["dro(dpo(beta=0.1), ess=0.7)", "why"]
     assert not any(spec.startswith("dora") for spec in table.index), "rows without h"

@@ -21,6 +21,7 @@ BARELY = 1.25  # average precision over chance from which a list of suspects is 
 FOUND = ((BARELY, "barely above chance"), (2.5, "somewhat above chance"), (np.inf, "well"))
 TRUTH = {"oracle", "slot_oracle", "mask"}  # weights of who knows what nobody knows
 STUDIES = {"phase_flips": "DPO", "phase_contamination": "ERM"}  # and the plain loss of each
+HARMS = {"phase_flips": "labels turned round", "phase_contamination": "rows contaminated"}
 
 BY = {"trusted": "by the trusted pairs", "checked": "by pairs of the file that were checked"}
 BY_LOT = "if fewer than half are, and by lot"  # what a bound assumes
@@ -233,8 +234,10 @@ def _declared(name: str, contrasts: pd.DataFrame, harm: Interval) -> list[Advice
     for (_, row), dose in zip(primary.iterrows(), dose_of, strict=True):
         if harm.low <= dose <= harm.high:
             words = f"{row['method']} over {row['baseline']} {analysis.verdict(row)}"
-            text = f"Know what was declared for {dose:.0%}: {words}."
-            found.append(Advice(text, f"{name}, {row['seeds']} worlds", DECLARED))
+            text = f"Before you tune {row['method']}, know that in toy worlds with {dose:.0%} of "
+            text += f"{HARMS[name]} {words} (gold reward, standard deviations)."
+            why = f"the contrast was declared before its {row['seeds']} worlds were run ({name})"
+            found.append(Advice(text, why, DECLARED))
     return found
 
 

@@ -59,7 +59,8 @@ ABOUT = {  # heading, what the table shows
         "What gives the labels away",
         "How often a linear model finds the preferred response on prompts it did not see, by what "
         "it sees. What <em>length</em> or <em>form</em> alone can do is a shortcut; "
-        "<em>chosen</em> is the view of least held-out NLL (0.693 is knowing nothing).",
+        "<em>best</em> is the view of least held-out NLL (0.693 is knowing nothing); penalty: of "
+        "the ridge, by cross-validation.",
     ),
     "positions": ("Where the best response stands", "Share of rows with the best reward there."),
     "flip_rate": (
@@ -91,6 +92,15 @@ ABOUT = {  # heading, what the table shows
     ),
 }
 
+SHOWN = {  # columns of tables, as the page calls them
+    "models": {"low": "accuracy_low", "high": "accuracy_high", "chosen": "best"}
+    | {"strength": "penalty", "nll": "held-out NLL"}
+}
+NEXT = """\
+robustpo calibrate {file} --golden chosen --out runs/calibrated      # c, h and rewards, for DoRA
+robustpo train --data {file} --heldout 0.1 --model MODEL --objective "dpo(beta=0.1)" --out runs/dpo
+"""
+
 
 def page(audit: Audit, cost: str = "") -> str:
     """The whole page.
@@ -106,6 +116,7 @@ def page(audit: Audit, cost: str = "") -> str:
             parts.append(f"<h2>{heading}</h2>\n<p>{about}</p>\n{_figure(audit, name)}\n{table}")
     if len(audit.suspects):
         parts.append(_suspects(audit.suspects))
+    parts.append(f"<h2>Next</h2>\n<pre>{html.escape(NEXT.format(file=audit.name))}</pre>")
     if cost:
         parts.append(f"<h2>What training would take</h2>\n<pre>{html.escape(cost)}</pre>")
     name, first = html.escape(audit.name), html.escape(lead(audit.facts))
@@ -116,8 +127,8 @@ def lead(facts: Facts) -> str:
     """The findings in a paragraph."""
     said = [REVERSED.capitalize()] if facts.reversed else []
     said += [
-        f"{facts.rows:,} rows; {facts.repeats} repeat an earlier one, {facts.contradictions} "
-        "contradict one."
+        f"{facts.rows:,} rows; {facts.repeats} repeat an earlier one word for word, "
+        f"{facts.contradictions} contradict one."
     ]
     if facts.scored_against:
         count = f"{facts.scored_against:,} of {facts.scored:,} scored pairs"
@@ -151,13 +162,27 @@ def _table(table: pd.DataFrame, name: str) -> str:
     """The first rows of a table; all of them are in NAME.csv."""
     if table.empty:
         return "<p>None.</p>"
-    shown = table.head(ROWS_SHOWN).to_html(
+    shown = _folded(table.head(ROWS_SHOWN).rename(columns=SHOWN.get(name, {}))).to_html(
         index=False, border=0, na_rep="", float_format=lambda value: f"{value:.3g}"
     )
     more = ""
     if len(table) > ROWS_SHOWN:
         more = f"<p class='why'>The first {ROWS_SHOWN} of {len(table)} rows; all: {name}.csv.</p>"
     return f"<div class='wide'>{shown}</div>{more}"
+
+
+def _folded(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with "value [low, high]" in one column, for VALUE_low and VALUE_high."""
+    folded = table.copy()
+    for name in table:
+        ends = [f"{name}_low", f"{name}_high"]
+        if set(ends) <= set(table):
+            folded[name] = [
+                f"{value:.3g} [{low:.3g}, {high:.3g}]" if pd.notna(low) else f"{value:.3g}"
+                for value, low, high in table[[name, *ends]].itertuples(index=False)
+            ]
+            folded = folded.drop(columns=ends)
+    return folded
 
 
 def _draw_models(tables: dict[str, pd.DataFrame], ax: Axes) -> str:

@@ -19,6 +19,12 @@ WISHES = (
 )  # and whether rows need h
 
 
+BEFORE = (
+    "cannot be told before the first step, when the policy is its reference; write the wish into "
+    "the objective, it is solved as training goes"
+)
+
+
 def strength_table(policy: Policy, pairs: PreferenceSet) -> pd.DataFrame:
     """The numbers that a wish comes to on the first BATCH pairs, before any training.
 
@@ -49,6 +55,8 @@ def _solved(spec: str, scores: Scores, h: torch.Tensor) -> dict[str, object]:
     why = ""
     try:
         objective = objectives.build(spec)
+        if objective.needs_reference:  # all pairs are alike while the policy is its reference
+            raise KitError(BEFORE)
         objective.step_loss(scores, h)
         found = objective.strength
         if objective.gamma0 is not None:

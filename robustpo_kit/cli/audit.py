@@ -26,7 +26,7 @@ RECORD = "audit.json"  # marks a folder as an audit's, which another one may rep
 NONE = "none"
 COSTED = "dpo(beta=0.1)"  # whose training is costed
 WITHOUT = {
-    "encoder": "Models see no embeddings, and contamination cannot be told",
+    "encoder": "Models see no embeddings",
     "model": "Tokens, strength and cost were not looked at",
 }
 FILES = ("file", "heldout", "trusted")

@@ -51,7 +51,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     print(f"against {table['baseline'].iloc[0]}, {table['prompts'].max()} held-out prompts")
     left_out = LEFT_OUT + ["method"] * (set(table["method"]) == {ALONE})
     print(table.drop(columns=left_out).round(3).to_string(index=False))
-    for _, row in table.iterrows():
+    for _, row in analysis.among_all(table, level=arguments.level).iterrows():
         method = "" if row["method"] == ALONE else f" {row['method']}"
         shown = analysis.verdict(row, places=3, level=arguments.level)
         print(f"{row['run']}{method}, {row['outcome'].replace('_', ' ')}: {shown}")
