@@ -468,7 +468,7 @@ def test_damaged_or_foreign_classifiers_are_refused(trained, tmp_path):
         ("features", {"features": "tfidf"}),
         ("calibrator", {"calibrator": "platt"}),
         ("folds", {"folds": 1}),
-        ("folds", {"folds": 100}),
+        ("preferences", {"folds": 100}),
         ("penalty", {"penalty": 0.0}),
         ("preferences", {"golden_sources": ("nobody",)}),
     ],
