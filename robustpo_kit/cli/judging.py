@@ -153,10 +153,11 @@ def _say_calls(
     most: int | None,
 ) -> None:
     """Say how many calls will be made; raises KitError where --max-calls is fewer."""
-    every = judge.calls(lambda asked: [work(asked) for work in works])
+    calls = judge.calls(works)
+    every = sum(calls)
     said = f"{every} calls to make"
     if len(works) > 1:
-        said += f", {every - judge.calls(works[0])} of them the audit's (--audit-rows)"
+        said += f", {calls[-1]} of them the audit's (--audit-rows)"
     if most is not None and every > most:
         raise KitError(f"--max-calls {most}: {said}; nothing was asked")
     print(said)

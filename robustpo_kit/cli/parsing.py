@@ -123,8 +123,8 @@ def free_folder(out: str, mark: str, what: str, **needed: str | None) -> Path:
     return folder
 
 
-def free_table(out: str, beside: str | None = None, **needed: str | None) -> Path:
-    """The file of --out, unless it or its provenance would replace what is the user's.
+def free_table(out: str, beside: str | None = None, **needed: str | None) -> None:
+    """Check that neither the file of --out nor its provenance replaces what is the user's.
 
     Raises KitError where one of the two is there without a provenance of the kit's, or is `needed`.
 
@@ -144,7 +144,6 @@ def free_table(out: str, beside: str | None = None, **needed: str | None) -> Pat
         for name, read in needed.items():
             if read and Path(read).resolve() == place.resolve():
                 raise KitError(f"--out {paths.show(file)}: would replace {name}; name another file")
-    return file
 
 
 def add_seed(parser: argparse.ArgumentParser, about: str = "of every draw (default: 0)") -> None:

@@ -1,6 +1,7 @@
 """A language model as judge: the papers' question in both orders, its answers counted."""
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,13 +46,16 @@ class EndpointJudge:
         """What has been asked and answered so far."""
         return dict(self._own + self.asker.counts)
 
-    def calls(self, work: Callable[["EndpointJudge"], Any]) -> int:
-        """How many calls `work`, which takes a judge, would make; none is made."""
+    def calls(self, works: Sequence[Callable[["EndpointJudge"], Any]]) -> list[int]:
+        """How many calls each of `works`, which take a judge, would add; none is made."""
         planner = Planner(self.asker.endpoint, "5" if self.form.single else "C")
         judge = copy.copy(self)
         judge.asker, judge._own = planner, Counter()
-        work(judge)
-        return len(planner.missing)
+        reached = [0]
+        for work in works:
+            work(judge)
+            reached.append(len(planner.missing))
+        return [after - before for before, after in itertools.pairwise(reached)]
 
     def verdicts(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
