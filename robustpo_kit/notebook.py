@@ -149,6 +149,13 @@ class Notebook:
         looked = " or ".join(paths.show(folder) for folder in folders)
         raise KitError(f"table '{name}': not in {looked}; run the series first (`make series`)")
 
+    def read_study(self, name: str, title: str = "contrasts") -> Any:
+        """A table of a study as in `read_table`; None, with a line, where it has not ended."""
+        if (paths.RESULTS / "studies" / name / f"{title}.csv").exists():
+            return self.read_table(title, run=f"studies/{name}")
+        print(f"study {name}: declared, not finished; `make study NAME={name}` makes its {title}")
+        return None
+
     def _badge(self, path: Path) -> str:
         """Whose a table is: [study: 24 seeds] | [record: cpu, seed 0] | [yours: cpu, seed 3].
 

@@ -30,7 +30,19 @@ from robustpo_kit.analysis.runs import (
     differing_settings,
     read_runs,
 )
-from robustpo_kit.analysis.sentences import among_all, verdict
+from robustpo_kit.analysis.sentences import (
+    UNFINISHED,
+    among_all,
+    declared_contrasts,
+    verdict,
+)
+from robustpo_kit.analysis.slopes import (
+    beside_paper,
+    main_estimates,
+    slope_table,
+    study_replies,
+    wide_outcomes,
+)
 from robustpo_kit.analysis.study_tables import holm, study_table
 from robustpo_kit.analysis.tuning import (
     Knobs,
@@ -42,6 +54,7 @@ from robustpo_kit.analysis.tuning import (
 )
 
 __all__ = [
+    "UNFINISHED",
     "Contrast",
     "Difference",
     "Knobs",
@@ -49,10 +62,12 @@ __all__ = [
     "Study",
     "all_curves",
     "among_all",
+    "beside_paper",
     "cell_table",
     "choose",
     "compare_runs",
     "confidence_bands",
+    "declared_contrasts",
     "differing_settings",
     "chosen_knobs",
     "chosen_tries",
@@ -63,6 +78,7 @@ __all__ = [
     "item_readings",
     "item_table",
     "knobs_of",
+    "main_estimates",
     "mean_by",
     "mean_difference",
     "minimum_detectable",
@@ -75,8 +91,11 @@ __all__ = [
     "reward_confidence",
     "simultaneous",
     "slope_difference",
+    "slope_table",
+    "study_replies",
     "study_table",
     "training_curves",
     "verdict",
     "which_method",
+    "wide_outcomes",
 ]

@@ -40,7 +40,7 @@ def reward_confidence(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFra
     """
     rows = []
     for policy, part in table.groupby("policy", sort=False):
-        fit = _clustered_ols("confidence ~ reward", part)
+        fit = clustered_fit("confidence ~ reward", part, part["prompt_id"])
         low, high = fit.conf_int(1 - level).loc["reward"]
         rows.append(
             {
@@ -74,7 +74,7 @@ def confidence_bands(table: pd.DataFrame, *, level: float = 0.95, points: int = 
         at = pd.DataFrame(
             {"reward": np.linspace(part["reward"].min(), part["reward"].max(), points)}
         )
-        fit = _clustered_ols("confidence ~ reward", part)
+        fit = clustered_fit("confidence ~ reward", part, part["prompt_id"])
         band = fit.get_prediction(at).summary_frame(1 - level)
         bounds = {"mean": "confidence", "mean_ci_lower": "low", "mean_ci_upper": "high"}
         found = band[list(bounds)].rename(columns=bounds)
@@ -108,7 +108,7 @@ def slope_difference(
             )
     part = table[table["policy"].isin([baseline, policy])]
     part = part.assign(is_policy=(part["policy"] == policy) * 1.0)
-    fit = _clustered_ols("confidence ~ reward * is_policy", part)
+    fit = clustered_fit("confidence ~ reward * is_policy", part, part["prompt_id"])
     low, high = fit.conf_int(1 - level).loc["reward:is_policy"]
     row = {
         "baseline": baseline,
@@ -124,11 +124,11 @@ def slope_difference(
     return pd.DataFrame([row])
 
 
-def _clustered_ols(formula: str, table: pd.DataFrame) -> Any:
-    """The fit of statsmodels, which ships no types."""
+def clustered_fit(formula: str, table: pd.DataFrame, clusters: "pd.Series[Any]") -> Any:
+    """Least squares with errors clustered, as statsmodels fits it, which ships no types."""
     import statsmodels.formula.api as smf
 
-    codes = pd.factorize(table["prompt_id"])[0]
+    codes = pd.factorize(clusters)[0]
     return smf.ols(formula, table).fit(cov_type="cluster", cov_kwds={"groups": codes})
 
 

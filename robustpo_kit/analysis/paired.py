@@ -203,14 +203,14 @@ def simultaneous(
         return Bands(float(factor), np.minimum(1, 2 * differences * tails))
     residuals = np.nan_to_num(units - np.nanmean(units, axis=0))
     counts = np.isfinite(units).sum(axis=0)
-    means = _signs(count, flips, seed) @ residuals / counts
+    means = flipped_signs(count, flips, seed) @ residuals / counts
     variances = ((residuals**2).sum(axis=0) / counts - means**2) / np.maximum(counts - 1, 1)
     largest = np.abs(means / np.sqrt(np.maximum(variances, 1e-300))).max(axis=1)
     p_values = (largest[:, None] >= np.abs(t_values)).mean(axis=0)
     return Bands(float(np.quantile(largest, level)), np.maximum(p_values, 1 / len(largest)))
 
 
-def _signs(count: int, flips: int, seed: int) -> np.ndarray:
+def flipped_signs(count: int, flips: int, seed: int) -> np.ndarray:
     """[flips, count] of 1 and -1: all with a first 1 (the others mirror them), or drawn ones."""
     if 2 ** (count - 1) <= flips:
         bits = np.arange(2 ** (count - 1))[:, None] >> np.arange(count) & 1

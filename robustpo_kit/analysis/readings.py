@@ -17,6 +17,7 @@ from robustpo_kit.analysis.declarations import Study
 from robustpo_kit.analysis.figures import normalise, slope_difference
 from robustpo_kit.analysis.paired import mean_difference, paired_rows
 from robustpo_kit.analysis.papers import paper_values
+from robustpo_kit.analysis.slopes import REPLIES, wide_outcomes
 from robustpo_kit.intervals import Interval, bootstrap_mean, t_interval
 
 Read = Callable[[str, str], pd.DataFrame]
@@ -160,11 +161,7 @@ def rows(
 
 def slopes(read: Read, *, study: str, pairs: Pairs, doses: Sequence[float]) -> Iterator[Reading]:
     """Slope of confidence on reward, method minus baseline, a regression a seed (DoRA Fig. 4)."""
-    table = read(f"studies/{study}", "outcomes")
-    names = {"sampled_reward": "reward", "sampled_confidence": "confidence"}
-    table = table[table["outcome"].isin(names)].replace({"outcome": names})
-    keys = ["dose", "seed", "method", "row_id"]
-    wide = table.pivot_table(index=keys, columns="outcome", values="value").reset_index()
+    wide = wide_outcomes(read(f"studies/{study}", "outcomes"), REPLIES)
     wide = wide.rename(columns={"method": "policy", "row_id": "prompt_id"})
     for dose in doses:
         for method, baseline in pairs:

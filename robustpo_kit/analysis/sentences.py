@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from robustpo_kit.analysis.declarations import Study
 from robustpo_kit.analysis.paired import Difference, equivalence
-from robustpo_kit.analysis.study_tables import could_see, holm, within
+from robustpo_kit.analysis.study_tables import could_see, holm, where_in_words, within
 
 UNITS = ("seeds", "prompts", "n")  # columns that count independent units, the first one found
 MANY = 10**6  # degrees of freedom of a normal interval
+UNFINISHED = "declared, not finished"
 
 
 def verdict(
@@ -101,6 +103,33 @@ def among_all(
     first = 1 - (1 - level) / max(1, np.isfinite(p_values).sum())  # Holm's first step
     seen = [could_see(*error, first) for error in errors]
     return table.assign(p_adjusted=holm(p_values), could_see=seen)
+
+
+def declared_contrasts(study: Study | str, contrasts: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The primary contrasts of a study, whether or not its runs have ended.
+
+    Args:
+        study: a declaration, or its name.
+        contrasts: of `study_table`; None: the runs have not ended.
+
+    Returns:
+        A row a primary contrast: study, kind, method, baseline, outcome, where, direction, margin,
+        seeds, finished, says (its `verdict`, or UNFINISHED), difference, low, high, p_adjusted,
+        could_see (NaN before the end).
+    """
+    if isinstance(study, str):
+        study = Study.load(study)
+    if contrasts is not None:
+        rows = contrasts[contrasts["kind"] == "primary"].assign(study=study.name, finished=True)
+        return rows.assign(says=[verdict(row) for row in rows.to_dict("records")])
+    words = {"study": study.name, "kind": "primary", "says": UNFINISHED, "finished": False}
+    numbers = dict.fromkeys(("difference", "low", "high", "p_adjusted", "could_see"), np.nan)
+    names = ("method", "baseline", "outcome", "direction", "margin")
+    rows = []
+    for contrast in study.primary:
+        row = {name: getattr(contrast, name) for name in names} | {"seeds": len(study.seeds)}
+        rows.append(words | row | {"where": where_in_words(contrast)} | numbers)
+    return pd.DataFrame(rows)
 
 
 def _margin(row: Mapping[str, Any] | pd.Series) -> float | None:

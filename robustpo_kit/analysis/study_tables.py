@@ -100,7 +100,7 @@ def contrast_row(outcomes: pd.DataFrame, contrast: Contrast, level: float) -> di
         "method": contrast.method,
         "baseline": contrast.baseline,
         "outcome": contrast.outcome,
-        "where": _words(contrast),
+        "where": where_in_words(contrast),
         "direction": contrast.direction,
         "margin": contrast.margin,
         "seeds": found.seeds,
@@ -132,7 +132,7 @@ def within(low: Any, high: Any, margin: Any) -> Any:
     return np.maximum(-low, high) <= margin
 
 
-def _words(contrast: Contrast) -> str:
+def where_in_words(contrast: Contrast) -> str:
     """Where a contrast is taken, in words: "dose 0.6", or "dose 0.6 against dose 0"."""
     here, there = (_listed(where) for where in (contrast.where, contrast.against))
     return here if here == there else f"{here} against {there}"
