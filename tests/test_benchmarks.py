@@ -1,5 +1,6 @@
 """Benchmarks: formats as their repositories have them, scores by hand, by peers, by known truth."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -98,7 +99,7 @@ def turns(prompt):
 def test_turns_see_those_before_them_and_text_stays_as_it_was(tmp_path, policy, monkeypatch):
     seen = []
 
-    def sampled(policy, prompts, config, *, seed, purpose):
+    def sampled(policy, prompts, config, **draws):
         seen.append(
             (
                 [turns(prompt) for prompt in prompts],
@@ -111,7 +112,7 @@ def test_turns_see_those_before_them_and_text_stays_as_it_was(tmp_path, policy, 
         end = policy.tokenizer.eos_token_id
         return [[policies.Reply("cut", len(ids), True, (*ids, end))] for _ in prompts]
 
-    monkeypatch.setattr(policies, "sample", sampled)
+    monkeypatch.setattr(policies, "sample_batch", sampled)
     asked = benchmarks.questions("mt-bench", question_file(tmp_path, "mt-bench"))
     settings = benchmarks.decoding("mt-bench", "gamma/mistral-7b-instruct")
     answers = benchmarks.answer("mt-bench", asked, policy, settings, model="m", seed=0)
@@ -513,6 +514,32 @@ def test_the_command_answers(tmp_path, capsys):
     origin = json.loads((tmp_path / "model_outputs.json.origin.json").read_text())
     assert origin["config"]["settings"]["temperature"] == 0.8
     assert origin["config"]["settings"]["max_new_tokens"] == 4
+
+
+def test_a_command_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    asked = [{"instruction": f"Say {n}."} for n in range(5)]
+    path = write(tmp_path / "alpaca.json", asked)
+    line = ["answer-benchmark", "alpacaeval", "--questions", str(path), "--model", "tiny"]
+    line += ["--set", "max_new_tokens=4", "--dtype", "float32", "--batch-size", "2", "--out"]
+    assert cli.main([*line, str(tmp_path / "whole.json")]) == 0
+    batches, draw = [], policies.sample_batch
+
+    def stopped(policy, part, config, **draws):
+        batches.append(draws["number"])
+        if batches == [0, 1]:
+            raise KeyboardInterrupt
+        return draw(policy, part, config, **draws)
+
+    monkeypatch.setattr(policies, "sample_batch", stopped)
+    with contextlib.suppress(KeyboardInterrupt):
+        assert cli.main([*line, str(tmp_path / "out.json")]) == 130
+    assert not (tmp_path / "out.json").exists()
+    assert cli.main([*line, str(tmp_path / "out.json")]) == 0
+    assert batches == [0, 1, 1, 2]  # the first batch was kept
+    assert json.loads((tmp_path / "out.json").read_text()) == json.loads(
+        (tmp_path / "whole.json").read_text()
+    )
+    assert not (tmp_path / "out.json.part").exists()
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,7 @@ def test_one_row_with_rewards_changes_no_other_row(file, tmp_path, capsys):
     ("more", "said"),
     [
         ([], "without that there is no h~"),
+        (["--golden", "best"], "chosen, rejected or a column's number"),
         (["--golden", "2"], "--golden 2: row"),
         (["--source", "nobody"], "sources are chosen, rejected"),
         (["--trusted", "FILE"], "to prompts or groups of the file"),

@@ -16,7 +16,7 @@ from robustpo_kit.benchmarks.files import Fields, read_rows
 from robustpo_kit.data import Conversation
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import Policy, SamplingConfig
-from robustpo_kit.records import digest
+from robustpo_kit.records import digest, progress, read_json, write_json
 
 # FastChat, fastchat/llm_judge/common.py: MT-Bench's temperature by category; 0.7 for others.
 TEMPERATURES = {
@@ -157,6 +157,7 @@ def answer(
     model: str,
     seed: int,
     batch_size: int = 16,
+    kept: Path | None = None,
 ) -> list[dict[str, Any]]:
     """A model's answers in the benchmark's own format; each turn sees those before it.
 
@@ -168,20 +169,52 @@ def answer(
         model: what the answers call it.
         seed: of the draws.
         batch_size: questions at once.
+        kept: a folder for the batches that are answered, which a call after a kill reads; the
+            caller removes it.
     """
     kind = _benchmark(name)
+    draw = _Draws(policy, seed, kept)
     said: list[list[Spoken]] = [[] for _ in asked]
     for turn in range(max(len(question.turns) for question in asked)):
         for temperature, rows in _by_temperature(asked, settings, turn).items():
             prompts = [_conversation(asked[row], said[row], turn) for row in rows]
             config = _config(settings, temperature, batch_size)
             purpose = f"{name}, turn {turn}, temperature {temperature}"
-            replies = policies.sample(policy, prompts, config, seed=seed, purpose=purpose)
-            for row, (reply,) in zip(rows, replies, strict=True):
-                ids = list(reply.ids[: reply.tokens])
+            for row, ids in zip(rows, draw(prompts, config, purpose), strict=True):
                 text = str(policy.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-                said[row].append(Spoken(text, reply.tokens))
+                said[row].append(Spoken(text, len(ids)))
     return [kind.answer(*parts, model) for parts in zip(asked, said, strict=True)]
+
+
+class _Draws:
+    """A policy's replies as tokens, each batch kept the moment it is drawn."""
+
+    def __init__(self, policy: Policy, seed: int, kept: Path | None) -> None:
+        self.policy, self.seed, self.kept = policy, seed, kept
+        self.origin = policy.fingerprint() if kept else ""
+
+    def __call__(
+        self, prompts: Sequence[str], config: SamplingConfig, purpose: str
+    ) -> list[list[int]]:
+        drawn: list[list[int]] = []
+        for start in progress(range(0, len(prompts), config.batch_size), purpose):
+            part = prompts[start : start + config.batch_size]
+            drawn += self._batch(part, config, purpose, start // config.batch_size)
+        return drawn
+
+    def _batch(
+        self, part: Sequence[str], config: SamplingConfig, purpose: str, number: int
+    ) -> list[list[int]]:
+        decides = (self.origin, self.seed, purpose, number, dataclasses.asdict(config), list(part))
+        file = self.kept / f"{digest(*decides, length=32)}.json" if self.kept else None
+        if file and file.exists():
+            return read_json(file)
+        draws: Any = {"seed": self.seed, "number": number, "purpose": purpose}
+        replies = policies.sample_batch(self.policy, part, config, **draws)
+        ids = [list(reply.ids[: reply.tokens]) for (reply,) in replies]
+        if file:
+            write_json(file, ids)
+        return ids
 
 
 def _benchmark(name: str) -> Benchmark:

@@ -1,6 +1,7 @@
 """Commands on benchmarks: answer-benchmark, score-benchmark."""
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def _answer_benchmark(arguments: argparse.Namespace) -> int:
     beside = out.with_name(f"{out.name}.origin.json")
     free_table(arguments.out, str(beside), questions=arguments.questions)
     model = arguments.name or arguments.model
+    kept = out.with_name(f"{out.name}.part")  # of a command that was stopped; the same one goes on
     answers = benchmarks.answer(
         name,
         asked,
@@ -76,6 +78,7 @@ def _answer_benchmark(arguments: argparse.Namespace) -> int:
         model=model,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
+        kept=kept,
     )
     benchmarks.write_rows(out, answers)
     config = {"benchmark": name, "model": arguments.model, "dtype": arguments.dtype}
@@ -83,6 +86,7 @@ def _answer_benchmark(arguments: argparse.Namespace) -> int:
     config |= {"questions": records.file_digest(Path(arguments.questions))}
     origin = records.provenance(config, arguments.seed, started)
     records.write_json(beside, origin)
+    shutil.rmtree(kept)
     print(f"{len(answers)} answers of {model} -> {arguments.out}")
     return 0
 

@@ -95,7 +95,12 @@ def add_calibrate(commands: Commands) -> None:
 
 def _column(text: str) -> int:
     """A number, or the name of a pair's column."""
-    return {"chosen": 0, "rejected": 1}[text] if text in ("chosen", "rejected") else int(text)
+    named = {"chosen": 0, "rejected": 1}
+    if text in named:
+        return named[text]
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}': chosen, rejected or a column's number")
+    return int(text)
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
