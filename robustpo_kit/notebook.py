@@ -19,6 +19,8 @@ from typing import Any
 from robustpo_kit import paths, profiles, records
 from robustpo_kit.errors import KitError
 
+_started: list[str] = []  # profiles of the notebooks that this process has started
+
 
 def kernel_environment(profile: str) -> dict[str, str]:
     """Variables that a kernel under `profile` must find at its start, whoever starts it."""
@@ -42,10 +44,20 @@ def kernel_environment(profile: str) -> dict[str, str]:
 
 
 def resolve_profile(profile: str) -> str:
-    """`auto` becomes ROBUSTPO_PROFILE, else smoke; a profile that the caller names is kept."""
+    """`auto` becomes ROBUSTPO_PROFILE, else demo in a person's kernel and smoke elsewhere.
+
+    A Jupyter server puts JPY_SESSION_NAME into the environment of the kernels that it starts for a
+    page; a profile that the caller names is kept.
+    """
     if profile != "auto":
         return profile
-    return os.environ.get("ROBUSTPO_PROFILE") or "smoke"
+    a_person_looks = "JPY_SESSION_NAME" in os.environ
+    return os.environ.get("ROBUSTPO_PROFILE") or ("demo" if a_person_looks else "smoke")
+
+
+def interactive() -> bool:
+    """Whether a person looks at this notebook: its profile is demo."""
+    return (_started[-1] if _started else resolve_profile("auto")) == "demo"
 
 
 def start(
@@ -55,7 +67,7 @@ def start(
 
     Args:
         name: The notebook's file name without its ending, such as "04b_train_dora".
-        profile: smoke, cpu, gpu, paper, or auto (see `resolve_profile`).
+        profile: smoke, demo, cpu, gpu, paper, or auto (see `resolve_profile`).
         seed: Of Python, numpy and torch; 0 or more.
         overrides: Settings of the profile that take another value.
 
@@ -71,6 +83,7 @@ def start(
     _quiet()
     _display()
     _figures()
+    _started.append(config.name)
     overrides = dict(overrides or {})
     line = f"{name}: profile {config.name}, seed {seed}"
     if overrides:

@@ -1,0 +1,9 @@
+"""Things to move: parts that draw in the browser, mounted in JupyterLab and on the static site.
+
+`static/NAME.js` holds a part's mathematics and drawing, `states` the numbers that it starts from,
+`figures` the picture that stands for it where nobody looks; `CATALOGUE` names them.
+"""
+
+from robustpo_kit.widgets.catalogue import CATALOGUE, Part, show
+
+__all__ = ["CATALOGUE", "Part", "show"]

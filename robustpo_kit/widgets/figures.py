@@ -1,0 +1,59 @@
+"""The picture that stands for a part where nothing moves: drawn of its state, by the package."""
+
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+
+from robustpo_kit import margins, plots, robust
+
+KINDS = ("erm", "dro", "reweight", "dora")  # DoRA Table 4
+
+
+def batch_weights(state: dict[str, Any]) -> Figure:
+    """Weights of the samples of a batch under each aggregator: losses, h, contaminated, lam."""
+    losses, h = (torch.tensor(state[key], dtype=torch.float64) for key in ("losses", "h"))
+    kinds = ["clean", "contaminated"]
+    samples = pd.DataFrame({"sample": range(1, len(losses) + 1)})
+    samples["kind"] = [kinds[wrong] for wrong in state["contaminated"]]
+    figure, axes = plots.canvas(2, 2, figsize=(7.4, 4.6), sharex=True, sharey=True)
+    carried = []
+    for place, (kind, ax) in enumerate(zip(KINDS, axes.flat, strict=True)):
+        weights = robust.weights(losses, h, kind=kind, lam=state["lam"])
+        size = float(robust.effective_sample_size(weights))
+        carried.append(f"{size:.1f} ({plots.label(kind)})")
+        bars = samples.assign(weight=weights.numpy())
+        palette = [plots.colour("golden"), plots.colour("smollm2")]
+        sns.barplot(
+            bars,
+            x="sample",
+            y="weight",
+            hue="kind",
+            hue_order=kinds,
+            palette=palette,
+            legend=place == 0,
+            ax=ax,
+        )
+        ax.set(title=plots.label(kind), xlabel="sample", ylabel="weight in the gradient")
+    axes[0, 0].legend(title=None)
+    note = f"n = {len(losses)} samples, lambda {state['lam']:g}; h~ of the committed run, "
+    finding = f"Of {len(losses)} samples so many carry the step: {', '.join(carried)}"
+    plots.head(figure, finding, note + "losses made up")
+    return figure
+
+
+def gamma_gap(state: dict[str, Any]) -> Figure:
+    """Target margins against the gap at one setting: gaps at beta 1, gamma0, tau, beta."""
+    gamma0, tau = state["gamma0"], state["tau"]
+    gaps = state["beta"] * torch.tensor(state["gaps"], dtype=torch.float64)
+    gamma = margins.target_margins(gaps, gamma0=gamma0, tau=tau)
+    table = pd.DataFrame({"gap": gaps.numpy(), "gamma": gamma.numpy()})
+    figure, ax = plots.canvas(figsize=(7.4, 3.8))
+    plots.gamma_versus_gap(table.assign(setting=state["setting"], gamma0=gamma0), ax)
+    span = float(gamma.max() - gamma.min()) / gamma0
+    finding = f"At gamma0/tau = {gamma0 / tau:.3g} the margins span {span:.0%} of gamma0"
+    note = f"n = {len(gaps)} pairs; gamma0 {gamma0:g}, tau {tau:g}; dotted: the constant margin"
+    plots.head(figure, finding, note)
+    return figure

@@ -1,0 +1,93 @@
+"""Parts that move: their mathematics is the package's, their state is JSON, their controls work."""
+
+import json
+import shutil
+import subprocess
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from robustpo_kit import margins, notebook, robust, widgets
+from robustpo_kit.errors import KitError
+from robustpo_kit.widgets import CATALOGUE
+
+NODE = shutil.which("node")
+
+
+def in_node(name, expression, values, tmp_path):
+    """The value of an expression over the functions of a part's module, computed by node."""
+    if NODE is None:
+        pytest.skip("node is not installed")
+    module = tmp_path / f"{name}.mjs"
+    module.write_text(CATALOGUE[name].module)
+    code = f'import * as part from "{module.as_uri()}"; const v = {json.dumps(values)};'
+    code += f"console.log(JSON.stringify({expression}));"
+    done = subprocess.run([NODE, "--input-type=module", "-e", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_part_is_one_module_that_asks_for_nothing(name):
+    text = CATALOGUE[name].module
+    assert text.count("export default { render };") == 1
+    for word in ("import ", "import(", "fetch(", "http:", "https:", "eval("):
+        assert word not in text.replace("http://www.w3.org/2000/svg", ""), word
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_state_is_json_and_has_all_that_the_module_reads(name):
+    state = CATALOGUE[name].state()
+    assert json.loads(json.dumps(state, allow_nan=False)) == state
+    assert state == CATALOGUE[name].state()
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_figure_follows_the_state(name):
+    matplotlib.use("Agg")
+    drawn = CATALOGUE[name].figure(CATALOGUE[name].state())
+    assert drawn.get_suptitle() and drawn.axes
+    plt.close("all")
+
+
+@pytest.mark.parametrize("kind", ["erm", "dro", "reweight", "dora"])
+@pytest.mark.parametrize("lam", [0.05, 1.0, 50.0])
+def test_weights_in_the_browser_are_the_packages(kind, lam, tmp_path):
+    state = CATALOGUE["batch_weights"].state()
+    losses, h = (torch.tensor(state[key], dtype=torch.float64) for key in ("losses", "h"))
+    ours = robust.weights(losses, h, kind=kind, lam=lam)
+    values = [kind, state["losses"], state["h"], lam]
+    theirs = in_node("batch_weights", "part.weights(...v)", values, tmp_path)
+    assert np.allclose(theirs, ours, rtol=1e-12)
+    carried = in_node("batch_weights", "part.effective(v)", theirs, tmp_path)
+    assert carried == pytest.approx(float(robust.effective_sample_size(ours)))
+
+
+@pytest.mark.parametrize(("gamma0", "tau"), [(4, 10), (0.375, 10), (3, 3), (10, 0.3), (0.1, 100)])
+def test_margins_in_the_browser_are_the_packages(gamma0, tau, tmp_path):
+    gaps = [10 * gap for gap in CATALOGUE["gamma_gap"].state()["gaps"]]
+    exact = margins.target_margins(torch.tensor(gaps, dtype=torch.float64), gamma0=gamma0, tau=tau)
+    theirs = in_node("gamma_gap", "part.margins(...v)", [gaps, gamma0, tau], tmp_path)
+    assert np.allclose(theirs, exact, rtol=1e-9)
+
+
+def test_show_draws_where_nobody_looks_and_moves_where_someone_does(monkeypatch):
+    matplotlib.use("Agg")
+    monkeypatch.setattr(notebook, "_started", [])
+    monkeypatch.setenv("ROBUSTPO_PROFILE", "smoke")
+    assert widgets.show("batch_weights") is None
+    monkeypatch.setenv("ROBUSTPO_PROFILE", "demo")
+    moving = widgets.show("batch_weights", lam=0.3)
+    assert moving.lam == 0.3 and "export default" in moving._esm
+    assert set(CATALOGUE["batch_weights"].state()) <= set(moving.keys)
+    plt.close("all")
+
+
+def test_show_refuses_what_is_not_there():
+    with pytest.raises(KitError, match="part 'wheel': unknown; there are batch_weights"):
+        widgets.show("wheel")
+    with pytest.raises(KitError, match="rho: part 'batch_weights' has losses"):
+        widgets.show("batch_weights", rho=1)
