@@ -64,8 +64,10 @@ reference: series  ## copy the tables and figures of a finished series to where 
 check: env  ## everything that CI runs: lint, types, test, dist, docs
 	@.ci/run
 
-check-all: check  ## check, and the tests that take minutes: every architecture of transformers
+check-all: check  ## check, and what takes long: every architecture, ten mutants by nbval, ten kills of a series
 	$(BIN)/python -m pytest -q -m slow tests
+	$(BIN)/python tests/notebook_mutation.py
+	$(BIN)/python tests/killed_series.py --kills 10
 
 lint: env  ## ruff: its rules on everything, its format on all but the notebooks
 	$(BIN)/ruff check .
