@@ -26,9 +26,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from robustpo_kit import losses, plots, toy
+from robustpo_kit import losses, plots, robust, toy
 from robustpo_kit.losses import Scores
 from robustpo_kit.notebook import start
+from robustpo_kit.records import torch_stream
 
 # %% tags=["parameters"]
 profile = "auto"  # auto | smoke | cpu | gpu | paper
@@ -45,12 +46,30 @@ nb = start("00_start_here", profile=profile, seed=seed, overrides=overrides)
 # $\ell=-\log\sigma(\beta D)$ with $D=(s_w-s_w^\text{ref})-(s_l-s_l^\text{ref})$. At the start policy and reference are
 # equal, $D=0$, and the loss is $\log2$.
 
+#
+# - $s_w, s_l$: log-probability that the policy gives to the chosen and to the rejected response, summed over its tokens, in nats
+# - $s^\text{ref}$: the same under the reference, the policy as it was before training
+# - $\beta$: how strongly the reference holds: a gap of $D$ nats counts $\beta D$
+# - $\sigma$: the logistic function, $1/(1+e^{-x})$
+
+# %%
+# built here for the reader
+def dpo(logps, ref_logps, beta):
+    r = logps - ref_logps  # [B, 2]: how much each response has gained, column 0 = chosen
+    return -torch.nn.functional.logsigmoid(beta * (r[:, 0] - r[:, 1]))  # [B]
+
 # %%
 logps = torch.tensor([[-12.0, -9.0]], dtype=torch.float64)
-start_scores = Scores(logps=logps, ref_logps=logps, lengths=torch.tensor([[6, 5]]))
-assert math.isclose(losses.dpo(start_scores, beta=0.1).item(), math.log(2))
-better = start_scores._replace(logps=logps + torch.tensor([[2.0, -1.0]]))
-print(f"at the start {losses.dpo(start_scores, beta=0.1).item():.4f} = log 2; after a step {losses.dpo(better, beta=0.1).item():.4f}")
+at_start, better = dpo(logps, logps, beta=0.1), dpo(logps + torch.tensor([[2.0, -1.0]]), logps, beta=0.1)
+assert math.isclose(at_start.item(), math.log(2))
+print(f"at the start {at_start.item():.4f} = log 2; after a step {better.item():.4f}")
+
+# %%
+made_up = torch_stream(nb.seed, "made-up scores")
+s, s_ref, R = 5 * torch.randn(3, 8, 4, dtype=torch.float64, generator=made_up) - 20  # eight prompts, four responses
+pairs = Scores(logps=s[:, :2], ref_logps=s_ref[:, :2], lengths=torch.full((8, 2), 6))
+assert torch.allclose(dpo(s[:, :2], s_ref[:, :2], beta=0.1), losses.dpo(pairs, beta=0.1))
+print("CHECK the three lines above are the package's DPO: pass")
 
 # %% [markdown]
 # ## 2. A world, and what is wrong with its data
@@ -95,6 +114,48 @@ plt.show()
 #
 # The same listwise loss (Plackett-Luce DPO) aggregated in four ways: the plain mean (**ERM**), the worst case (**DRO**), a
 # mean weighted by $\tilde h$ (**reweighting**), and both (**DoRA**); the last two also with the *true* $\tilde h$.
+#
+# $$\ell_\text{PL}=\sum_{k=1}^{K}\Big[\log\sum_{j\ge k}e^{\beta r_j}-\beta r_k\Big],\qquad
+# \mathcal L_\text{DoRA}=\lambda\,\log\frac1B\sum_{i=1}^{B}e^{\tilde h_i\,\ell_i/\lambda}$$
+#
+# - $r_k=s_k-s_k^\text{ref}$: log-ratio of the response in place $k$, best reward first; $K$: responses a prompt
+# - $\ell_i$: loss of sample $i$; $B$: samples of an optimizer step; $\tilde h_i$: how golden sample $i$ looks (section 3)
+# - $\lambda$: temperature: small, and the worst samples decide alone; large, and all count alike
+#
+# Plackett-Luce picks the best of all, then the best of the rest, and so on: each bracket is one pick. Then the step:
+
+# %%
+# built here for the reader
+def dpo_pl(logps, ref_logps, rewards, beta):
+    best_first = rewards.argsort(dim=1, descending=True, stable=True)
+    r = (logps - ref_logps).gather(1, best_first)  # [B, K]
+    return sum((beta * r[:, k:]).logsumexp(dim=1) - beta * r[:, k] for k in range(r.shape[1]))
+
+# %%
+# built here for the reader
+def erm(losses):
+    return losses.mean()
+
+def reweight(losses, h):
+    return (h * losses).mean()
+
+def dro(losses, lam):
+    return lam * ((losses / lam).logsumexp(dim=0) - math.log(len(losses)))
+
+def dora(losses, h, lam):
+    return lam * ((h * losses / lam).logsumexp(dim=0) - math.log(len(losses)))
+
+# %%
+lists = Scores(logps=s, ref_logps=s_ref, lengths=torch.full((8, 4), 6), rewards=R)
+ours, h = dpo_pl(s, s_ref, R, beta=0.1), torch.rand(8, dtype=torch.float64, generator=made_up)
+assert torch.allclose(ours, losses.dpo_pl(lists, beta=0.1))
+steps = {"erm": erm(ours), "reweight": reweight(ours, h), "dro": dro(ours, 1.0), "dora": dora(ours, h, 1.0)}
+for kind, value in steps.items():
+    assert torch.isclose(value, robust.aggregate(ours, h, kind=kind, lam=1.0))
+print("CHECK Plackett-Luce DPO and the four ways are the package's: pass")
+
+# %% [markdown]
+# And trained, each on the same rows in the same order:
 
 # %%
 nb.read_table("toy_methods").round(3)

@@ -24,6 +24,7 @@ import torch
 
 from robustpo_kit import analysis, calibration, experiments, mixture, plots
 from robustpo_kit.notebook import start
+from robustpo_kit.records import stream
 
 # %% tags=["parameters"]
 profile = "auto"  # auto | smoke | cpu | gpu | paper
@@ -44,13 +45,26 @@ lab = experiments.Lab(nb.cfg, nb.seed)
 #
 # At a uniform mixture, $\alpha=\beta_i=\tfrac1n$ and $\gamma_i=1$, each term is $n\,c_i$ and $\tilde h$ is simply the sum
 # of the probabilities. We check this, and compare the three readings of the formula.
+#
+# - $c_i$: the classifier's probability that response $i$ is golden; $n$: responses a prompt
+# - $\beta_i$: share of source $i$ in the mixture; $\alpha$: golden's, here $\tfrac1n$
+# - $\gamma_i$: class imbalance, rows of source $i$ for each golden row when the classifier was trained
+
+# %%
+# built here for the reader
+def calibration_factor(c, beta, gamma):
+    n = c.shape[1]
+    return (1 / (1 / n + beta * (1 - c) / (gamma * c))).mean(dim=1)  # [B], between 0 and n
 
 # %%
 c = torch.tensor([[0.9, 0.8, 0.1, 0.05], [0.2, 0.9, 0.1, 0.1]], dtype=torch.float64)
 n = c.shape[1]
-by_hand = (1 / (1 / n + (1 / n) * (1 - c) / c)).mean(dim=1)
+by_hand = calibration_factor(c, beta=1 / n, gamma=1.0)
 assert torch.allclose(by_hand, c.sum(dim=1))
 assert torch.allclose(by_hand, calibration.calibration_factor(c, alpha=1 / n, beta=1 / n))
+uneven = torch.tensor([3.0, 2.0, 1.0, 1.0], dtype=torch.float64)
+kits = calibration.calibration_factor(c, alpha=1 / n, beta=0.2, imbalance=uneven)
+assert torch.allclose(calibration_factor(c, 0.2, uneven), kits)
 print("CHECK h~ at the uniform mixture is the sum of the probabilities: pass")
 
 for kind in ("relative", "stabilised", "raw"):
@@ -102,6 +116,20 @@ nb.save_table("h_by_sample", samples.melt(id_vars="sample", var_name="classifier
 # Below: which of these weights finds the contaminated rows? SmolLM2's replies that the token limit cut may be known by their
 # length, so every AUC is given again without rows whose golden slot holds one. The later notebooks take $\gamma_i=1$, though a
 # head saw up to three times as many replies of others as golden ones; `h~ relative, gamma_i` has Eq. 6's.
+
+# %%
+# built here for the reader
+def slot_weights(R, rounds=5000):
+    r = 0.5
+    for _ in range(rounds):  # expectation maximisation: who is contaminated, given r; then r again
+        r = np.mean(r / ((1 - r) * R + r))
+    return 1 / ((1 - r) + r / R), r
+
+# %%
+drawn = stream(nb.seed, "made-up ratios")
+R = np.exp(np.where(drawn.random(400) < 0.3, -1.5, 1.5) + drawn.normal(0, 1, 400))
+assert np.allclose(slot_weights(R)[0], calibration.slot_weights(R).weights, atol=1e-6)
+print("CHECK the slot weight above is the package's: pass")
 
 # %%
 c_h, share = torch.as_tensor(probabilities["frozen, per source"]), 1 / n

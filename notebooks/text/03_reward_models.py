@@ -15,9 +15,12 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
 
 from robustpo_kit import calibration, experiments, plots, rewards
 from robustpo_kit.notebook import start
+from robustpo_kit.records import stream
 
 # %% tags=["parameters"]
 profile = "auto"  # auto | smoke | cpu | gpu | paper
@@ -35,6 +38,30 @@ lab = experiments.Lab(nb.cfg, nb.seed)
 # sides* (a reply against a reply to another prompt, of like length), so the model cannot win by recognising the author;
 # it must look at the match of reply and prompt. A quarter of the prompts was kept back: preference accuracy on them, by kind
 # of pair, because one average would hide what a reward model sees and what it is blind to (DoRA Table 7 has the average).
+#
+# - $r(x,y)$: the model's reward of response $y$ to prompt $x$; only differences within a prompt mean something
+# - $y_w\succ y_l$: the first is preferred to the second; $\sigma$: the logistic function
+#
+# Its loss is the negative logarithm of that probability. Logistic regression without intercept, on differences of features, fits it:
+
+# %%
+# built here for the reader
+def bradley_terry(r_w, r_l):
+    return -torch.nn.functional.logsigmoid(r_w - r_l)  # [B]
+
+# %%
+draw = stream(nb.seed, "made-up pairs")
+features, taste = draw.normal(size=(2, 500, 3)), np.array([1.0, -0.5, 0.0])
+first_wins = draw.random(500) < 1 / (1 + np.exp(-(features[0] - features[1]) @ taste))
+ahead = torch.tensor(np.where(first_wins, 1, -1)[:, None] * (features[0] - features[1]))
+w = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+for _ in range(200):
+    bradley_terry(ahead @ w, torch.zeros(500)).mean().backward()
+    w.data -= 2.0 * w.grad
+    w.grad = None
+peer = LogisticRegression(C=np.inf, fit_intercept=False).fit(np.vstack([ahead, -ahead]), np.repeat([1, 0], 500))
+assert np.allclose(w.detach(), peer.coef_[0], atol=1e-3)
+print(f"CHECK the loss above, minimised, is logistic regression on differences: pass ({w.detach().numpy().round(1)})")
 
 # %%
 fitted = lab.reward_model()

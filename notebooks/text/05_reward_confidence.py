@@ -39,7 +39,30 @@ nb = start("05_reward_confidence", profile=profile, seed=seed, overrides=overrid
 #
 # $$c = a + b\,r + d\,\mathbb 1_\text{DoRA} + \Delta\,(r\cdot\mathbb 1_\text{DoRA})+\varepsilon .$$
 #
-# $\Delta$ is the slope difference. A check on made-up data with a known answer, $\Delta=0.3$:
+# $\Delta$ is the slope difference.
+
+#
+# - $c$: the classifier's confidence that a reply is golden; $r$: its reward, on [0, 1]
+# - $\mathbb 1_\text{DoRA}$: 1 for replies of the DoRA policy, 0 for ERM's; $\varepsilon$: the rest, alike within a prompt
+# - $b$: ERM's slope; $b+\Delta$: DoRA's; $a$, $d$: where the two lines begin
+#
+# Least squares, and the sandwich that makes its errors honest where rows of a prompt belong together:
+
+# %%
+# built here for the reader
+def slope_difference(reward, confidence, is_dora, prompt):
+    X = np.column_stack([np.ones_like(reward), reward, is_dora, reward * is_dora])
+    bread = np.linalg.inv(X.T @ X)
+    coefficients = bread @ X.T @ confidence
+    residuals = X * (confidence - X @ coefficients)[:, None]
+    by_prompt = np.array([residuals[prompt == one].sum(axis=0) for one in np.unique(prompt)])
+    clusters, (rows, columns) = len(by_prompt), X.shape
+    small = clusters / (clusters - 1) * (rows - 1) / (rows - columns)  # few clusters say too little
+    covariance = small * bread @ by_prompt.T @ by_prompt @ bread
+    return coefficients[3], np.sqrt(covariance[3, 3])  # Delta and its standard error
+
+# %% [markdown]
+# A check on made-up data with a known answer, $\Delta=0.3$:
 
 # %%
 rng = stream(nb.seed, "made-up replies")
@@ -50,6 +73,9 @@ c = 0.2 + 0.4 * r + 0.3 * r * is_dora + shared_noise + rng.normal(0, 0.05, 600)
 made_up = pd.DataFrame({"policy": np.where(is_dora, "dora", "erm"), "prompt_id": prompts, "reward": r, "confidence": c})
 known = analysis.slope_difference(made_up, "erm", "dora").iloc[0]
 assert abs(known.difference - 0.3) < 4 * known.se
+assert np.allclose(slope_difference(r, c, is_dora, prompts), [known.difference, known.se])
+assert np.allclose([known.low, known.high], known.difference + np.array([-1.96, 1.96]) * known.se, atol=1e-4)
+print("CHECK the regression by hand is the package's: pass")
 print(f"CHECK the difference found is 0.30 within four standard errors: pass ({known.difference:.2f})")
 
 # %% [markdown]

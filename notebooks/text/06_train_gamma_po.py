@@ -15,14 +15,28 @@
 # $$\min_p\ \frac1{m_n}\sum_i -\log\sigma(m_i-\gamma_i)+\tau\,\mathrm{KL}(p\,\|\,\text{uniform}).$$
 
 # %%
+import copy
+import dataclasses
 import math
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import analysis, experiments, judging, margins, plots
+from robustpo_kit import (
+    analysis,
+    experiments,
+    judging,
+    losses,
+    margins,
+    objectives,
+    plots,
+    toy,
+    training,
+)
 from robustpo_kit.notebook import start
+from robustpo_kit.records import torch_stream
 
 # %% tags=["parameters"]
 profile = "auto"  # auto | smoke | cpu | gpu | paper
@@ -34,7 +48,49 @@ nb = start("06_train_gamma_po", profile=profile, seed=seed, overrides=overrides)
 lab = experiments.Lab(nb.cfg, nb.seed)
 
 # %% [markdown]
-# ## 1. Six pairs by hand
+# ## 1. The loss, and the margins, written out
+#
+# $$\ell_\text{SimPO}=-\log\sigma\big(m-\gamma_0\big),\qquad m=\beta\,(a_w-a_l)$$
+#
+# - $m_i$: the gap of pair $i$; $a_w, a_l$: log-probability per token of the chosen and the rejected response; no reference
+# - $\beta$: scale of the gap; $\gamma_0$: the margin that every pair is asked for; $\gamma_i$: the margin of pair $i$
+# - $m_n$: number of pairs solved for at once; $p$: a distribution over them, $p_i=\gamma_i/\sum_j\gamma_j$
+# - $\tau$: weight of the divergence from equal margins; $\sigma$: the logistic function
+#
+# The problem is convex. The paper walks down it by mirror descent (Eq. 24): multiply $p$ by $e^{-\eta\,\text{slope}}$, normalise, repeat. Here with
+# $q_i=m_np_i$, whose mean is 1, and its logarithm, which cannot underflow:
+
+# %%
+# built here for the reader
+def simpo(logps, lengths, beta, margin):
+    a = logps / lengths  # [B, 2]
+    return -torch.nn.functional.logsigmoid(beta * (a[:, 0] - a[:, 1]) - margin)
+
+# %%
+# built here for the reader
+def target_margins(gaps, gamma0, tau, steps=20):
+    log_q, rate = torch.zeros_like(gaps), min(0.5 / tau, 1.0)
+    for _ in range(steps):
+        slope = gamma0 * torch.sigmoid(gamma0 * log_q.exp() - gaps) + tau * (1 + log_q)  # Eq. 23
+        log_q = log_q - rate * slope
+        log_q = log_q - log_q.logsumexp(dim=0) + math.log(len(gaps))  # mean q = 1
+    return gamma0 * log_q.exp()
+
+# %%
+made_up = torch_stream(nb.seed, "made-up scores")
+s, n = 5 * torch.randn(8, 2, dtype=torch.float64, generator=made_up) - 20, torch.randint(2, 30, (8, 2), generator=made_up)
+scores = losses.Scores(logps=s, ref_logps=None, lengths=n)
+gaps = 3 * torch.randn(8, dtype=torch.float64, generator=made_up)
+assert torch.allclose(simpo(s, n, beta=10.0, margin=4.0), losses.simpo(scores, beta=10.0, gamma0=4.0))
+gamma = target_margins(gaps, gamma0=4.0, tau=10.0)
+assert torch.allclose(gamma, margins.target_margins(gaps, gamma0=4.0, tau=10.0, solver="mirror_descent"))
+assert torch.allclose(simpo(s, n, 10.0, gamma), losses.simpo(scores, beta=10.0, margin=gamma))
+print("CHECK SimPO and its dynamic margins above are the package's: pass")
+
+# %% [markdown]
+# **gamma-SimPO** is `simpo` with $\gamma_i$ in the place of $\gamma_0$; no gradient flows through $\gamma_i$. **gamma-DPO** is DPO (notebook 00)
+# with $\gamma_i-\gamma_0$ taken off $\beta D$, so that its mean margin stays zero. The kit solves for the margins exactly (notebook
+# 07 does, by bisection), which mirror descent nears where $\tau$ is not too small.
 #
 # Three facts to see: margins rise with the gap; their mean stays $\gamma_0$; a large $\tau$ returns the constant margin.
 
@@ -49,6 +105,55 @@ for tau in (1.0, 10.0, 1000.0):
 # The ratio $\gamma_0/\tau$ is the method's strength: every $\gamma_i$ lies within a factor $e^{\pm\gamma_0/\tau}$ of
 # $\gamma_0$. Notebook 07 measures what that means at the published settings.
 #
+# ### Algorithm 2, ten steps of it
+
+# %%
+# built here for the reader
+def algorithm_2(parameters, gaps_of, batches, gamma0, tau, learning_rate, draw):
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    queue, values = torch.zeros(0, dtype=torch.float64), []
+    for batch in batches:
+        gaps = gaps_of(batch)  # line 6; m_i of the pairs of the step
+        company = queue[torch.randperm(len(queue), generator=draw)[: 256 - len(batch)]]  # line 5
+        pool = torch.cat([gaps.detach().double(), company])
+        margins = target_margins(pool, gamma0, tau, steps=200)[: len(batch)]  # lines 7, 8
+        queue = torch.cat([queue, gaps.detach().double()])[-2048:]  # first in, first out
+        loss = torch.nn.functional.softplus(margins.to(gaps) - gaps).mean()  # Eq. 10
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()  # line 9
+        values.append(loss.item())
+    return values
+
+# %%
+# built here for the reader
+def response_logps(model, ids, prompt_tokens):  # as in 04b
+    logps = model(input_ids=ids[:, :-1]).logits.log_softmax(dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
+    return logps[:, prompt_tokens - 1 :].sum(dim=-1)
+
+# %% [markdown]
+# A toy policy learns by this loop, a copy of it by the kit's trainer:
+
+# %%
+# built here for the reader
+first = toy.setting.start(toy.setting.Setting(seed=nb.seed, sft_epochs=2))
+by_hand, by_kit = (dataclasses.replace(first.policy, model=copy.deepcopy(first.policy.model)) for _ in range(2))
+rows, words = first.data.prefs.pairs("best_worst"), first.policy.tokenizer
+ids = torch.tensor([[words(f"{row.prompt} {text}")["input_ids"] + [words.eos_token_id] for text in row.responses] for row in rows])
+config = training.TrainConfig(batch_size=32, micro_batch_size=8, max_steps=10, epochs=2, schedule="constant", warmup=0.0, learning_rate=1e-3, layout="separate", seed=nb.seed)
+
+def gaps_of(batch):
+    logps = response_logps(by_hand.model, ids[batch].flatten(0, 1), prompt_tokens=3).view(len(batch), 2)
+    return 2.5 * (logps[:, 0] - logps[:, 1]) / (ids.shape[2] - 3)  # beta (a_w - a_l)
+
+values = algorithm_2(list(by_hand.model.parameters()), gaps_of, training.step_rows(len(rows), config), 2.0, 2.0, 1e-3, made_up)
+record = training.train(by_kit, rows, objectives.build("gamma(simpo(beta=2.5), gamma0=2.0, tau=2.0)"), config)
+apart = max((a - b).abs().max().item() for a, b in zip(by_hand.model.parameters(), by_kit.model.parameters(), strict=True))
+assert np.allclose(values, [step["loss"] for step in record.history], atol=1e-4) and apart < 1e-4
+print("CHECK ten steps of Algorithm 2 by hand and by the kit's trainer end at the same weights: pass")
+
+# %% [markdown]
 # ## 2. Pairs
 #
 # As in the paper, the reward model picks the best and the worst of a prompt's responses (there five on-policy samples,

@@ -17,12 +17,16 @@
 # share of the rows holds synthetic replies only, ranked by a reward model with a taste of its own.
 
 # %%
+import math
+
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 
-from robustpo_kit import analysis, plots, toy
+from robustpo_kit import analysis, losses, plots, robust, toy
 from robustpo_kit.analysis import Study
 from robustpo_kit.notebook import start
+from robustpo_kit.records import torch_stream
 
 # %% tags=["parameters"]
 profile = "auto"  # auto | smoke | cpu | gpu | paper
@@ -57,6 +61,98 @@ nb.save_table("pairwise_live", shown)
 assert paths["DPO"]["path"] == paths["R-DPO"]["path"] and paths["DPO + DoRA"]["ess"] < paths["DPO"]["ess"]
 print("CHECK replies of one length make R-DPO the same as DPO; DoRA leaves fewer samples in charge of a step: pass")
 shown.round(2)
+
+# %% [markdown]
+# ### The losses, written out
+#
+# With $r_k=s_k-s_k^\text{ref}$ the log-ratio of a response, $D=r_w-r_l$, and $\mathrm{sp}(x)=\log(1+e^x)$:
+#
+# | loss | of a pair |
+# |---|---|
+# | R-DPO | $\mathrm{sp}(-\beta D-\alpha(n_w-n_l))$ |
+# | EXO | $\mathrm{KL}\big(\mathrm{softmax}(\beta r)\,\Vert\,(1-\varepsilon,\varepsilon)\big)$ |
+# | rDPO | $\big[(1-\varepsilon)\,\mathrm{sp}(-\beta D)-\varepsilon\,\mathrm{sp}(\beta D)\big]/(1-2\varepsilon)$ |
+# | Dr.DPO | of the step: $-\lambda\log\frac1B\sum_ie^{-\ell_i/\lambda}$ |
+#
+# - $n_w, n_l$: tokens of the chosen and the rejected response; $\alpha$: what a token costs, in nats
+# - $\varepsilon$: the share of labels that are taken to be turned round; $\beta$: strength of the reference
+# - $\ell_i$: DPO's loss of pair $i$; $B$: pairs of the step; $\lambda$: temperature
+#
+# Dr.DPO has the opposite sign of DRO: a soft *minimum*, which trusts what already fits. SimPO stands in 06, DPO and DoRA in 00.
+
+# %%
+# built here for the reader
+def r_dpo_length(logps, ref_logps, lengths, beta, alpha):
+    r, longer = logps - ref_logps, lengths[:, 0] - lengths[:, 1]
+    return -torch.nn.functional.logsigmoid(beta * (r[:, 0] - r[:, 1]) + alpha * longer)
+
+def exo(logps, ref_logps, beta, epsilon):
+    log_p = (beta * (logps - ref_logps)).log_softmax(dim=1)  # [B, 2]
+    return (log_p.exp() * (log_p - log_p.new_tensor([1 - epsilon, epsilon]).log())).sum(dim=1)
+
+def rdpo(logps, ref_logps, beta, epsilon):
+    r = logps - ref_logps
+    right = -torch.nn.functional.logsigmoid(beta * (r[:, 0] - r[:, 1]))
+    turned = -torch.nn.functional.logsigmoid(beta * (r[:, 1] - r[:, 0]))
+    return ((1 - epsilon) * right - epsilon * turned) / (1 - 2 * epsilon)
+
+def dr_dpo(losses, lam):
+    return -lam * ((-losses / lam).logsumexp(dim=0) - math.log(len(losses)))
+
+# %% [markdown]
+# And those that notebook 00 trained for its figure of the mass:
+
+# %%
+# built here for the reader
+def sft(logps, lengths):  # supervised: the chosen response alone, per token
+    return -(logps / lengths)[:, 0]
+
+def cpo(logps, beta):  # DPO without a reference, and the chosen one held up
+    return -torch.nn.functional.logsigmoid(beta * (logps[:, 0] - logps[:, 1])) - logps[:, 0]
+
+def orpo(logps, lengths, lam):  # odds of a response, per token
+    a = logps / lengths
+    odds = a - torch.log(-torch.expm1(a))
+    return -a[:, 0] - lam * torch.nn.functional.logsigmoid(odds[:, 0] - odds[:, 1])
+
+# %%
+# built here for the reader
+def kto(logps, ref_logps, kl_logps, kl_ref_logps, beta):  # kl_: of replies to other prompts, [B]
+    r, z = logps - ref_logps, (kl_logps - kl_ref_logps).mean().clamp(min=0).detach()
+    return (torch.sigmoid(beta * (z - r[:, 0])) + torch.sigmoid(beta * (r[:, 1] - z))) / 2
+
+def kto_pair(logps, ref_logps, beta):  # the other half of the batch stands in for those
+    r = logps - ref_logps
+    z = r.mean(dim=0).clamp(min=0)
+    return (torch.sigmoid(beta * (z[1] - r[:, 0])) + torch.sigmoid(beta * (r[:, 1] - z[0]))) / 2
+
+def beta_dpo(logps, ref_logps, beta, alpha, m0):  # beta follows the gaps; m0: their moving mean
+    r = logps - ref_logps
+    gaps = beta * (r[:, 0] - r[:, 1])
+    scale = (1 + alpha * (gaps.mean().detach() - m0)).clamp(min=1e-3 / beta)
+    return -torch.nn.functional.logsigmoid(scale * gaps)
+
+# %%
+draw = torch_stream(nb.seed, "made-up scores")
+s, s_ref, other = 5 * torch.randn(3, 8, 2, dtype=torch.float64, generator=draw) - 20
+n, state = torch.randint(2, 30, (8, 2), generator=draw), losses.BetaState()
+scores = losses.Scores(s, s_ref, n, kl_logps=other[:, 0], kl_ref_logps=other[:, 1])
+state.update(0.1 * (s - s_ref) @ torch.tensor([1.0, -1.0], dtype=torch.float64))
+m0, of_package = state.mean, losses.BetaState()
+beside = {
+    "r_dpo_length": (r_dpo_length(s, s_ref, n, 0.1, 0.01), losses.r_dpo_length(scores, beta=0.1, alpha=0.01)),
+    "exo": (exo(s, s_ref, 0.5, 1e-3), losses.exo(scores, beta=0.5, epsilon=1e-3)),
+    "rdpo": (rdpo(s, s_ref, 0.1, 0.2), losses.rdpo(scores, beta=0.1, epsilon=0.2)),
+    "dr_dpo": (dr_dpo(s[:, 0] ** 2, 50.0), robust.aggregate(s[:, 0] ** 2, kind="dr_dpo", lam=50.0)),
+    "sft": (sft(s, n), losses.sft(scores)),
+    "cpo": (cpo(s, 0.1), losses.cpo(scores, beta=0.1)),
+    "orpo": (orpo(s, n, 0.1), losses.orpo(scores, lam=0.1)),
+    "kto": (kto(s, s_ref, other[:, 0], other[:, 1], 0.1), losses.kto(scores, beta=0.1)),
+    "kto_pair": (kto_pair(s, s_ref, 0.1), losses.kto_pair(scores, beta=0.1)),
+    "beta_dpo": (beta_dpo(s, s_ref, 0.1, 0.6, m0), losses.beta_dpo(scores, beta=0.1, alpha=0.6, state=of_package)),
+}
+assert all(torch.allclose(ours, kits) for ours, kits in beside.values())
+print("CHECK as the package has them:", ", ".join(beside))
 
 # %% [markdown]
 # ## 2. What tuning chose

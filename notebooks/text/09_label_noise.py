@@ -19,10 +19,13 @@ import json
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 
-from robustpo_kit import analysis, plots, toy
+from robustpo_kit import analysis, losses, plots, toy
 from robustpo_kit.analysis import Study
+from robustpo_kit.losses import coupled, noise
 from robustpo_kit.notebook import start
+from robustpo_kit.records import torch_stream
 
 # %% tags=["parameters"]
 profile = "auto"  # auto | smoke | cpu | gpu | paper
@@ -44,6 +47,71 @@ tuned = nb.read_table("tuned", run="studies/phase_flips")
 # push it without end: half of an honest loss against flips is not to push. rDPO (Chowdhury et al. 2024) knows $\epsilon$ and
 # subtracts what flips add: in expectation it is the clean loss, with the clean loss's endless push and a larger variance.
 #
+# - $\epsilon$: share of turned labels; $g$: gap of a pair, $\beta D$ for DPO; $g^\ast$: where the expected loss is least
+# - $\sigma$: the logistic function
+#
+# The losses of this notebook that no earlier one has written out, each another way not to believe a label too much. rDPO stands in 08,
+# SimPO and its gamma form in 06.
+
+# %%
+# built here for the reader
+def cdpo(logps, ref_logps, beta, epsilon):  # label smoothing
+    r = logps - ref_logps
+    gaps = beta * (r[:, 0] - r[:, 1])
+    sp = torch.nn.functional.softplus
+    return (1 - epsilon) * sp(-gaps) + epsilon * sp(gaps)
+
+def rsimpo(logps, lengths, beta, gamma0, epsilon):  # the same of SimPO
+    a, sp = logps / lengths, torch.nn.functional.softplus
+    gaps = beta * (a[:, 0] - a[:, 1])
+    return (1 - epsilon) * sp(gamma0 - gaps) + epsilon * sp(gamma0 + gaps)
+
+def ipo(logps, ref_logps, tau):  # a gap of 1 / (2 tau) is enough, and more is too much
+    r = logps - ref_logps
+    return (r[:, 0] - r[:, 1] - 1 / (2 * tau)) ** 2
+
+def ropo(logps, ref_logps, beta, alpha):  # bounded part: a pair that is clearly lost pulls no more
+    r = logps - ref_logps
+    gaps = beta * (r[:, 0] - r[:, 1])
+    return 4 * alpha / (1 + alpha) ** 2 * (torch.nn.functional.softplus(-gaps) + alpha * torch.sigmoid(-gaps))
+
+# %%
+# built here for the reader
+def beta_simpo(logps, lengths, beta, alpha, gamma0, m0):  # m0: moving mean of the gaps before this step
+    a = logps / lengths
+    gaps = beta * (a[:, 0] - a[:, 1])
+    scale = (1 + alpha * (gaps.mean().detach() - m0)).clamp(min=1e-3 / beta)
+    return torch.nn.functional.softplus(scale * (gamma0 - gaps))
+
+def alpha_dpo(logps, ref_logps, lengths, beta, alpha, gamma0, mean, sd):  # moving mean and sd of the ratios
+    a, ratios = logps / lengths, ((logps - ref_logps) / lengths).detach()
+    z = (ratios[:, 0] - ratios[:, 1] - mean) / (sd + 1e-4)
+    return torch.nn.functional.softplus(gamma0 + beta * alpha * z - beta * (a[:, 0] - a[:, 1]))
+
+# %%
+draw = torch_stream(nb.seed, "made-up scores")
+s, s_ref = 5 * torch.randn(2, 8, 2, dtype=torch.float64, generator=draw) - 20
+n = torch.randint(2, 30, (8, 2), generator=draw)
+scores = losses.Scores(s, s_ref, n)
+ratios = ((s - s_ref) / n) @ torch.tensor([1.0, -1.0], dtype=torch.float64)
+beside = {
+    "cdpo": (cdpo(s, s_ref, 0.1, 0.2), losses.cdpo(scores, beta=0.1, epsilon=0.2)),
+    "rsimpo": (rsimpo(s, n, 2.5, 0.5, 0.2), noise.rsimpo(scores, beta=2.5, gamma0=0.5, epsilon=0.2)),
+    "ipo": (ipo(s, s_ref, 0.1), losses.ipo(scores, tau=0.1)),
+    "ropo": (ropo(s, s_ref, 0.1, 14.0), noise.ropo(scores, beta=0.1, alpha=14.0)),
+    "beta_simpo": (
+        beta_simpo(s, n, 2.5, 0.3, 0.5, m0=0.0),
+        coupled.beta_simpo(scores, beta=2.5, alpha=0.3, gamma0=0.5, state=losses.BetaState(), keep=1.0),
+    ),
+    "alpha_dpo": (
+        alpha_dpo(s, s_ref, n, 2.5, 0.1, 0.5, ratios.mean(), ratios.std()),
+        coupled.alpha_dpo(scores, beta=2.5, alpha=0.1, gamma0=0.5, state=losses.AlphaState()),
+    ),
+}
+assert all(torch.allclose(ours, kits) for ours, kits in beside.values())
+print("CHECK as the package has them:", ", ".join(beside))
+
+# %% [markdown]
 # Live: a few worlds, their clean labels and the same with flips, two losses at the knobs that tuning chose at each share.
 
 # %%

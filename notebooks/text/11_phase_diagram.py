@@ -17,13 +17,16 @@
 
 # %%
 import json
+import math
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 
-from robustpo_kit import analysis, plots, toy
+from robustpo_kit import analysis, losses, plots, robust, toy
 from robustpo_kit.analysis import Study
 from robustpo_kit.notebook import start
+from robustpo_kit.records import torch_stream
 
 # %% tags=["parameters"]
 profile = "auto"  # auto | smoke | cpu | gpu | paper
@@ -36,6 +39,40 @@ STUDIES = {"phase_contamination": "share of contaminated rows", "phase_flips": "
 declared = {name: toy.declared.read(Study.load(name)) for name in STUDIES}
 for name, study in declared.items():
     print(f"{name}: {len(study.methods)} methods, {len(study.study.seeds)} worlds, doses {list(study.study.doses)}")
+
+# %% [markdown]
+# Three methods of the maps that no earlier notebook has written out. $q$: probability that a label is right, by the reward model; $\rho$: how
+# far it may be off; $\eta$: share of right labels as learned so far; $\lambda$: temperature. All of a pair's gap $g=\beta D$.
+
+# %%
+# built here for the reader
+def kldpo(losses, lam):  # weights e^((l - mean l) / lam), no gradient through them
+    w = ((losses - losses.mean()) / lam).exp().clamp(max=10.0).detach()
+    return (w * losses).mean()
+
+def re_po(logps, ref_logps, beta, eta):  # the posterior that a label is right weighs it
+    r = logps - ref_logps
+    g = beta * (r[:, 0] - r[:, 1])
+    right = torch.sigmoid(g.detach() + math.log(eta / (1 - eta)))
+    return right * torch.nn.functional.softplus(-g) + (1 - right) * torch.nn.functional.softplus(g)
+
+def dpo_pro(logps, ref_logps, rewards, beta, rho):  # the worst q within its ball
+    r, sp = logps - ref_logps, torch.nn.functional.softplus
+    g, q = beta * (r[:, 0] - r[:, 1]), torch.sigmoid(rewards[:, 0] - rewards[:, 1])
+    shift = torch.minimum((rho * q * (1 - q)).sqrt(), torch.where(g > 0, q, 1 - q))
+    return q * sp(-g) + (1 - q) * sp(g) + g.abs() * shift
+
+# %%
+draw = torch_stream(nb.seed, "made-up scores")
+s, s_ref, R = 5 * torch.randn(3, 8, 2, dtype=torch.float64, generator=draw) - 20
+scores = losses.Scores(s, s_ref, torch.full((8, 2), 6), rewards=R)
+beside = {
+    "kldpo": (kldpo(s[:, 0] ** 2, 50.0), robust.aggregate(s[:, 0] ** 2, kind="kldpo", lam=50.0)),
+    "re_po": (re_po(s, s_ref, 0.1, 0.9), losses.noise.re_po(scores, beta=0.1, state=losses.EtaState(0.9))),
+    "dpo_pro": (dpo_pro(s, s_ref, R, 0.1, 0.5), losses.noise.dpo_pro(scores, beta=0.1, rho=0.5)),
+}
+assert all(torch.allclose(ours, kits) for ours, kits in beside.values())
+print("CHECK as the package has them:", ", ".join(beside))
 
 # %% [markdown]
 # ## 1. What tuning chose

@@ -48,15 +48,32 @@ nb = start("12_self_training_and_rso", profile=profile, seed=seed, overrides=ove
 #
 # and what is kept follows $\pi^*$, as far as the largest reward drawn is the largest there is. Three replies, so that $\pi^*$
 # can be written down:
+#
+# - $\pi_\text{sft}(y|x)$: probability of reply $y$ to prompt $x$ where training starts; $\pi^*$: where RSO wants to be
+# - $R(x,y)$: the proxy's reward; $\beta$: strength of the pull to the start; $y_j$: the draws
+
+# %%
+# built here for the reader
+def accept(rewards, count, beta, rng):
+    chosen = []
+    while len(chosen) < count:  # go through the draws again until enough are kept
+        left = [j for j in range(len(rewards)) if j not in chosen]
+        best = max(rewards[j] for j in left)
+        kept = [j for j in left if rng.random() < np.exp((rewards[j] - best) / beta)]
+        chosen += kept[: count - len(chosen)]
+    return sorted(chosen)
 
 # %%
 reward, proposal, beta = np.array([0.0, 0.5, 1.0]), np.array([0.5, 0.3, 0.2]), 0.5
 draws = stream(nb.seed, "three replies").choice(3, size=(20_000, 40), p=proposal)
+by_hand, rng = np.zeros(3), stream(nb.seed, "accepted by hand")
+for row in draws[:4000]:
+    by_hand[row[accept(reward[row], 1, beta, rng)[0]]] += 1 / 4000
 first = np.take_along_axis(draws, own_replies.accept(reward[draws], 1, beta, seed=nb.seed), axis=1)
 kept = np.bincount(first[:, 0], minlength=3) / len(first)
 optimum = proposal * np.exp(reward / beta) / (proposal * np.exp(reward / beta)).sum()
-assert np.abs(kept - optimum).max() < 4 * np.sqrt(0.25 / len(first))
-pd.DataFrame({"reward": reward, "proposal": proposal, "accepted": kept, "optimum": optimum}).round(2)
+assert np.abs(kept - optimum).max() < 4 * np.sqrt(0.25 / len(first)) and np.abs(by_hand - optimum).max() < 4 * np.sqrt(0.25 / 4000)
+pd.DataFrame({"reward": reward, "proposal": proposal, "by hand": by_hand, "accepted": kept, "optimum": optimum}).round(2)
 
 # %% [markdown]
 # CHECK: what was accepted is the optimum within four standard errors. Towards $\beta=0$ only the best draw is left, for a
