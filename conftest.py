@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robustpo_kit.notebook import kernel_environment
+from robustpo_kit.kernel import kernel_environment
 
 for _name, _value in kernel_environment("smoke").items():
     if _name.startswith("ROBUSTPO_"):
@@ -57,7 +57,7 @@ def tiny():
     return encoders.load("tiny")
 
 
-PARAMETERS = 'profile = "auto"  # auto | smoke | cpu | gpu | paper\nseed = 0\noverrides = {}'
+PARAMETERS = 'profile = "auto"  # auto | smoke | demo | cpu | gpu | paper\nseed = 0\noverrides = {}'
 # A notebook's done file without the kit's imports, which take seconds.
 DONE = (
     "import json, os\nfrom pathlib import Path\n"

@@ -9,38 +9,15 @@ nb.finish({"dora_win_rate": 0.61})
 import dataclasses
 import math
 import os
-import random
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from robustpo_kit import paths, profiles, records
+from robustpo_kit import kernel, paths, profiles, records
 from robustpo_kit.errors import KitError
 
 _started: list[str] = []  # profiles of the notebooks that this process has started
-
-
-def kernel_environment(profile: str) -> dict[str, str]:
-    """Variables that a kernel under `profile` must find at its start, whoever starts it."""
-    values = {
-        "ROBUSTPO_PROFILE": profile,
-        "PYTHONHASHSEED": "0",
-        "TZ": "UTC",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matmuls; a cell would set it too late
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns on the kernel's stderr
-    }
-    if profile in ("smoke", "cpu"):
-        # One thread a process: sums over threads differ in the seventh digit, and threads that wait
-        # for each other lose on a busy machine; the cores are filled by processes.
-        values |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    if profile == "smoke":
-        values |= {"ROBUSTPO_PROGRESS": "off", "CUDA_VISIBLE_DEVICES": ""}
-    return values
 
 
 def resolve_profile(profile: str) -> str:
@@ -79,16 +56,15 @@ def start(
     if type(seed) is not int or seed < 0:
         raise KitError(f"{name}: seed = {seed!r} should be an integer, 0 or more")
     config = profiles.get(resolve_profile(profile), overrides)
-    _seed(seed, single_thread=config.name == "smoke")
-    _quiet()
-    _display()
-    _figures()
+    kernel.seed_everything(seed, single_thread=config.name == "smoke")
+    kernel.quiet()
+    kernel.display_settings()
+    kernel.figure_settings()
     _started.append(config.name)
+    if interactive():  # a kernel of JupyterLab has found no variables of the kit's
+        os.environ.setdefault("ROBUSTPO_PROGRESS", "bar")
     overrides = dict(overrides or {})
-    line = f"{name}: profile {config.name}, seed {seed}"
-    if overrides:
-        line += ", with " + ", ".join(f"{key}={value!r}" for key, value in overrides.items())
-    print(line)
+    print(f"{name}: profile {config.name}, seed {seed}" + _changes(overrides))
     return Notebook(name=name, cfg=config, seed=seed, overrides=overrides, started=time.time())
 
 
@@ -135,7 +111,8 @@ class Notebook:
     def read_table(self, name: str, *, run: str | None = None) -> Any:
         """The table NAME as a DataFrame; prints where it comes from, and whose it is.
 
-        `attrs["origin"]` says whose, for the figures drawn of it.
+        `attrs["origin"]` says whose, for the figures drawn of it. Where a person looks, a badge
+        above the cell's output says it, with the committed table beside a live one.
 
         Looks at what this run has written (`paths.run_name`), then at the committed one,
         `data/results/reference`.
@@ -154,10 +131,14 @@ class Notebook:
         for folder in folders:
             path = folder / f"{name}.csv"
             if path.exists():
-                badge = self._badge(path)
-                print(f"table {name} <- {paths.show(path)} {badge}".rstrip())
+                origin = self._origin(path)
+                whose = f" [{origin}]" if origin else ""
+                print(f"table {name} <- {paths.show(path)}{whose}")
                 table = pd.read_csv(path)
-                table.attrs["origin"] = badge.strip("[]")
+                table.attrs["origin"] = origin
+                if interactive() and origin:
+                    beside = [other / path.name for other in folders if other != folder]
+                    kernel.show_badge(origin, beside)
                 return table
         looked = " or ".join(paths.show(folder) for folder in folders)
         raise KitError(f"table '{name}': not in {looked}; run the series first (`make series`)")
@@ -169,9 +150,10 @@ class Notebook:
         print(f"study {name}: declared, not finished; `make study NAME={name}` makes its {title}")
         return None
 
-    def _badge(self, path: Path) -> str:
-        """Whose a table is: [study: 24 seeds] | [record: cpu, seed 0] | [yours: cpu, seed 3].
+    def _origin(self, path: Path) -> str:
+        """Whose a table is: "study: 24 seeds", "record: cpu, seed 0", "yours: cpu, seed 3".
 
+        Of what is looked at and never published "live: demo, seed 3". Overrides follow the seed.
         Nothing where no provenance lies beside it.
         """
         beside = path.with_suffix(".json")
@@ -180,9 +162,12 @@ class Notebook:
         record = records.read_json(beside)
         if path.parent.parent == paths.RESULTS / "studies":
             seeds = record.get("config", {}).get("seeds", [])
-            return f"[study: {_count(len(seeds), 'seed')}]"
-        whose = "yours" if path.parent == paths.tables(self.cfg.name, self.run) else "record"
-        return f"[{whose}: {record.get('profile', '?')}, seed {record.get('seed', '?')}]"
+            return f"study: {_count(len(seeds), 'seed')}"
+        run = f"{record.get('profile', '?')}, seed {record.get('seed', '?')}"
+        if path.parent != paths.tables(self.cfg.name, self.run):
+            return f"record: {run}"
+        whose = "live" if self.cfg.name in paths.SCRATCH else "yours"
+        return f"{whose}: {run}" + _changes(self.overrides)
 
     def save_figure(self, name: str, figure: Any, table: Any) -> None:
         """Write a figure as NAME.png and NAME.pdf, the table it draws and its provenance beside.
@@ -234,68 +219,6 @@ def done_file(work: Path, number: str) -> Path:
     return work / "metrics" / f"{number}.json"
 
 
-def _seed(seed: int, *, single_thread: bool) -> None:
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    if single_thread:
-        torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(True)
-
-
-def _quiet() -> None:
-    """No bars and no advice of libraries in stored outputs; errors and Python warnings stay."""
-    for key in ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY"):
-        os.environ.setdefault(key, kernel_environment("smoke")[key])
-    if "transformers" in sys.modules:  # already imported: the variables come too late
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-    if "datasets" in sys.modules:
-        import datasets
-
-        datasets.disable_progress_bars()
-
-
-def _display() -> None:
-    import numpy as np
-    import pandas as pd
-    import torch
-
-    np.set_printoptions(precision=3, suppress=True)
-    torch.set_printoptions(precision=3, sci_mode=False)
-    pd.set_option(
-        "display.precision",
-        3,
-        "display.width",
-        120,
-        "display.max_columns",
-        20,
-        "display.max_colwidth",
-        80,
-    )
-
-
-def _figures() -> None:
-    import matplotlib.style
-
-    from robustpo_kit import plots
-
-    matplotlib.style.use(plots.STYLE)
-    if "IPython" in sys.modules:
-        import IPython
-
-        shell = IPython.get_ipython()
-        if shell is not None and hasattr(shell, "kernel"):
-            from matplotlib_inline.config import InlineBackend
-
-            InlineBackend.instance(parent=shell).print_figure_kwargs = plots.SAVED
-
-
 def _check_name(what: str, name: str) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
         raise KitError(f"{what}: name {name!r} should be of lower-case letters, digits and _")
@@ -312,6 +235,13 @@ def _check_table(name: str, table: Any) -> None:
         raise KitError(
             f"table '{name}': its index {table.index.names} would be lost; call reset_index() first"
         )
+
+
+def _changes(overrides: dict[str, Any]) -> str:
+    """ ", with lam=0.3", or nothing."""
+    if not overrides:
+        return ""
+    return ", with " + ", ".join(f"{key}={value!r}" for key, value in overrides.items())
 
 
 def _count(number: int, noun: str) -> str:

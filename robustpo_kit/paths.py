@@ -15,6 +15,7 @@ RESULTS = DATA / "results"
 STUDIES = DATA / "studies"  # declared before they run
 FIGURES = ROOT / "figures"
 RUNS = ROOT / "runs"
+SCRATCH = ("smoke", "demo")  # profiles that are looked at, and never published
 CACHE = Path(os.environ.get("ROBUSTPO_CACHE", Path.home() / ".cache" / "robustpo-kit"))
 
 
@@ -31,16 +32,16 @@ def run_name(seed: int, overrides: Mapping[str, Any]) -> str:
 
 
 def tables(profile: str, run: str = "") -> Path:
-    """Folder of the tables of a run (`run_name`) under `profile`; smoke stays out of `data/`."""
-    if profile == "smoke":
-        return RUNS / "smoke" / "tables" / run
+    """Folder of the tables of a run (`run_name`) under `profile`; of SCRATCH in runs/."""
+    if profile in SCRATCH:
+        return RUNS / profile / "tables" / run
     return RESULTS / profile / run
 
 
 def figures(profile: str, run: str = "") -> Path:
-    """Folder of the figures of a run (`run_name`); smoke runs stay out of `figures/`."""
-    if profile == "smoke":
-        return RUNS / "smoke" / "figures" / run
+    """Folder of the figures of a run (`run_name`); of SCRATCH in runs/."""
+    if profile in SCRATCH:
+        return RUNS / profile / "figures" / run
     return FIGURES / profile / run if run else FIGURES
 
 

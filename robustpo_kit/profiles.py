@@ -114,6 +114,28 @@ PROFILES = {
         eval_batch=8,
         bootstrap=200,
     ),
+    # for a person in JupyterLab: the real models on few rows, two minutes a notebook on 2 cores
+    "demo": Profile(
+        "demo",
+        dtype="bfloat16",
+        classifier_rows=60,
+        reward_rows=60,
+        gold_rows=96,
+        sft_rows=32,
+        policy_rows=24,
+        eval_rows=16,
+        distance_rows=60,
+        classifier_epochs=1,
+        reward_epochs=1,
+        folds=2,
+        learning_rate=1e-3,
+        batch_size=8,
+        micro_batch_size=8,
+        listwise=_methods(["dpo_pl"], ["erm", "dro", "reweight", "dora"]),
+        max_new_tokens=24,
+        eval_batch=16,
+        bootstrap=500,
+    ),
     # 2 cores, 20 minutes for the series: every loss with and without DoRA, all four for one loss
     "cpu": Profile(
         "cpu",

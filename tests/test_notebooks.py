@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from robustpo_kit import notebook, paths, plots, records, series
+from robustpo_kit import kernel, notebook, paths, plots, records, series
 from robustpo_kit.errors import KitError
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -427,6 +427,44 @@ def test_read_table_prefers_this_run_except_under_smoke(demo, settings):
         begin(profile="paper").read_table("t")
 
 
+def test_a_persons_kernel_runs_the_demo_and_shows_its_own_beside_the_record(
+    demo, settings, monkeypatch, capsys
+):
+    monkeypatch.setattr(notebook, "_started", [])
+    monkeypatch.delenv("ROBUSTPO_PROFILE")
+    monkeypatch.delenv("ROBUSTPO_PROGRESS")
+    assert begin().cfg.name == "smoke" and not notebook.interactive()
+    monkeypatch.setenv("JPY_SESSION_NAME", "/notebooks/04b_train_dora.ipynb")
+    monkeypatch.setenv("ROBUSTPO_PROGRESS", "")  # so that what `start` sets is undone
+    monkeypatch.delenv("ROBUSTPO_PROGRESS")
+    shown = []
+    monkeypatch.setattr(kernel, "show_badge", lambda *given: shown.append(given))
+    committed = demo.root / "data/results/reference/t.csv"
+    records.write_table(committed, pd.DataFrame({"x": [1]}), {"profile": "cpu", "seed": 0})
+    nb = begin(seed=3, overrides={"lam": 0.3})
+    assert nb.cfg.name == "demo" and notebook.interactive()
+    assert os.environ["ROBUSTPO_PROGRESS"] == "bar"
+    assert nb.read_table("t").attrs["origin"] == "record: cpu, seed 0"
+    nb.save_table("t", pd.DataFrame({"x": [2]}))
+    own = nb.read_table("t")
+    assert own.x[0] == 2 and own.attrs["origin"] == "live: demo, seed 3, with lam=0.3"
+    assert nb.tables[0].startswith("runs/demo/tables/seed3-")
+    assert shown[1] == ("live: demo, seed 3, with lam=0.3", [committed])
+
+
+def test_a_badge_shows_the_record_beside_a_live_table(demo, monkeypatch):
+    from IPython import display
+
+    shown = []
+    monkeypatch.setattr(display, "display", lambda found: shown.append(found.data))
+    committed = demo.root / "t.csv"
+    records.write_table(committed, pd.DataFrame({"x": [0.25]}), {"profile": "cpu", "seed": 0})
+    kernel.show_badge("live: demo, seed 3", [committed, demo.root / "none.csv"])
+    kernel.show_badge("record: cpu, seed 0", [committed])
+    assert "live: demo, seed 3</span>" in shown[0] and "0.25" in shown[0]
+    assert "beside it, record: cpu, seed 0, 1 rows" in shown[0] and "details" not in shown[1]
+
+
 @pytest.mark.parametrize(
     ("name", "table", "said"),
     [
@@ -484,12 +522,12 @@ def test_finish_writes_the_done_file(demo, settings, monkeypatch):
 
 
 def test_tests_run_under_smoke():
-    environment = notebook.kernel_environment("smoke")
+    environment = kernel.kernel_environment("smoke")
     assert {name: os.environ[name] for name in ("ROBUSTPO_PROFILE", "ROBUSTPO_PROGRESS")} == {
         "ROBUSTPO_PROFILE": "smoke",
         "ROBUSTPO_PROGRESS": "off",
     }
     assert environment["OMP_NUM_THREADS"] == "1" and environment["CUDA_VISIBLE_DEVICES"] == ""
-    assert "CUDA_VISIBLE_DEVICES" not in notebook.kernel_environment("gpu")
+    assert "CUDA_VISIBLE_DEVICES" not in kernel.kernel_environment("gpu")
     assert NOTEBOOKS.parent == paths.ROOT
     assert sys.version_info >= (3, 11)

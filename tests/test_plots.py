@@ -156,9 +156,12 @@ def test_an_interval_that_holds_alone_may_not_hold_among_all():
 
 def test_a_figure_tells_whose_table_it_draws():
     table = plots.read(FOLDER / "gamma_win_rates.csv")
-    table.attrs["origin"] = "yours: demo, seed 3"
-    figure = plots.draw("gamma_win_rates", table)
-    assert "yours: demo, seed 3" in figure.get_supxlabel()
+    for origin, badges in (("live: demo, seed 3", 1), ("record: cpu, seed 0", 0)):
+        table.attrs["origin"] = origin
+        figure = plots.draw("gamma_win_rates", table)
+        assert origin in figure.get_supxlabel()
+        assert sum(text.get_text() == origin for text in figure.texts) == badges
+        assert faults(figure) == []
 
 
 def test_steps_of_several_seeds_become_their_mean_and_band():

@@ -24,7 +24,7 @@ def test_overrides_replace_one_setting_and_keep_the_others():
 @pytest.mark.parametrize(
     ("name", "overrides", "words"),
     [
-        ("laptop", {}, "profile: 'laptop' is unknown; choose one of smoke, cpu"),
+        ("laptop", {}, "profile: 'laptop' is unknown; choose one of smoke, demo, cpu"),
         ("cpu", {"lambda": 2.0}, "overrides: 'lambda' is not a setting"),
         ("cpu", {"name": "gpu"}, "overrides: 'name' is not a setting"),
         ("cpu", {"batch_size": "16"}, "batch_size = '16' should be of type int"),

@@ -213,7 +213,7 @@ def test_profile_paper_has_no_contamination_no_penalty_and_a_whole_bert():
     assert (sft.lora_targets, sft.sft_learning_rate, sft.max_length) == ("none", 5e-7, 512)
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu"])
+@pytest.mark.parametrize("name", ["smoke", "demo", "cpu", "gpu"])
 def test_other_profiles_are_their_own(name):
     cfg = profiles.get(name)
     assert all(cfg.of_method(loss) == cfg for loss in ("dpo", "dpo_pl", "simpo", "sft"))

@@ -302,7 +302,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--profile", "huge"], "profile: 'huge' is unknown; choose one of smoke, cpu, gpu, paper"),
+        (["--profile", "huge"], "profile: 'huge' is unknown; choose one of smoke, demo, cpu, gpu"),
         (
             ["-P", "profil=cpu"],
             "00_first.ipynb: parameter 'profil' is unknown; it has profile, seed, overrides",

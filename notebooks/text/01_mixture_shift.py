@@ -26,7 +26,7 @@ from robustpo_kit import analysis, experiments, mixture, paths, plots, records
 from robustpo_kit.notebook import start
 
 # %% tags=["parameters"]
-profile = "auto"  # auto | smoke | cpu | gpu | paper
+profile = "auto"  # auto | smoke | demo | cpu | gpu | paper
 seed = 0
 overrides = {}  # settings of the profile to change, e.g. {"contamination": 0.5}
 

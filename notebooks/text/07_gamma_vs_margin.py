@@ -21,7 +21,7 @@ from robustpo_kit.notebook import start
 from robustpo_kit.records import torch_stream
 
 # %% tags=["parameters"]
-profile = "auto"  # auto | smoke | cpu | gpu | paper
+profile = "auto"  # auto | smoke | demo | cpu | gpu | paper
 seed = 0
 overrides = {}  # settings of the profile to change
 

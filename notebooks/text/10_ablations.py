@@ -28,7 +28,7 @@ from robustpo_kit.analysis import Study
 from robustpo_kit.notebook import start
 
 # %% tags=["parameters"]
-profile = "auto"  # auto | smoke | cpu | gpu | paper
+profile = "auto"  # auto | smoke | demo | cpu | gpu | paper
 seed = 0
 overrides = {}  # settings of the profile to change
 

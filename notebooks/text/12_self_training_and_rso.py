@@ -31,7 +31,7 @@ from robustpo_kit.policies import SamplingConfig
 from robustpo_kit.records import stream
 
 # %% tags=["parameters"]
-profile = "auto"  # auto | smoke | cpu | gpu | paper
+profile = "auto"  # auto | smoke | demo | cpu | gpu | paper
 seed = 0
 overrides = {}  # settings of the profile to change
 

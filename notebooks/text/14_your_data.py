@@ -36,7 +36,7 @@ from robustpo_kit import (
 from robustpo_kit.notebook import start
 
 # %% tags=["parameters"]
-profile = "auto"  # auto | smoke | cpu | gpu | paper
+profile = "auto"  # auto | smoke | demo | cpu | gpu | paper
 seed = 0
 overrides = {}  # settings of the profile to change
 path = ""  # your preferences: JSON lines, CSV, Parquet, a `datasets` folder, a Hub id; "" makes an example

@@ -21,13 +21,13 @@ from robustpo_kit import analysis, plots
 from robustpo_kit.notebook import start
 
 # %% tags=["parameters"]
-profile = "auto"  # auto | smoke | cpu | gpu | paper
+profile = "auto"  # auto | smoke | demo | cpu | gpu | paper
 seed = 0
 overrides = {}  # settings of the profile to change
 
 # %%
 nb = start("99_paper_tables", profile=profile, seed=seed, overrides=overrides)
-runs = ["reference"] if nb.cfg.name == "smoke" else [nb.cfg.name, "reference"]
+runs = ["reference"] if nb.cfg.name in ("smoke", "demo") else [nb.cfg.name, "reference"]
 readings = analysis.item_readings(runs)  # of the series' tables, and of the declared studies'
 items = analysis.item_table(readings)
 nb.save_table("paper_readings", readings)

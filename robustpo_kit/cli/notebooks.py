@@ -16,7 +16,8 @@ from robustpo_kit.errors import KitError
 
 def add_series(commands: Commands) -> None:
     parser = commands.add_parser("series", help="run the numbered notebooks headless")
-    parser.add_argument("--profile", default="cpu", help="smoke | cpu | gpu | paper (default: cpu)")
+    profiles = "smoke | demo | cpu | gpu | paper (default: cpu)"
+    parser.add_argument("--profile", default="cpu", help=profiles)
     add_seed(parser)
     parser.add_argument(
         "--only",

@@ -11,6 +11,8 @@ import torch
 def start_worker() -> None:
     """What a process of a pool does first: one thread, since threads that wait for others lose."""
     torch.set_num_threads(1)
+    if os.environ.get("ROBUSTPO_PROGRESS") == "bar":
+        os.environ["ROBUSTPO_PROGRESS"] = "off"  # bars of several processes write over one another
     end_with_parent()
 
 

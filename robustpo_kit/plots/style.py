@@ -21,6 +21,7 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 MARKERS = "osD^vPX*"  # a place has its marker beside its colour, which never stands alone
 GREY = "#555555"
 GRID = "#e6e6e6"
+LIVE = "#00795a"  # of the badge on a figure of one's own run
 COLOURS = {
     "human_correct": "#0072B2",
     "human_matched": "#0072B2",
@@ -124,7 +125,8 @@ def head(
         figure: to write on.
         finding: a sentence made from the table.
         note: "n = 24 worlds; 95 % intervals".
-        table: whose `attrs["origin"]` (a run's profile and seed, or a study's) follows the note.
+        table: whose `attrs["origin"]` (a run's profile and seed, or a study's) follows the note,
+            and stands as a badge above all where it is live.
     """
     if table is not None and table.attrs.get("origin"):
         note += f"; {table.attrs['origin']}"
@@ -133,6 +135,10 @@ def head(
         textwrap.fill(finding, int(inches * 11.4)),
         textwrap.fill(note, int(inches * 17.5)),
     )
+    if table is not None and str(table.attrs.get("origin", "")).startswith("live"):
+        finding = "\n" + finding  # below its badge
+        box = {"boxstyle": "round,pad=0.3", "fc": LIVE, "ec": "none"}
+        figure.text(0.012, 0.99, table.attrs["origin"], va="top", color="w", bbox=box)
     figure.suptitle(finding, x=0.01, ha="left", size=10, weight="bold")
     figure.supxlabel(note, x=0.01, ha="left", size=8, color=GREY)
 

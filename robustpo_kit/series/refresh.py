@@ -15,7 +15,8 @@ from typing import Any
 
 from robustpo_kit import paths, records
 from robustpo_kit.errors import KitError
-from robustpo_kit.notebook import kernel_environment, number_of
+from robustpo_kit.kernel import kernel_environment
+from robustpo_kit.notebook import number_of
 from robustpo_kit.series.cells import source_key, text_in_step
 from robustpo_kit.series.execution import kernel_transport
 from robustpo_kit.series.plan import named, needs_of

@@ -71,9 +71,10 @@ def publish(profile: str, run: str = "") -> list[str]:
     if bad or missing:
         names = ", ".join(bad or sorted(missing))
         raise KitError(f"publish: not every notebook was ok under {profile} ({names})")
-    if profile == "smoke":
+    if profile in paths.SCRATCH:
         raise KitError(
-            "publish: smoke results come from random models; publish those of profile cpu or gpu"
+            f"publish: {profile} results come from random models or few rows; publish those of "
+            "profile cpu or gpu"
         )
     copied = []
     if profile != "gpu":

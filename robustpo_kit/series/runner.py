@@ -20,7 +20,8 @@ from types import FrameType
 
 from robustpo_kit import paths, records
 from robustpo_kit.errors import KitError
-from robustpo_kit.notebook import done_file, kernel_environment, number_of
+from robustpo_kit.kernel import kernel_environment
+from robustpo_kit.notebook import done_file, number_of
 from robustpo_kit.series.execution import kill_tree
 from robustpo_kit.series.plan import (
     Plan,
