@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from robustpo_kit import margins, notebook, robust, widgets
+from robustpo_kit import calibration, margins, notebook, robust, widgets
 from robustpo_kit.errors import KitError
 from robustpo_kit.widgets import CATALOGUE
 
@@ -91,3 +91,38 @@ def test_show_refuses_what_is_not_there():
         widgets.show("wheel")
     with pytest.raises(KitError, match="rho: part 'batch_weights' has losses"):
         widgets.show("batch_weights", rho=1)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_reliability_and_h_in_the_browser_are_the_packages(temperature, tmp_path):
+    state = CATALOGUE["reliability"].state()
+    c, golden = np.array(state["c"]), np.array(state["golden"]).ravel()
+    ours = calibration.Temperature(temperature)(np.log(c) - np.log1p(-c))
+    expression = "(() => { const rows = v.c.map((row) => row.map((c) => part.tempered(c, v.t)));"
+    expression += "const bins = part.bins(rows.flat(), v.golden.flat(), 10);"
+    expression += "return [rows, bins, part.ece(bins), rows.map(part.factor)]; })()"
+    values = {"c": state["c"], "golden": state["golden"], "t": temperature}
+    rows, bins, error, h = in_node("reliability", expression, values, tmp_path)
+    assert np.allclose(rows, ours)
+    table = calibration.reliability(golden, ours.ravel())
+    assert [bin["count"] for bin in bins] == table["count"].tolist()
+    assert np.allclose([bin["golden"] for bin in bins], table["golden_share"])
+    assert error == pytest.approx(calibration.ece(golden, ours.ravel()))
+    assert np.allclose(h, calibration.uniform_factor(torch.from_numpy(ours)))
+
+
+def test_cells_in_the_browser_are_the_studys(tmp_path):
+    state = CATALOGUE["phase"].state()
+    for harm, _ in state["harms"]:
+        for outcome, _ in state["outcomes"]:
+            own = [c for c in state["cells"] if c["harm"] == harm and c["outcome"] == outcome]
+            given = [state["cells"], harm, outcome]
+            rows = in_node("phase", "part.rows(...v)", given, tmp_path)
+            assert sum(len(row["cells"]) for row in rows) == len(own) > 0
+            assert all(
+                row["cells"] == sorted(row["cells"], key=lambda c: c["dose"]) for row in rows
+            )
+            found = dict(in_node("phase", "part.counts(v)", rows, tmp_path))
+            verdicts = [cell["verdict"] for cell in own]
+            assert found == {name: verdicts.count(name) for name in found}
+            assert sum(found.values()) == len(own)

@@ -49,6 +49,20 @@ CATALOGUE = {
             states.gamma_gap,
             figures.gamma_gap,
         ),
+        Part(
+            "reliability",
+            "02",
+            "Whether 0.7 means seven of ten, and what h~ becomes: drag the temperature.",
+            states.reliability,
+            figures.reliability,
+        ),
+        Part(
+            "phase",
+            "11",
+            "Where each method wins, ties and loses: choose the harm, the outcome, a method.",
+            states.phase,
+            figures.phase,
+        ),
     )
 }
 

@@ -7,7 +7,7 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
-from robustpo_kit import margins, plots, robust
+from robustpo_kit import calibration, margins, plots, robust
 
 KINDS = ("erm", "dro", "reweight", "dora")  # DoRA Table 4
 
@@ -57,3 +57,35 @@ def gamma_gap(state: dict[str, Any]) -> Figure:
     note = f"n = {len(gaps)} pairs; gamma0 {gamma0:g}, tau {tau:g}; dotted: the constant margin"
     plots.head(figure, finding, note)
     return figure
+
+
+def reliability(state: dict[str, Any]) -> Figure:
+    """Reliability and h~ at a temperature: c, golden, contaminated, temperature, bins."""
+    c, golden = (torch.tensor(state[key], dtype=torch.float64) for key in ("c", "golden"))
+    probs = calibration.Temperature(state["temperature"])(torch.logit(c).numpy())
+    labels, flat = golden.numpy().ravel(), probs.ravel()
+    table = calibration.reliability(labels, flat, bins=state["bins"])
+    error = calibration.ece(labels, flat, bins=state["bins"])
+    kinds = ["clean", "contaminated"]
+    samples = pd.DataFrame({"sample": [kinds[wrong] for wrong in state["contaminated"]]})
+    samples["h"] = calibration.uniform_factor(torch.from_numpy(probs)).numpy()
+    figure, (left, right) = plots.canvas(1, 2, figsize=(7.4, 3.6))
+    plots.reliability(table.assign(stage="c"), left)
+    palette = [plots.colour("golden"), plots.colour("smollm2")]
+    sns.stripplot(
+        samples, x="sample", y="h", hue="sample", order=kinds, hue_order=kinds, palette=palette,
+        legend=False, ax=right,
+    )  # fmt: skip
+    right.set(xlabel="", ylabel="h~")
+    means = samples.groupby("sample")["h"].mean()
+    words = ", ".join(f"{means[kind]:.2f} {kind}" for kind in kinds)
+    finding = f"At temperature {state['temperature']:g} the calibration error is {error:.3f}; "
+    note = f"n = {len(flat)} responses of {len(samples)} samples, the committed run"
+    plots.head(figure, finding + f"mean h~ {words}", note)
+    return figure
+
+
+def phase(state: dict[str, Any]) -> Figure:
+    """The map of both harms by gold; one row and the other outcomes are the moving part's."""
+    cells = pd.DataFrame(state["cells"]).rename(columns={"harm": "study", "seeds": "worlds"})
+    return plots.draw("phase_map", cells[cells["outcome"] == "gold"])

@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from robustpo_kit import experiments, objectives, paths, profiles, published, records, robust
+from robustpo_kit import experiments, objectives, paths, profiles, published, records, robust, toy
 
 COMMITTED = paths.RESULTS / "reference"
 CLASSIFIER = "frozen, per source"  # whose h~ the later notebooks use
+GOLDEN = "human_correct"
+HARMS = {"phase_contamination": "contaminated rows", "phase_flips": "flipped labels"}
 BATCH = 8
 
 
@@ -45,6 +47,42 @@ def gamma_gap() -> dict[str, Any]:
     ]
     first = {"setting" if key == "name" else key: value for key, value in settings[0].items()}
     return {"gaps": gaps.tolist(), "settings": settings, **first}
+
+
+def reliability() -> dict[str, Any]:
+    """c of notebook 02's responses, a list a row, which of them are golden, which rows are not."""
+    table = _committed("confidence_by_source")
+    row = (table["column"] == 0).cumsum()
+    rows = [part for _, part in table.groupby(row)]
+    first = [part["source"].iloc[0] for part in rows]
+    return {
+        "c": [part["c"].round(5).tolist() for part in rows],
+        "golden": [(part["source"] == GOLDEN).astype(int).tolist() for part in rows],
+        "contaminated": [source != GOLDEN for source in first],
+        "temperature": 1.0,
+        "bins": 10,
+    }
+
+
+def phase() -> dict[str, Any]:
+    """Cells of the declared studies, each method against its first baseline."""
+    keys = ["harm", "outcome", "method", "baseline", "dose"]
+    numbers = ["difference", "low", "high", "seeds", "verdict"]
+    parts = []
+    for study in HARMS:
+        cells = pd.read_csv(paths.RESULTS / "studies" / study / "cells.csv")
+        cells = cells[cells["axis"] == toy.declared.BASE].assign(harm=study)
+        parts.append(cells[~cells.duplicated(["outcome", "method", "dose"])])
+    cells = pd.concat(parts)[keys + numbers].round(4)
+    outcomes = {"gold": "gold reward", "win_rate": "win rate", "gold_at_kl": "gold at equal KL"}
+    return {
+        "cells": cells.to_dict("records"),
+        "harms": [list(pair) for pair in HARMS.items()],
+        "outcomes": [list(pair) for pair in outcomes.items()],
+        "harm": next(iter(HARMS)),
+        "outcome": "gold",
+        "method": "reweight slot",
+    }
 
 
 def _setting(name: str, spec: str) -> dict[str, Any]:

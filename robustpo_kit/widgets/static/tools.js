@@ -65,9 +65,10 @@ function choice(controls, model, key, { label, options }) {
 }
 
 // An SVG of a given size in its own units, and functions that draw on it.
-function canvas(box, width, height) {
+function canvas(box, width = 0, height = 0) {
   const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  const size = (wide, high) => svg.setAttribute("viewBox", `0 0 ${wide} ${high}`);
+  size(width, height);
   svg.setAttribute("role", "img");
   svg.style.cssText = "width:100%;height:auto;display:block";
   box.append(svg);
@@ -80,6 +81,7 @@ function canvas(box, width, height) {
   };
   return {
     put,
+    size,
     clear: () => svg.replaceChildren(),
     say: (words) => svg.setAttribute("aria-label", words),
     text: (x, y, words, more = {}) =>
