@@ -13,11 +13,15 @@ from pathlib import Path
 import pandas as pd
 
 from robustpo_kit.analysis import (
+    UNFINISHED,
     among_all,
+    beside_paper,
+    declared_contrasts,
     item_readings,
     item_table,
     mean_difference,
     paired_rows,
+    paper_values,
     verdict,
 )
 
@@ -269,12 +273,8 @@ def slopes() -> str:
 
 @claim
 def slope_against_paper() -> str:
-    row = only("confidence_slope_difference")
-    if row["low"] > 0:
-        return "positive, as in the paper"
-    if row["high"] < 0.131:  # the smaller of the paper's two
-        return "less than the paper's differences, +0.174 and +0.131"
-    return "the paper's positive difference is not reproduced at this scale, and not refuted"
+    printed = paper_values("dora").query("table == 'Figure 4'")["value"]
+    return beside_paper(only("confidence_slope_difference"), printed.tolist())
 
 
 # ---------------------------------------------------------------- gamma-PO
@@ -463,6 +463,23 @@ def harm_of_erm(study: str, method: str) -> str:
     return "; ".join(
         f"{row['outcome'].replace('_', ' ')} {verdict(row)}" for row in rows.to_dict("records")
     )
+
+
+def of_study(study: str) -> str:
+    """The primary contrasts of a study on real text, or that its runs have not ended."""
+    path = RESULTS / "studies" / study / "contrasts.csv"
+    told = declared_contrasts(study, pd.read_csv(path) if path.exists() else None)
+    if not told["finished"].all():
+        return UNFINISHED
+    words = [
+        f"{row['method']} over {row['baseline']} {row['says']} ({row['where']})"
+        for row in told.to_dict("records")
+    ]
+    return f"{told['outcome'].iloc[0].replace('_', ' ')}, {'; '.join(words)}"
+
+
+ON_TEXT = ("methods_real", "flips_real", "hh_flips")
+CLAIMS |= {name: lambda name=name: of_study(name) for name in ON_TEXT}
 
 
 def primaries(study: str, harm: str) -> str:

@@ -92,9 +92,24 @@ for name in names:
 # reads still ranks the other human solution above SmolLM2's two wherever the golden slot is lost. (`dose_real` ran with gold as
 # it was the day before; the two are not compared by a test.)
 #
-# So contamination of 60 % under a blind proxy is a task on which a method against it could be tested. None has been yet: what
-# follows trains under a proxy that sees, at 30 %, near which no harm was shown.
-#
+# So contamination of 60 % under a blind proxy is a task on which a method against it can be tested. The study `methods_real` does
+# (eight seeds, 288 training prompts). Of what it declared: <!--claim methods_real-->declared, not finished<!--/claim-->. Beside it the same question in the
+# toy world. What follows after that trains under a proxy that sees, at 30 %, near which no harm was shown.
+
+# %%
+contrasts = {name: nb.read_study(name) for name in ("phase_contamination", "methods_real")}
+told = pd.concat([analysis.declared_contrasts(name, table) for name, table in contrasts.items()], ignore_index=True)
+figure = plots.draw("dora_studies", told)
+nb.save_figure("dora_studies", figure, told)
+plt.show()
+for row in told.to_dict("records"):
+    print(f"{row['study']}: {row['method']} minus {row['baseline']}, {row['outcome']}, {row['where']}: {row['says']}")
+if contrasts["methods_real"] is not None:
+    rest = contrasts["methods_real"].query("kind == 'exploratory' and outcome == 'implicit_accuracy'")
+    for row in rest.to_dict("records"):
+        print(f"exploratory: {row['method']} minus {row['baseline']}, {row['where']}: {analysis.verdict(row)}")
+
+# %% [markdown]
 # ## 2. Three losses of a list, written out
 #
 # Plackett-Luce DPO stands in [00](00_start_here.ipynb). The other two of the paper (App. C.5), of $K$ responses with rewards $R$:

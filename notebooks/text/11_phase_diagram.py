@@ -6,7 +6,7 @@
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
-# | tables of the studies `phase_contamination`, `phase_flips` | tables `phase_*`, the map | seconds | [07](07_gamma_vs_margin.ipynb) | |
+# | tables of the studies `phase_contamination`, `phase_flips`, `methods_real`, `flips_real`, `hh_flips` | tables `phase_*`, the map | seconds | [07](07_gamma_vs_margin.ipynb) | |
 #
 # A robust method is bought: it weighs samples, and listens to fewer of them. Whether that pays depends on what is wrong
 # with the data, and how much. This notebook asks where it does, of methods that weigh lists of responses against
@@ -107,6 +107,20 @@ primary = contrasts[contrasts["kind"] == "primary"].reset_index(drop=True)
 nb.save_table("phase_primaries", primary)
 for _, row in primary.iterrows():
     print(f"{row['method']} minus {row['baseline']}, {row['where']}: {analysis.verdict(row)}")
+
+# %% [markdown]
+# The same questions on real text, declared in the same way: methods against contamination on human and SmolLM2 replies, losses on
+# pairs against flips there and on human preferences. Outcomes differ (implicit accuracy on held-out rows, without sampling), so
+# a panel of its own for each study.
+
+# %%
+studies = [*STUDIES, "methods_real", "flips_real", "hh_flips"]
+told = pd.concat([analysis.declared_contrasts(name, nb.read_study(name)) for name in studies], ignore_index=True)
+figure = plots.draw("phase_studies", told)
+nb.save_figure("phase_studies", figure, told)
+plt.show()
+for row in told[~told["study"].isin(STUDIES)].to_dict("records"):
+    print(f"{row['study']}: {row['method']} minus {row['baseline']}, {row['outcome']}, {row['where']}: {row['says']}")
 
 # %% [markdown]
 # What the yardstick hides: the same contrasts by what the papers print, among valid replies alone, in mass, and at equal divergence.

@@ -40,6 +40,7 @@ from robustpo_kit.analysis.slopes import (
     beside_paper,
     main_estimates,
     slope_table,
+    study_margins,
     study_replies,
     wide_outcomes,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "simultaneous",
     "slope_difference",
     "slope_table",
+    "study_margins",
     "study_replies",
     "study_table",
     "training_curves",

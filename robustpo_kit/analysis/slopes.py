@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
+from robustpo_kit import margins
 from robustpo_kit.analysis.figures import clustered_fit, normalise
 from robustpo_kit.analysis.paired import flipped_signs
 from robustpo_kit.intervals import t_interval
 
 REPLIES = {"sampled_reward": "reward", "sampled_confidence": "confidence"}  # outcomes of studies
+PAIRS = {"pair_gap": "gap", "pair_flipped": "flipped"}
 MAIN = ("mixed", "by seed", "one seed")  # estimates, the first one first
 FLIPS = 4096  # of signs of whole seeds, where there are more
 
@@ -46,9 +49,39 @@ def study_replies(outcomes: pd.DataFrame, methods: Sequence[str]) -> pd.DataFram
     A seed has its own proxy, and so its own scale.
     """
     table = wide_outcomes(outcomes, REPLIES)
-    table = table[table["method"].isin(methods)]
+    table = dosed(table[table["method"].isin(methods)])
     rewards = table.groupby(["seed", "dose"], sort=False)["reward"].transform(normalise)
     return table.assign(reward=rewards)
+
+
+def study_margins(pairs: pd.DataFrame, *, beta: float, gamma0: float, tau: float) -> pd.DataFrame:
+    """Gaps of a study's training pairs after training, and the margins that gamma-PO gives them.
+
+    Margins are solved over all pairs of a policy at once, at one setting for every policy.
+
+    Args:
+        pairs: a study's table of that name.
+        beta, gamma0, tau: of gamma-SimPO.
+
+    Returns:
+        A row a pair: where (its dose), method, seed, row_id, gap (nats, beta times the difference
+        of mean log-probabilities), margin (over gamma0), flipped (0 or 1).
+    """
+
+    def solved(gaps: "pd.Series[float]") -> np.ndarray:
+        tensor = torch.as_tensor(gaps.to_numpy(float))
+        return margins.target_margins(tensor, gamma0=gamma0, tau=tau).numpy() / gamma0
+
+    table = dosed(wide_outcomes(pairs, PAIRS))
+    table["gap"] *= beta
+    policies = table.groupby(["method", "where", "seed"], sort=False)
+    return table.assign(margin=policies["gap"].transform(solved))
+
+
+def dosed(table: pd.DataFrame) -> pd.DataFrame:
+    """A study's table with its dose in words, `where`; in the order of doses."""
+    table = table.sort_values("dose", kind="stable", ignore_index=True)
+    return table.assign(where="dose " + table["dose"].map("{:g}".format))
 
 
 def slope_table(

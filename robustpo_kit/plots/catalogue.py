@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from robustpo_kit import paths, records
 from robustpo_kit.errors import KitError
-from robustpo_kit.plots import in_toy, on_gaps, on_text
+from robustpo_kit.plots import in_toy, on_gaps, on_studies, on_text
 from robustpo_kit.plots.style import save, styled
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
@@ -27,22 +27,27 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "reward_accuracy": on_text.reward_accuracy,
     "judge_audit": on_text.judge_audit,
     "dose_real": on_text.dose_real,
+    "dora_studies": on_studies.study_contrasts,
     "dora_curves": on_text.dora_curves,
     "dora_win_rates": on_text.win_rates,
     "dora_differences": on_text.score_differences,
     "reward_confidence": on_gaps.reward_confidence,
     "confidence_slope_differences": on_gaps.confidence_slope_differences,
+    "confidence_slopes_by_seed": on_studies.confidence_slopes_by_seed,
     "gamma_curves": on_gaps.gamma_curves,
     "gamma_win_rates": on_text.win_rates,
     "gamma_differences": on_text.score_differences,
     "margin_violin": on_gaps.margin_violin,
     "gamma_versus_gap": on_gaps.gamma_versus_gap,
+    "gamma_slopes_by_seed": on_studies.gamma_slopes_by_seed,
     "theorem_3_1": on_gaps.theorem_3_1,
     "pairwise_losses": in_toy.pairwise_losses,
+    "flips_studies": on_studies.study_contrasts,
     "flips_gold": in_toy.flips_gold,
     "flips_added": in_toy.flips_added,
     "ablations_lambda": in_toy.ablations_lambda,
     "ablations_tau": in_toy.ablations_tau,
+    "phase_studies": on_studies.study_contrasts,
     "phase_map": in_toy.phase_map,
     "self_training_rounds": in_toy.self_training_rounds,
     "benchmark_length_control": on_gaps.benchmark_length_control,
