@@ -144,8 +144,8 @@ SAID = {
         r"margin by flipped, dose 0.45, gamma-SimPO: smaller by 0\.\d+",
     ],
     "09_label_noise": [
-        r"flips_real: rDPO minus DPO, implicit_accuracy, dose 0.45: no difference shown",
-        r"hh_flips: gamma-SimPO minus SimPO, implicit_accuracy, dose 0.3: no difference shown",
+        r"flips_real: rDPO minus DPO, implicit_accuracy, dose 0.45: gains 0.2",
+        r"hh_flips: gamma-SimPO minus SimPO, implicit_accuracy, dose 0.3: gains 0.2",
         r"hh_flips, exploratory: ROPO minus DPO, dose 0.3: gains 0.2",
     ],
     "11_phase_diagram": [

@@ -1,7 +1,12 @@
 """Studies: declared first, run whole, gone on with after a limit; a smoke study from end to end."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -172,6 +177,40 @@ def method(**fields):
 def test_a_declaration_that_cannot_run_is_one_line(declare, changes, message):
     with pytest.raises(KitError, match=message):
         experiments.study_runs(Study.load(declare(**changes), paths.STUDIES))
+
+
+def test_a_killed_study_resumes_to_the_same_tables(tmp_path):
+    """SIGKILL in the middle, the same command again: what was done stays, the tables are equal."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for root in (whole, killed):
+        (root / "data" / "studies").mkdir(parents=True)
+        (root / "data" / "synthetic").symlink_to(paths.SYNTHETIC)
+        (root / "data" / "studies" / "small.json").write_text(json.dumps(DECLARED))
+    command = [sys.executable, "-m", "robustpo_kit", "study", "small", "--workers", "1"]
+
+    def start(root):
+        environment = os.environ | {"ROBUSTPO_ROOT": str(root)}
+        return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL)
+
+    first, log = start(killed), killed / "runs" / "studies" / "small.jsonl"
+    deadline = time.monotonic() + 900
+    while not log.exists() or log.read_text().count("\n") < 4:  # three rows, a method
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    kept = log.read_text().splitlines()
+    assert 4 <= len(kept) < 6 and not (killed / "data" / "results").exists()
+    assert start(killed).wait(timeout=900) == 0 and start(whole).wait(timeout=900) == 0
+    lines = log.read_text().splitlines()
+    finished = [json.loads(line)["key"] for line in lines]
+    assert len(set(finished)) == len(finished) == 6 and lines[:4] == kept[:4]
+    for title in ("outcomes", "contrasts"):
+        one, other = (
+            (root / "data" / "results" / "studies" / "small" / f"{title}.csv").read_bytes()
+            for root in (whole, killed)
+        )
+        assert one == other, title
 
 
 def test_an_undeclared_study_is_refused(declare, capsys):

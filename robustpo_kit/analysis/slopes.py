@@ -69,7 +69,7 @@ def study_margins(pairs: pd.DataFrame, *, beta: float, gamma0: float, tau: float
     """
 
     def solved(gaps: "pd.Series[float]") -> np.ndarray:
-        tensor = torch.as_tensor(gaps.to_numpy(float))
+        tensor = torch.tensor(gaps.to_numpy(float))
         return margins.target_margins(tensor, gamma0=gamma0, tau=tau).numpy() / gamma0
 
     table = dosed(wide_outcomes(pairs, PAIRS))
@@ -150,9 +150,7 @@ def _estimates(part: pd.DataFrame, x: str, y: str, side: str, level: float) -> l
     if seeds == 1:
         fit = clustered_fit(formula, part, part["row_id"])
         return [about | {"estimate": "one seed"} | _row(fit, _term(x, side), level)]
-    mixed = _mixed(part, x, y, side)
-    rows = [{"estimate": "mixed"} | _row(mixed, _term("centred", side), level, seeds - 1)]
-    rows[0]["converged"] = bool(mixed.converged)
+    rows: list[dict[str, Any]] = [{"estimate": "mixed"} | _mixed(part, x, y, side, level)]
     each = {seed: _least_squares(own, x, y, side) for seed, own in part.groupby("seed")}
     found, test = t_interval(list(each.values()), level), stats.ttest_1samp(list(each.values()), 0)
     bounds = {"value": found.value, "low": found.low, "high": found.high}
@@ -184,23 +182,33 @@ def _least_squares(part: pd.DataFrame, x: str, y: str, side: str) -> float:
     return ends[0] - ends[1]
 
 
-def _mixed(part: pd.DataFrame, x: str, y: str, side: str) -> Any:
-    """Restricted maximum likelihood, with independent random effects of a seed.
+def _mixed(part: pd.DataFrame, x: str, y: str, side: str, level: float) -> dict[str, Any]:
+    """By restricted maximum likelihood, with independent random effects of a seed.
 
-    x is centred, so that intercept and slope of a seed can be taken as independent.
+    x is centred, so that intercept and slope of a seed can be taken as independent; both columns
+    are in their standard deviations, which the search needs. Without a fit all is NaN.
     """
     import statsmodels.formula.api as smf
 
-    part = part.assign(centred=part[x] - part[x].mean())
-    effects = {"slope": "0 + centred"}
-    formula = f"{y} ~ centred"
+    scale = part[y].std() / part[x].std()
+    part = part.assign(
+        centred=(part[x] - part[x].mean()) / part[x].std(), y=part[y] / part[y].std()
+    )
+    effects, formula = {"slope": "0 + centred"}, "y ~ centred"
     if side:
         effects |= {"side": f"0 + {side}", "both": f"0 + centred:{side}"}
         formula += f" * {side}"
     model = smf.mixedlm(formula, part, groups="seed", re_formula="1", vc_formula=effects)
     with warnings.catch_warnings():  # of a variance at zero, which is a fit; `converged` is kept
         warnings.simplefilter("ignore")
-        return model.fit(reml=True, method=["lbfgs", "powell"])
+        try:
+            fit = model.fit(reml=True, method=["lbfgs", "powell"])
+        except np.linalg.LinAlgError:
+            return dict.fromkeys(("value", "low", "high", "p_value"), np.nan) | {"converged": False}
+    row = _row(fit, _term("centred", side), level, part["seed"].nunique() - 1)
+    for name in ("value", "low", "high"):
+        row[name] *= scale
+    return row | {"converged": bool(fit.converged)}
 
 
 def wild_p(fit: Any, term: str, clusters: "pd.Series[Any]", *, seed: int = 0) -> float:

@@ -1,7 +1,7 @@
 """What figures are made of: each function takes a tidy table and an axis, draws, returns it."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from robustpo_kit.plots.style import (
     label,
     name_lines,
     reference_line,
-)
+)  # fmt: skip
 
 FEWEST = 10  # responses in a bin of a reliability diagram, or it is left out
 
@@ -30,10 +30,8 @@ def composition(table: pd.DataFrame, ax: Axes) -> Axes:
     wide = golden.pivot_table(index="data", columns="source", values="share", sort=False)
     left = np.zeros(len(wide))
     for place, source in enumerate(wide):
-        shares = wide[source].fillna(0.0).to_numpy()
-        bars = ax.barh(
-            wide.index, shares, left=left, color=colour(str(source), place), edgecolor="white"
-        )
+        shares, shade = wide[source].fillna(0.0).to_numpy(), colour(str(source), place)
+        bars = ax.barh(wide.index, shares, left=left, color=shade, edgecolor="white")
         words = [f"{label(str(source))} {share:.0%}" if share else "" for share in shares]
         ax.bar_label(bars, words, label_type="center", color="white", size=9)
         left += shares
@@ -54,59 +52,31 @@ def reliability(table: pd.DataFrame, ax: Axes) -> Axes:
     for place, stage, part in groups(table[table["count"] >= FEWEST], "stage"):
         share, count = part["golden_share"], part["count"]
         low, high = proportion_confint(share * count, count, method="wilson")
-        ax.errorbar(
-            part["mean_c"],
-            share,
-            yerr=[(share - low).clip(0), (high - share).clip(0)],
-            color=PALETTE[place],
-            marker=MARKERS[place],
-            ms=4,
-            lw=1.2,
-            elinewidth=0.8,
-            label=stage,
-        )
-    ax.set(
-        xlabel="predicted probability of golden",
-        ylabel="observed share of golden",
-        xlim=(0, 1),
-        ylim=(0, 1),
-    )
+        errors = [(share - low).clip(0), (high - share).clip(0)]
+        look: dict[str, Any] = {"color": PALETTE[place], "marker": MARKERS[place], "ms": 4}
+        look |= {"lw": 1.2, "elinewidth": 0.8, "label": stage}
+        ax.errorbar(part["mean_c"], share, yerr=errors, **look)
+    ax.set(xlabel="predicted probability of golden", ylabel="observed share of golden")
+    ax.set(xlim=(0, 1), ylim=(0, 1))
     return ax
 
 
 def counts(table: pd.DataFrame, ax: Axes) -> Axes:
     """How many responses lie in each bin of `reliability`, by stage."""
     for place, _, part in groups(table, "stage"):
-        ax.stairs(*_steps(part), color=PALETTE[place], lw=1.2)
+        every = part.set_index("bin")["count"].reindex(range(10), fill_value=0)
+        ax.stairs(every, np.linspace(0, 1, 11), color=PALETTE[place], lw=1.2)
     ax.set(xlabel="predicted probability of golden", ylabel="count", xlim=(0, 1), ylim=(0, None))
     return ax
-
-
-def _steps(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Counts [10] and edges [11] of a stage, empty bins included."""
-    values = np.zeros(10)
-    values[part["bin"]] = part["count"]
-    return values, np.linspace(0, 1, 11)
 
 
 def violins(table: pd.DataFrame, ax: Axes, *, value: str, by: str, ylabel: str) -> Axes:
     """One violin with its quartiles a level of `by`."""
     names = list(dict.fromkeys(table[by]))
-    sns.violinplot(
-        table,
-        x=by,
-        y=value,
-        hue=by,
-        order=names,
-        hue_order=names,
-        palette=[colour(str(name), place) for place, name in enumerate(names)],
-        inner="quart",
-        cut=0,
-        alpha=0.6,
-        linewidth=1,
-        legend=False,
-        ax=ax,
-    )
+    shades = [colour(str(name), place) for place, name in enumerate(names)]
+    look: dict[str, Any] = {"inner": "quart", "cut": 0, "alpha": 0.6, "linewidth": 1}
+    order = {"hue": by, "order": names, "hue_order": names, "palette": shades, "legend": False}
+    sns.violinplot(table, x=by, y=value, **order, **look, ax=ax)
     ax.set_xticks(range(len(names)), [label(str(name)) for name in names])
     ax.set(xlabel="", ylabel=ylabel)
     return ax
@@ -116,14 +86,14 @@ def bars_with_ci(
     table: pd.DataFrame,
     ax: Axes,
     *,
-    name: str,
-    value: str,
-    xlabel: str,
-    reference: float | None = None,
+    name: str = "name",
+    value: str = "difference",
+    xlabel: str = "",
+    reference: float | None = 0.0,
     solid: str | None = None,
     printed: Sequence[str] = (),
 ) -> Axes:
-    """Horizontal points with intervals and an optional vertical reference line.
+    """Horizontal points with intervals and a vertical reference line.
 
     Args:
         table: a row a point; the bounds stand in VALUE_low and VALUE_high, or else in low and high.
@@ -131,7 +101,7 @@ def bars_with_ci(
         name: the column that labels the points.
         value: the column of estimates.
         xlabel: of the axis.
-        reference: where the vertical line stands.
+        reference: where the vertical line stands, if anywhere.
         solid: a column of truth values; where it is false the point is hollow.
         printed: columns of values that a paper prints, drawn hollow where there are some.
     """
@@ -145,9 +115,8 @@ def bars_with_ci(
     faces = np.where(filled, PALETTE[0], "white")
     ax.scatter(table[value], places, c=faces, edgecolors=PALETTE[0], s=36, zorder=3)
     for mark, column in zip("Ds^", printed, strict=False):
-        ax.scatter(
-            table[column], places, marker=mark, c="none", ec="#222222", s=40, label=column, zorder=4
-        )
+        look: dict[str, Any] = {"marker": mark, "c": "none", "ec": "#222222", "s": 40, "zorder": 4}
+        ax.scatter(table[column], places, label=column, **look)
     if reference is not None:
         reference_line(ax, reference)
     ax.set_yticks(places, [label(str(text)) for text in table[name]])
@@ -158,20 +127,11 @@ def bars_with_ci(
 def curves(table: pd.DataFrame, ax: Axes, *, value: str, ylabel: str) -> Axes:
     """One line a method over optimizer steps; over several seeds their mean and its 95 % band."""
     names = list(dict.fromkeys(table["policy"]))
-    sns.lineplot(
-        table.assign(policy=table["policy"].map(label)),
-        x="step",
-        y=value,
-        hue="policy",
-        style="policy",
-        palette=[colour(str(name), place) for place, name in enumerate(names)],
-        markers=[MARKERS[place % len(MARKERS)] for place in range(len(names))],
-        dashes=False,
-        errorbar=("ci", 95),
-        seed=0,
-        ms=5,
-        ax=ax,
-    )
+    look: dict[str, Any] = {"hue": "policy", "style": "policy", "dashes": False, "ms": 5}
+    look["palette"] = [colour(str(name), place) for place, name in enumerate(names)]
+    look["markers"] = [MARKERS[place % len(MARKERS)] for place in range(len(names))]
+    named = table.assign(policy=table["policy"].map(label))
+    sns.lineplot(named, x="step", y=value, errorbar=("ci", 95), seed=0, **look, ax=ax)
     ax.set(xlabel="optimizer step", ylabel=ylabel)
     ax.legend(title=None)
     return ax
@@ -200,7 +160,7 @@ def scores(table: pd.DataFrame, ax: Axes) -> Axes:
     """
     places = np.arange(len(table))[::-1]
     ax.barh(places, table["tie"], left=table["win"], color="#dddddd", height=0.6, zorder=1)
-    bars_with_ci(table, ax, name="policy", value="score", xlabel="", reference=0.5)
+    bars_with_ci(table, ax, name="policy", value="score", reference=0.5)
     ax.set(xlabel="score against the human reply: win + tie/2 (grey: ties)", xlim=(0, 1))
     return ax
 
@@ -218,13 +178,13 @@ def clouds(points: pd.DataFrame, bands: pd.DataFrame, ax: Axes) -> Axes:
     for _, pair in points.groupby("prompt_id", sort=False):
         ax.plot(pair["reward"], pair["confidence"], color=GREY, lw=0.5, alpha=0.25, zorder=1)
     for place, policy, part in groups(points, "policy"):
-        shade, mark = colour(policy, place), MARKERS[place]
-        ax.scatter(
-            part["reward"], part["confidence"], s=14, alpha=0.5, color=shade, marker=mark, lw=0
-        )
+        look: dict[str, Any] = {"color": colour(policy, place), "lw": 0}
+        spots = {"s": 14, "alpha": 0.5, "marker": MARKERS[place]}
+        ax.scatter(part["reward"], part["confidence"], **look, **spots)
         band = bands[bands["policy"] == policy]
-        ax.fill_between(band["reward"], band["low"], band["high"], color=shade, alpha=0.25, lw=0)
-        ax.plot(band["reward"], band["confidence"], color=shade, lw=2, ls="-" if place else "--")
+        ax.fill_between(band["reward"], band["low"], band["high"], alpha=0.25, **look)
+        look |= {"lw": 2, "ls": "-" if place else "--"}
+        ax.plot(band["reward"], band["confidence"], **look)
     ax.set(xlabel="reward, normalised to [0, 1]", ylabel="classifier confidence in golden")
     return ax
 
@@ -248,23 +208,21 @@ def gamma_versus_gap(table: pd.DataFrame, ax: Axes) -> Axes:
 
 def word_ecdf(table: pd.DataFrame, ax: Axes) -> Axes:
     """Share of responses up to a length; columns source, words, responses (counts)."""
-    ends = {}
+    ends = []
     for place, source, part in groups(table, "source"):
-        shade = colour(source, place)
-        ls = "--" if place % 2 else "-"
-        sns.ecdfplot(part, x="words", weights="responses", color=shade, ls=ls, ax=ax)
+        look = {"color": colour(source, place), "ls": "--" if place % 2 else "-"}
+        sns.ecdfplot(part, x="words", weights="responses", **look, ax=ax)
         middle = float(np.median(np.repeat(part["words"], part["responses"])))
-        ends[label(source)] = (middle, 0.5, shade)
-    for place, (name, (x, y, shade)) in enumerate(sorted(ends.items(), key=lambda end: -end[1][0])):
-        ax.annotate(name, (x, y), (10, -12 * place), textcoords="offset points", color=shade)
-    ax.set(
-        xlabel="words", ylabel="share of the source's responses up to that length", ylim=(0, 1.01)
-    )
+        ends.append((middle, label(source), look["color"]))
+    for place, (x, name, shade) in enumerate(sorted(ends, key=lambda end: -end[0])):
+        ax.annotate(name, (x, 0.5), (10, -12 * place), textcoords="offset points", color=shade)
+    ax.set(xlabel="words", ylabel="share of the source's responses up to that length")
+    ax.set_ylim(0, 1.01)
     return ax
 
 
 def lines_with_bands(
-    table: pd.DataFrame, ax: Axes, *, x: str, y: str, by: str, named: bool = False
+    table: pd.DataFrame, ax: Axes, *, x: str, y: str, by: str, named: bool = True
 ) -> Axes:
     """A line a level of `by` through `y` over `x`, with its interval (low, high) as a band.
 
@@ -288,10 +246,8 @@ def margin_range(table: pd.DataFrame, ax: Axes) -> Axes:
 
     Columns policy, step, gamma_min, gamma_max, margin_mean.
     """
-    bounds = {"gamma_min": "low", "gamma_max": "high"}
-    lines_with_bands(
-        table.rename(columns=bounds), ax, x="step", y="margin_mean", by="policy", named=True
-    )
+    bounded = table.rename(columns={"gamma_min": "low", "gamma_max": "high"})
+    lines_with_bands(bounded, ax, x="step", y="margin_mean", by="policy")
     ax.set(xlabel="optimizer step", ylabel=r"target margin $\gamma_i$ (nats)")
     return ax
 
@@ -306,13 +262,8 @@ def smoothing(table: pd.DataFrame, ax: Axes) -> Axes:
         part = table[np.sign(table["m"]) == sign]
         ax.plot(part["m"], part["exact"], color=PALETTE[0], lw=3.5, alpha=0.5, label=names[0])
         ax.plot(part["m"], part["approximate"], color="#222222", ls="--", lw=1.2, label=names[1])
-        above = bool((part["exact"] > 0).all())
-        ax.axvspan(
-            *part["m"].agg(["min", "max"]),
-            color=VERDICTS["win" if above else "lose"],
-            alpha=0.25,
-            lw=0,
-        )
+        ground = VERDICTS["win" if bool((part["exact"] > 0).all()) else "lose"]
+        ax.axvspan(*part["m"].agg(["min", "max"]), color=ground, alpha=0.25, lw=0)
     reference_line(ax, 0.0, upright=False)
     ax.set(xlabel="reward margin $m$ (nats)", ylabel=r"smoothing $\varepsilon$")
     ax.legend(loc="upper left")

@@ -23,7 +23,7 @@ def study_contrasts(table: pd.DataFrame) -> Figure:
         part = part.assign(name=names + ", " + part["where"], held=_held(part))
         outcomes = ", ".join(dict.fromkeys(part["outcome"].map(label)))
         look = {"xlabel": f"difference in {outcomes}", "reference": 0.0, "solid": "held"}
-        marks.bars_with_ci(part, ax, name="name", value="difference", **look)
+        marks.bars_with_ci(part, ax, **look)
         for place, row in zip(range(len(part))[::-1], part.to_dict("records"), strict=True):
             if row["margin"]:  # None where no study of the table declares one
                 ends = [-row["margin"], row["margin"]]
@@ -31,14 +31,15 @@ def study_contrasts(table: pd.DataFrame) -> Figure:
             if not row["finished"]:
                 ax.text(0, place, f" {row['says']} ", va="center", color=GREY, size=8.5)
         ax.set_title(f"{study}, {part['seeds'].iloc[0]} seeds")
-    ended = table[table["finished"]]
-    shown = ended[_held(ended)]
-    finding = f"Of {len(table)} declared contrasts {len(ended)} are finished, {len(shown)} shown"
-    for row in shown.to_dict("records"):
-        finding += f"; {label(row['method'])} {row['says']} ({row['where']})"
+    said = []
+    for _, study, part in groups(table, "study"):
+        shown = f"{_held(part).sum()} of {len(part)}" if part["finished"].all() else "not finished"
+        said.append(f"{shown} ({study})")
+    finding = f"Of the declared contrasts are shown: {', '.join(said)}"
     note = findings.counted(table["seeds"], "seeds a contrast; 95 % intervals; filled: shown, Holm")
-    head(figure, finding, note + " among a study's contrasts; grey bar: margin of equivalence")
-    return figure
+    return head(
+        figure, finding, note + " among a study's contrasts; grey bar: margin of equivalence"
+    )
 
 
 def _held(table: pd.DataFrame) -> "pd.Series[bool]":
@@ -84,20 +85,23 @@ def _slopes(
         papers = {f"paper, {value:+.3f}": value for value in (printed if differs else ())}
         rows = rows.assign(name=_names(rows), held=findings.held(rows, "value"), **papers)
         look = {"reference": 0.0, "solid": "held", "printed": list(papers)}
-        marks.bars_with_ci(rows, ax, name="name", value="value", xlabel=words[x, differs], **look)
+        marks.bars_with_ci(rows, ax, value="value", xlabel=words[x, differs], **look)
+        ax.locator_params(axis="x", nbins=4)
+        ax.ticklabel_format(axis="x", scilimits=(-3, 4))
         keys = ["where", "method", "baseline"]
         places = rows[keys].assign(place=np.arange(len(rows))[::-1])
         seeds = table[(table["x"] == x) & (table["estimate"] == "a seed")].merge(places, on=keys)
         ax.scatter(seeds["value"], seeds["place"] - 0.24, s=9, c=GREY, alpha=0.6, lw=0)
         if papers:
-            ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=2)
-    told = main[main["differs"]]
-    numbers = [findings.interval(row, "value") for row in told.to_dict("records")]
-    note = f"{findings.counted(main['n'], 'rows')} of {findings.ranged(main['seeds'], 0)} seeds; "
+            below = -0.7 / (0.3 * len(rows) + 0.6)  # inches of an axes' height
+            ax.legend(loc="upper center", bbox_to_anchor=(0.4, below), ncols=2)
+    told = main[main["differs"] & (main["x"] == main["x"].iloc[0])].reset_index(drop=True)
+    said = findings.contrasts(_names(told), told, "a baseline's", "value")
+    seeds = findings.ranged(main["seeds"], 0)
+    note = f"{findings.counted(main['n'], 'rows')} of {seeds} seed{'s' * (seeds != '1')}; "
     note += f"estimates: {', '.join(dict.fromkeys(main['estimate']))}, 95 %; filled: holds after "
     note += "Holm in its panel; small: a seed each"
-    head(figure, f"{title}: {'; '.join(_names(told) + ' ' + numbers)}", note, table)
-    return figure
+    return head(figure, f"{title}: {said[0].lower()}{said[1:]}", note, table)
 
 
 def _names(rows: pd.DataFrame) -> "pd.Series[str]":

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -16,6 +16,8 @@ from matplotlib.figure import Figure, SubFigure
 
 from robustpo_kit import records
 
+Drawn = TypeVar("Drawn", Figure, SubFigure)
+
 # Okabe and Ito (2008): distinguishable for every common form of colour vision
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 MARKERS = "osD^vPX*"  # a place has its marker beside its colour, which never stands alone
@@ -23,72 +25,35 @@ GREY = "#555555"
 GRID = "#e6e6e6"
 LIVE = "#00795a"  # of the badge on a figure of one's own run
 COLOURS = {
-    "human_correct": "#0072B2",
-    "human_matched": "#0072B2",
-    "human_wrong": "#56B4E9",
-    "human_mismatched": "#56B4E9",
-    "smollm2": "#D55E00",
-    "golden": "#0072B2",
-    "base": "#999999",
-    "sft": "#999999",
-    "erm": "#0072B2",
-    "dro": "#E69F00",
-    "reweight": "#009E73",
-    "dora": "#D55E00",
-}
+    "human_correct": "#0072B2", "human_matched": "#0072B2", "golden": "#0072B2", "erm": "#0072B2",
+    "human_wrong": "#56B4E9", "human_mismatched": "#56B4E9", "smollm2": "#D55E00",
+    "base": "#999999", "sft": "#999999", "dro": "#E69F00", "reweight": "#009E73", "dora": "#D55E00",
+}  # fmt: skip
 ROWS = ("golden", "base")  # of tables, by their whole name; elsewhere these words say what they say
 NAMES = {
-    "human_correct": "human, correct",
-    "human_wrong": "human, wrong",
-    "human_matched": "human",
-    "human_mismatched": "human, other prompt",
-    "smollm2": "SmolLM2",
-    "golden": "human reply",
-    "base": "base model",
-    "sft": "SFT",
-    "erm": "ERM",
-    "dro": "DRO",
-    "reweight": "reweighting",
-    "dora": "DoRA",
-    "dpo": "DPO",
-    "simpo": "SimPO",
-    "gamma-dpo": "gamma-DPO",
-    "gamma-simpo": "gamma-SimPO",
-    "dpo_pl": "DPO-PL",
-    "rrhf": "RRHF",
-    "lire": "LIRE",
-    "win_rate": "win rate",
-    "win_rate_valid": "win rate, if valid",
-    "mass": "valid mass",
-    "golden_logp": "log p of golden",
-    "gold": "gold reward",
-    "proxy": "proxy reward",
-    "reweight+oracle": "reweighting, true h~",
-    "dora+oracle": "DoRA, true h~",
-    "implicit_accuracy": "implicit accuracy",
-    "expected_gold": "expected gold (sds)",
-}
+    "human_correct": "human, correct", "human_wrong": "human, wrong", "human_matched": "human",
+    "human_mismatched": "human, other prompt", "smollm2": "SmolLM2", "golden": "human reply",
+    "base": "base model", "sft": "SFT", "erm": "ERM", "dro": "DRO", "reweight": "reweighting",
+    "dora": "DoRA", "dpo": "DPO", "simpo": "SimPO", "gamma-dpo": "gamma-DPO",
+    "gamma-simpo": "gamma-SimPO", "dpo_pl": "DPO-PL", "rrhf": "RRHF", "lire": "LIRE",
+    "win_rate": "win rate", "win_rate_valid": "win rate, if valid", "mass": "valid mass",
+    "golden_logp": "log p of golden", "gold": "gold reward", "proxy": "proxy reward",
+    "reweight+oracle": "reweighting, true h~", "dora+oracle": "DoRA, true h~",
+    "implicit_accuracy": "implicit accuracy", "expected_gold": "expected gold (sds)",
+}  # fmt: skip
 STYLE: dict[str, Any] = {
     "figure.figsize": (6.4, 4.0),  # nbval compares "<Figure size 576x360 with 1 Axes>": pin it
     "figure.dpi": 90,
     "savefig.dpi": 150,
     "font.family": "DejaVu Sans",  # bundled with matplotlib, so every machine has it
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
+    "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "legend.fontsize": 8.5,
+    "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False,
     "pdf.fonttype": 42,  # letters stay letters, as publishers ask
     "svg.hashsalt": "robustpo-kit",
     "axes.prop_cycle": cycler(color=PALETTE),
-}
+}  # fmt: skip
 # matplotlib writes its version, address and clock into files; without them a picture has one form.
 PLAIN: dict[str, dict[str, None]] = {
     "png": {"Software": None},
@@ -107,6 +72,16 @@ def canvas(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any
     return plt.subplots(rows, columns, layout="constrained", **options)
 
 
+def panels(
+    table: pd.DataFrame, column: str, *, rows: bool = False, **options: Any
+) -> tuple[Figure, list[tuple[Axes, str, pd.DataFrame]]]:
+    """A figure, and of each level of a column an axes, beside the last or below, name and rows."""
+    parts = list(groups(table, column))
+    shape = (len(parts), 1) if rows else (1, len(parts))
+    figure, axes = canvas(*shape, squeeze=False, **options)
+    return figure, [(ax, *part[1:]) for ax, part in zip(axes.flat, parts, strict=True)]
+
+
 def save(figure: Figure, stem: Path, **options: Any) -> None:
     """Write STEM.png for the screen and STEM.pdf for print, each whole or not at all."""
     for ending, metadata in PLAIN.items():
@@ -116,10 +91,8 @@ def save(figure: Figure, stem: Path, **options: Any) -> None:
             )
 
 
-def head(
-    figure: Figure | SubFigure, finding: str, note: str, table: pd.DataFrame | None = None
-) -> None:
-    """The finding above a figure, and below it n, seeds and what else must be known.
+def head(figure: Drawn, finding: str, note: str, table: pd.DataFrame | None = None) -> Drawn:
+    """The figure with its finding above it, and n, seeds and what else must be known below it.
 
     Args:
         figure: to write on.
@@ -131,16 +104,15 @@ def head(
     if table is not None and table.attrs.get("origin"):
         note += f"; {table.attrs['origin']}"
     inches = figure.get_figure(root=True).get_figwidth()
-    finding, note = (
-        textwrap.fill(finding, int(inches * 11.4)),
-        textwrap.fill(note, int(inches * 17.5)),
-    )
+    above = textwrap.fill(finding, int(inches * 11.4))
+    below = textwrap.fill(note, int(inches * 17.5))
     if table is not None and str(table.attrs.get("origin", "")).startswith("live"):
-        finding = "\n" + finding  # below its badge
+        above = "\n" + above  # below its badge
         box = {"boxstyle": "round,pad=0.3", "fc": LIVE, "ec": "none"}
         figure.text(0.012, 0.99, table.attrs["origin"], va="top", color="w", bbox=box)
-    figure.suptitle(finding, x=0.01, ha="left", size=10, weight="bold")
-    figure.supxlabel(note, x=0.01, ha="left", size=8, color=GREY)
+    figure.suptitle(above, x=0.01, ha="left", size=10, weight="bold")
+    figure.supxlabel(below, x=0.01, ha="left", size=8, color=GREY)
+    return figure
 
 
 def colour(name: str, place: int = 0) -> str:
@@ -180,16 +152,9 @@ def name_lines(ax: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     placed = _apart(wished, 11.5)
     for name, wish, place in zip(order, wished, placed, strict=True):
         x, y, shade = ends[name]
-        ax.annotate(
-            name,
-            (x, y),
-            (7, place - wish),
-            textcoords="offset points",
-            color=shade,
-            va="center",
-            size=8.5,
-            annotation_clip=False,
-        )
+        look: dict[str, Any] = {"color": shade, "va": "center", "size": 8.5}
+        offset = {"xytext": (7, place - wish), "textcoords": "offset points"}
+        ax.annotate(name, (x, y), **offset, **look, annotation_clip=False)
 
 
 def _apart(wished: np.ndarray, gap: float) -> np.ndarray:
