@@ -96,7 +96,7 @@ def _slopes(
             below = -0.7 / (0.3 * len(rows) + 0.6)  # inches of an axes' height
             ax.legend(loc="upper center", bbox_to_anchor=(0.4, below), ncols=2)
     told = main[main["differs"] & (main["x"] == main["x"].iloc[0])].reset_index(drop=True)
-    said = findings.contrasts(_names(told), told, "a baseline's", "value")
+    said = findings.contrasts(_names(told), told, "the baseline", "value")
     seeds = findings.ranged(main["seeds"], 0)
     note = f"{findings.counted(main['n'], 'rows')} of {seeds} seed{'s' * (seeds != '1')}; "
     note += f"estimates: {', '.join(dict.fromkeys(main['estimate']))}, 95 %; filled: holds after "
