@@ -133,7 +133,8 @@ def response_logps(model, ids, prompt_tokens):  # as in 04b
     return logps[:, prompt_tokens - 1 :].sum(dim=-1)
 
 # %% [markdown]
-# A toy policy learns by this loop, a copy of it by the kit's trainer:
+# A toy policy learns by this loop, a copy of it by the kit's trainer. (Ten steps of 16 pairs fit into the 256, so that the draw from the queue takes
+# all of it, in either.)
 
 # %%
 # built here for the reader
@@ -141,7 +142,7 @@ first = toy.setting.start(toy.setting.Setting(seed=nb.seed, sft_epochs=2))
 by_hand, by_kit = (dataclasses.replace(first.policy, model=copy.deepcopy(first.policy.model)) for _ in range(2))
 rows, words = first.data.prefs.pairs("best_worst"), first.policy.tokenizer
 ids = torch.tensor([[words(f"{row.prompt} {text}")["input_ids"] + [words.eos_token_id] for text in row.responses] for row in rows])
-config = training.TrainConfig(batch_size=32, micro_batch_size=8, max_steps=10, epochs=2, schedule="constant", warmup=0.0, learning_rate=1e-3, layout="separate", seed=nb.seed)
+config = training.TrainConfig(batch_size=16, micro_batch_size=8, max_steps=10, epochs=2, schedule="constant", warmup=0.0, learning_rate=1e-3, layout="separate", seed=nb.seed)
 
 def gaps_of(batch):
     logps = response_logps(by_hand.model, ids[batch].flatten(0, 1), prompt_tokens=3).view(len(batch), 2)

@@ -30,6 +30,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "12": ("03", "04b"),  # the proxy, the SFT policy
     "13": (),
     "14": (),
+    "15": (),
     "99": ("03", "04b", "05", "06", "07"),  # and the tables of declared studies
 }
 
