@@ -166,6 +166,7 @@ if pairs is None:
     own = table[table["policy"].isin(compared[0])].rename(columns={"policy": "method"})
     pairs = own.assign(seed=nb.seed, dose=0.0, outcome="pair_gap", value=own["gap"] / used)
     pairs["row_id"] = own.groupby("method").cumcount()
+    pairs.attrs = table.attrs
 setting = {"beta": objective.options["beta"], "gamma0": objective.gamma0, "tau": objective.margin["tau"]}
 print(spec)
 many = analysis.study_margins(pairs, **setting)
@@ -174,6 +175,7 @@ if "flipped" in many:
     spoiled = many[many["where"] != "dose 0"]
     parts.append(analysis.slope_table(spoiled, "flipped", "margin", compared).assign(x="flipped"))
 by_seed = pd.concat(parts, ignore_index=True)
+by_seed.attrs = pairs.attrs
 nb.save_table("gamma_slopes_by_seed", by_seed)
 verbs = {"gap": ("rises by", "falls by"), "flipped": ("larger by", "smaller by")}
 for x, part in by_seed.groupby("x", sort=False):

@@ -86,15 +86,14 @@ def _slopes(
         rows = rows.assign(name=_names(rows), held=findings.held(rows, "value"), **papers)
         look = {"reference": 0.0, "solid": "held", "printed": list(papers)}
         marks.bars_with_ci(rows, ax, value="value", xlabel=words[x, differs], **look)
-        ax.locator_params(axis="x", nbins=4)
+        ax.locator_params(axis="x", nbins=5)
         ax.ticklabel_format(axis="x", scilimits=(-3, 4))
         keys = ["where", "method", "baseline"]
         places = rows[keys].assign(place=np.arange(len(rows))[::-1])
         seeds = table[(table["x"] == x) & (table["estimate"] == "a seed")].merge(places, on=keys)
         ax.scatter(seeds["value"], seeds["place"] - 0.24, s=9, c=GREY, alpha=0.6, lw=0)
         if papers:
-            below = -0.7 / (0.3 * len(rows) + 0.6)  # inches of an axes' height
-            ax.legend(loc="upper center", bbox_to_anchor=(0.4, below), ncols=2)
+            ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
     told = main[main["differs"] & (main["x"] == main["x"].iloc[0])].reset_index(drop=True)
     said = findings.contrasts(_names(told), told, "the baseline", "value")
     seeds = findings.ranged(main["seeds"], 0)
