@@ -9,12 +9,16 @@ SEED    ?= 0
 ONLY    ?=
 NAME    ?= dose_real
 WORKERS ?= 2
+# more options of JupyterLab: LAB=--ip=0.0.0.0 reaches it from outside a container
+LAB     ?=
 VENV    := .venv
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
+# containers run as root, and JupyterLab does not unless it is told so
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help env series study test lab claims notebooks figures report reference check check-all lint types dist docs reading architectures lock bench bench-gpu clean
+.PHONY: help env series study test lab claims notebooks figures report reference check check-all lint types dist docs browser reading architectures lock bench bench-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -42,8 +46,10 @@ study: env  ## run the study data/studies/NAME.json: NAME=dose_real; what is fin
 test: env  ## unit tests, nbval over every notebook under profile smoke, and the coverage of both
 	$(BIN)/python -m pytest -q -n $(WORKERS) --nbval --nbval-current-env --nbval-cell-timeout 300 --cov=robustpo_kit notebooks tests
 
-lab: env  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=.
+lab: env  ## JupyterLab, open where the series starts; kernels have profile demo
+	@echo "A browser opens on notebook 00: Run > Run All Cells. If none opens, take the address with 127.0.0.1 below."
+	@$(if $(AS_ROOT),echo "You are root, which JupyterLab refuses; it is allowed here because containers have no other user.")
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(AS_ROOT) $(LAB)
 
 claims: env  ## write what the tables say into the sentences of README and text notebooks
 	$(BIN)/python tests/claims.py --write
@@ -83,6 +89,12 @@ dist: env  ## wheel and sdist in dist/, the wheel tried in an empty environment 
 
 docs: env  ## pages for every public module, from its docstrings, and the list of notebooks in site/
 	$(BIN)/python docs/build.py site
+
+browser: env  ## notebooks in JupyterLab and the pages of site/ in a real browser: Chromium, installed where apt can
+	@command -v chromium chromium-browser google-chrome > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+	  && apt-get update -qq && apt-get install -qq -y chromium > /dev/null; } || { \
+	  echo "make browser needs Chromium on PATH: install it (Debian, Ubuntu: sudo apt install chromium)" >&2; exit 2; }
+	$(BIN)/python -m pytest -q -m browser tests
 
 reading: env  ## measure how the package reads, into the table of CONTRIBUTING.md
 	$(BIN)/python tests/reading.py --write CONTRIBUTING.md
