@@ -18,7 +18,7 @@ READY   := $(VENV)/.ready
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help env series study test lab claims notebooks figures report reference check check-all lint types dist docs browser reading architectures lock bench bench-gpu clean
+.PHONY: help env series study test lab claims notebooks figures report reference check check-all lint types dist site browser reading architectures lock bench bench-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -67,7 +67,7 @@ report: series  ## the executed notebooks of the series as HTML pages in runs/PR
 reference: series  ## copy the tables and figures of a finished series to where they are committed
 	$(BIN)/robustpo series --profile $(PROFILE) --publish
 
-check: env  ## everything that CI runs: lint, types, test, dist, docs
+check: env  ## everything that CI runs: lint, types, test, dist, browser
 	@.ci/run
 
 check-all: check  ## check, and what takes long: every architecture, ten mutants by nbval, ten kills of a series
@@ -87,14 +87,14 @@ dist: env  ## wheel and sdist in dist/, the wheel tried in an empty environment 
 	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
 	@.ci/try-wheel $(BIN)/python dist/*.whl
 
-docs: env  ## pages for every public module, from its docstrings, and the list of notebooks in site/
-	$(BIN)/python docs/build.py site
+site: env  ## the static site in site/: documents, notebooks, things to move, the papers' tables, the API
+	$(BIN)/python docs/pages/build.py site
 
-browser: env  ## notebooks in JupyterLab and the pages of site/ in a real browser: Chromium, installed where apt can
+browser: site  ## notebooks in JupyterLab and the pages of site/ in a real browser: Chromium, installed where apt can
 	@command -v chromium chromium-browser google-chrome > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
 	  && apt-get update -qq && apt-get install -qq -y chromium > /dev/null; } || { \
 	  echo "make browser needs Chromium on PATH: install it (Debian, Ubuntu: sudo apt install chromium)" >&2; exit 2; }
-	$(BIN)/python -m pytest -q -m browser tests
+	ROBUSTPO_SITE=site $(BIN)/python -m pytest -q -m browser tests
 
 reading: env  ## measure how the package reads, into the table of CONTRIBUTING.md
 	$(BIN)/python tests/reading.py --write CONTRIBUTING.md

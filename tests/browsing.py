@@ -48,6 +48,11 @@ STATE = """() => {
   };
 }"""
 
+IDLE = """() => {
+  const panel = window.jupyterapp?.shell.currentWidget;
+  return panel?.sessionContext?.isReady && panel.sessionContext.session?.kernel?.status === "idle";
+}"""
+
 
 def program() -> str | None:
     """The browser on PATH, by the first of `NAMES`."""
@@ -114,7 +119,7 @@ def project(folder: Path, *, smoke: tuple[str, ...] = ()) -> Path:
 
 @contextlib.contextmanager
 def jupyterlab(folder: Path) -> Iterator[str]:
-    """JupyterLab on `folder`, as `make lab` starts it; its address, `{}` where a path goes."""
+    """JupyterLab on `folder`, as `make lab` starts it; its address, with `{}` for a path."""
     home = Path(tempfile.mkdtemp())
     overrides = home / "config" / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(parents=True)
@@ -157,7 +162,7 @@ def address(process: subprocess.Popen[bytes], home: Path) -> str:
         for path in (home / "run").glob("jpserver-*.json"):
             with contextlib.suppress(json.JSONDecodeError):
                 server = json.loads(path.read_text())
-                return f"{server['url']}lab{{}}?token={server['token']}"
+                return f"{server['url']}{{}}?token={server['token']}"
         if process.poll() is not None:
             break
         time.sleep(0.2)
@@ -166,9 +171,8 @@ def address(process: subprocess.Popen[bytes], home: Path) -> str:
 
 def open_notebook(page: Any, lab: str, name: str) -> None:
     """Show notebooks/NAME.ipynb in a workspace of its own, its kernel idle."""
-    page.goto(lab.format(f"/workspaces/{name}/tree/notebooks/{name}.ipynb"))
-    idle = ".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=idle]"
-    page.wait_for_selector(idle, timeout=PATIENCE)
+    page.goto(lab.format(f"lab/workspaces/{name}/tree/notebooks/{name}.ipynb"))
+    page.wait_for_function(IDLE, timeout=PATIENCE)
 
 
 def run_all(page: Any) -> dict[str, Any]:

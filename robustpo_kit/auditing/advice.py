@@ -192,10 +192,9 @@ def _of_study(name: str, facts: Facts, harm: Interval, said: str) -> list[Advice
         text = "Read notebook 11 for which method goes with which noise."
         return [Advice(text, f"{said}; its tables are not in this installation", UNKNOWN)]
     plain = STUDIES[name]
-    cells = pd.read_csv(folder / "cells.csv")
     axis = "K 2" if facts.responses == 2 else "base"
-    cells = cells[(cells["outcome"] == "gold") & (cells["axis"] == axis)]
-    table = analysis.which_method(cells, plain, leave_out=_unknowable(name))
+    table = first_to_try(name)
+    table = table[table["axis"] == axis]
     table = table[table["dose"].isin(doses_within(sorted(set(table["dose"])), harm))]
     found = [
         _of_cell(row, plain, said, f"{name}, {axis}")
@@ -204,9 +203,18 @@ def _of_study(name: str, facts: Facts, harm: Interval, said: str) -> list[Advice
     return found + _declared(name, pd.read_csv(folder / "contrasts.csv"), harm)
 
 
-def _unknowable(name: str) -> list[str]:
+def first_to_try(name: str) -> pd.DataFrame:
+    """What the phase study `name` advises by gold in every world and dose: `analysis.which_method`.
+
+    Methods that need to know what nobody knows are left out; `objective` is the spec of what to
+    use, its knobs in braces.
+    """
     methods = analysis.Study.load(name).methods
-    return [method for method, how in methods.items() if TRUTH & {how.get("h"), how.get("sft_h")}]
+    known = [method for method, how in methods.items() if TRUTH & {how.get("h"), how.get("sft_h")}]
+    cells = pd.read_csv(paths.RESULTS / "studies" / name / "cells.csv")
+    cells = cells[cells["outcome"] == "gold"]
+    table = analysis.which_method(cells, STUDIES[name], leave_out=known)
+    return table.assign(objective=[methods[method]["spec"] for method in table["use"]])
 
 
 def doses_within(doses: Sequence[float], harm: Interval) -> list[float]:

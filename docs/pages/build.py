@@ -1,7 +1,7 @@
-"""Build the pages of the public modules: `python docs/build.py FOLDER`, as `make docs` does.
+"""Build the site: `python docs/pages/build.py FOLDER`, as `make site` does.
 
-Public is what a room's door lists in `__all__`, and the modules of the root. The front page lists
-them and the notebooks. Nothing is loaded from elsewhere when the pages are read.
+README and documents, the executed notebooks, the moving parts, what tables say of methods and of
+the papers, and by pdoc a page for every public module: the root's, and what a room's door lists.
 """
 
 import importlib
@@ -12,8 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "robustpo_kit"
+HERE = Path(__file__).resolve().parent
+PACKAGE = HERE.parents[1] / "robustpo_kit"
 
 
 def public_modules() -> list[str]:
@@ -30,33 +30,27 @@ def public_modules() -> list[str]:
     return names
 
 
-def notebook_titles() -> dict[str, str]:
-    """Name -> title of every notebook, from its text twin."""
-    titles = {}
-    for path in sorted((ROOT / "notebooks" / "text").glob("*.py")):
-        title = re.search(r"^# # (.+)$", path.read_text(encoding="utf-8"), re.M)
-        if title is None:
-            raise SystemExit(f"{path.name}: no title")
-        titles[path.stem] = title[1]
-    return titles
-
-
-def build(folder: Path) -> None:
-    """Write the pages to `folder`; what was there before is gone."""
+def api(folder: Path) -> None:
+    """Pages of the public modules."""
+    import pages
     import pdoc
     import pdoc.render
 
     pdoc.render.configure(
-        docformat="google", template_directory=ROOT / "docs", footer_text="robustpo-kit"
+        docformat="google", template_directory=HERE, footer_text="robustpo-kit", favicon="data:,"
     )
-    pdoc.render.env.globals["notebooks"] = notebook_titles()
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "notebooks").mkdir(parents=True)
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        shutil.copy(path, folder / "notebooks")
-    names = public_modules()
-    wanted = "|".join(re.escape(name) for name in names)
+    pdoc.render.env.globals["colours"] = pages.colours(".pdoc-code")
+    wanted = "|".join(re.escape(name) for name in public_modules())
     pdoc.pdoc("robustpo_kit", f"!(?!({wanted})$)", output_directory=folder)
+
+
+def build(folder: Path) -> None:
+    """Write the site to `folder`; what was there before is gone."""
+    import pages
+
+    shutil.rmtree(folder, ignore_errors=True)
+    pages.write(folder)
+    api(folder / "api")
 
 
 if __name__ == "__main__":
