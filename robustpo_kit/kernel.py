@@ -117,6 +117,8 @@ def show_badge(origin: str, beside: list[Path]) -> None:
         table = pd.read_csv(path)
         about = records.read_json(path.with_suffix(".json"))
         rows = f"record: {about['profile']}, seed {about['seed']}, {len(table)} rows"
-        shown = table.to_html(index=False, max_rows=12, border=0, na_rep="", float_format="%.3g")
+        shown = table.to_html(
+            index=False, max_rows=12, border=0, na_rep="", float_format="{:.3g}".format
+        )
         text += f" <details><summary>beside it, {rows}</summary>{shown}</details>"
-    display(HTML(text))  # type: ignore[no-untyped-call]  # IPython's has no types
+    display(HTML(text))

@@ -6,13 +6,16 @@ import subprocess
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from robustpo_kit import calibration, margins, notebook, robust, widgets
+from robustpo_kit import calibration, margins, notebook, policies, robust, toy, widgets
+from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
-from robustpo_kit.widgets import CATALOGUE
+from robustpo_kit.widgets import CATALOGUE, live
+from robustpo_kit.widgets.pair import losses as per_pair
 
 NODE = shutil.which("node")
 
@@ -126,3 +129,75 @@ def test_cells_in_the_browser_are_the_studys(tmp_path):
             verdicts = [cell["verdict"] for cell in own]
             assert found == {name: verdicts.count(name) for name in found}
             assert sum(found.values()) == len(own)
+
+
+def example_pairs():
+    """A state of the part `pair`, of a made-up table of tokens."""
+    rows = []
+    draws = np.random.default_rng(0)
+    for pair in range(4):
+        for reply, count in (("chosen", 3 + pair), ("rejected", 5)):
+            for place in range(count):
+                logp, ref = -3 * draws.random(2)
+                rows.append((pair, reply, f" t{place}", logp, ref))
+    names = ["pair", "reply", "token", "logp", "ref_logp"]
+    return widgets.pair_state(pd.DataFrame(rows, columns=names))
+
+
+@pytest.mark.parametrize("loss", ["dpo", "simpo"])
+@pytest.mark.parametrize("beta", [0.1, 10.0])
+def test_a_pairs_loss_and_weight_in_the_browser_are_the_packages(loss, beta, tmp_path):
+    state = example_pairs() | {"loss": loss, "beta": beta}
+    ours = per_pair(state)
+    expression = "v.pairs.map((pair) => part.loss(pair, v.loss, v.beta, v.ratio))"
+    theirs = in_node("pair", expression, state, tmp_path)
+    assert np.allclose(theirs, ours) and np.ptp(theirs) > 0.01
+    shares = in_node("pair", "part.weights(v, 0.7)", theirs, tmp_path)
+    assert np.allclose(shares, robust.weights(ours, kind="dro", lam=0.7))
+
+
+def test_tokens_of_a_pair_sum_to_what_training_scores():
+    policy, reference = (policies.tiny(policies.byte_tokenizer(), seed=seed) for seed in (0, 1))
+    texts = {"A question": ("an answer", "no"), "Q": ("x", "yz")}
+    sources = ("human", "model")
+    pairs = PreferenceSet([Preference(q, q, q, replies, sources) for q, replies in texts.items()])
+    table = widgets.token_table(policy, reference, pairs)
+    batch = policies.collate(
+        policies.tokenize(pairs, policy.tokenizer, policy.template, model=policy.model).rows
+    )
+    for column, model in (("logp", policy.model), ("ref_logp", reference.model)):
+        sums = table.groupby(["pair", "reply"])[column].sum().unstack()[["chosen", "rejected"]]
+        with torch.no_grad():
+            whole = policies.sequence_logps(model, batch)
+        assert np.allclose(sums, whole, atol=0.01)
+    assert table.loc[table["pair"] == 0, "token"].str.cat().startswith("an answer")
+
+
+def test_the_toy_world_is_trained_anew_by_its_controls(monkeypatch):
+    matplotlib.use("Agg")
+    asked = []
+
+    def train(method, **settings):
+        asked.append({"method": method} | settings)
+        rows = [[name, 0.1 * place, 0.5, 0.9] for place, name in enumerate(["sft", "erm", method])]
+        return pd.DataFrame(rows, columns=["policy", "gold", "win_rate", "mass"])
+
+    monkeypatch.setattr(live, "train_toy", train)
+    settings = {"method": "dora", "contamination": 0.4, "flips": 0.0, "seed": 0}
+    table = train(**settings)
+    monkeypatch.setattr(notebook, "_started", ["smoke"])
+    assert widgets.toy_live(table, **settings) is None
+    monkeypatch.setattr(notebook, "_started", ["demo"])
+    panel = widgets.toy_live(table, **settings)
+    flips = panel.children[0].children[1]
+    flips.value = 0.3
+    assert asked[1:] == [settings | {"flips": 0.3}]
+    plt.close("all")
+
+
+def test_a_training_of_the_toy_world_is_the_studys():
+    found = widgets.train_toy("dro", contamination=0.2, seed=3).set_index("policy")
+    assert list(found.index) == ["sft", "erm", "dro"]
+    setting = toy.setting.Setting(seed=3, data=toy.data.DataConfig(contamination=0.2))
+    row = toy.runs.run(toy.runs.Run(toy.study.METHODS["dro"], setting=setting))
+    assert found.loc["dro", "gold"] == row["gold"] and found.loc["sft", "gold"] == row["sft_gold"]

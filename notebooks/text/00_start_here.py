@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from robustpo_kit import losses, plots, robust, toy
+from robustpo_kit import losses, plots, robust, toy, widgets
 from robustpo_kit.losses import Scores
 from robustpo_kit.notebook import start
 from robustpo_kit.records import torch_stream
@@ -166,6 +166,15 @@ nb.read_table("toy_methods").round(3)
 # `win_rate_valid` the win rate among those alone. `proxy` is the reward that ranked the data, right or wrong;
 # `kl_reference` the divergence from where training began, `ess` how many of the 32 samples of a step carry its weight.
 #
+# Train it yourself: in JupyterLab the next cell has controls for what is wrong with the data, the method and the world, and trains
+# two policies anew at each change, in seconds.
+
+# %%
+settings = {"method": "dora", "contamination": 0.4, "flips": 0.0, "seed": seed}
+own_world = widgets.train_toy(**settings)
+widgets.toy_live(own_world, **settings)
+
+# %% [markdown]
 # One seed proves nothing. The committed study repeats this for ten worlds under five conditions, six runs each, paired by
 # seed:
 

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import analysis, calibration, experiments, mixture, plots
+from robustpo_kit import analysis, calibration, experiments, mixture, plots, widgets
 from robustpo_kit.notebook import start
 from robustpo_kit.records import stream
 
@@ -165,6 +165,13 @@ plt.show()
 # which look golden; and which calibration helps is measured, not assumed: the one of least NLL on held-out rows is marked
 # `used`, and its $c$ feeds $\tilde h$. `auc_whole` leaves out replies that the token limit cut. NLL before, after temperature and isotonic
 # regression: <!--claim classifier_maps-->fine-tuned, shared (rest) 0.455, 0.447, 0.439; frozen, shared (rest) 0.462, 0.457, 0.462; frozen, per source (human_wrong) 0.748, 0.693, 0.699; frozen, per source (smollm2) 0.244, 0.233, 0.254<!--/claim-->.
+
+# %% [markdown]
+# The same of the committed run, to move in JupyterLab: a temperature above 1 pulls every $c$ towards one half, below 1 away from it.
+# What becomes of the calibration error, and of the distance between the two kinds of samples in $\tilde h$?
+
+# %%
+widgets.show("reliability")
 
 # %%
 table = nb.read_table("confidence_by_source")

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import objectives, robust
+from robustpo_kit import objectives, robust, widgets
 from robustpo_kit.notebook import start
 from robustpo_kit.records import stream, torch_stream
 
@@ -56,6 +56,13 @@ for kind in ("erm", "dro", "reweight", "dora"):
 # The last sample has the largest loss. DRO gives it most of the step: if it is a mislabelled row, that is *over-pessimism*.
 # DoRA looks at $\tilde h=0.3$, finds that it hardly resembles the target, and turns elsewhere.
 #
+# Now a batch of eight: $\tilde h$ of eight samples of notebook 02's committed run, some of them contaminated, with made-up losses.
+# In JupyterLab the controls move: make $\lambda$ small, then give one sample a large loss and a small $\tilde h$.
+
+# %%
+widgets.show("batch_weights")
+
+# %% [markdown]
 # **The window matters.** The logarithm stands outside the sum, so the loss of a batch is not the mean of the losses of its
 # micro-batches. Gradient accumulation over micro-batches, as most trainers do it, optimises something else; at
 # micro-batch 1 nothing robust is left, $\lambda\log e^{\tilde h\ell/\lambda}=\tilde h\ell$. How far are the weights of 32 samples

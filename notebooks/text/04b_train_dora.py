@@ -25,7 +25,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import analysis, experiments, judging, losses, objectives, plots, toy, training
+from robustpo_kit import (
+    analysis,
+    data,
+    experiments,
+    judging,
+    losses,
+    objectives,
+    plots,
+    toy,
+    training,
+    widgets,
+)
 from robustpo_kit.notebook import start
 from robustpo_kit.records import torch_stream
 
@@ -218,6 +229,19 @@ specs = {name: experiments.listwise_spec(name, nb.cfg) for name in nb.cfg.listwi
 methods = lab.train_all(specs, training_set)
 for name, spec in specs.items():
     print(f"{name:16s} {spec}")
+
+# %% [markdown]
+# **One pair, followed from its tokens to its weight.** Pairs of SmolLM2's own two replies (human text is stored nowhere), the one that
+# gold likes better as chosen; the base model as reference, the model after SFT as policy. A ground is darker where they disagree.
+
+# %%
+pairs = lab.splits["policy"][:8].map(lambda row: data.take(row, (2, 3)))
+pairs = pairs.with_rewards(lab.gold().score_set(pairs)).pairs("best_worst")
+nb.save_table("pair_tokens", widgets.token_table(lab.sft_policy(), lab.base_policy(), pairs))
+
+# %%
+table = nb.read_table("pair_tokens")
+widgets.show("pair", **widgets.pair_state(table))
 
 # %%
 first = {m.name: m.record.history[0]["loss_mean"] for m in methods if m.name.startswith("dpo_pl")}

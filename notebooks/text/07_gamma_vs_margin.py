@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustpo_kit import analysis, experiments, margins, objectives, plots, published
+from robustpo_kit import analysis, experiments, margins, objectives, plots, published, widgets
 from robustpo_kit.notebook import start
 from robustpo_kit.records import torch_stream
 
@@ -130,6 +130,13 @@ figure = plots.draw("gamma_versus_gap", gamma_table)
 nb.save_figure("gamma_versus_gap", figure, gamma_table)
 plt.show()
 pd.DataFrame(strength).round(3)
+
+# %% [markdown]
+# One curve to move, in JupyterLab: choose a published setting, then drag $\gamma_0$ and $\tau$ and watch the height of the step, and
+# drag $\beta$ to see where the same pairs lie on it.
+
+# %%
+widgets.show("gamma_gap")
 
 # %% [markdown]
 # The sigmoid of the paper's Figure 5 is there wherever $\gamma_0/\tau$ is large enough. At the Mistral setting it is 0.0375,

@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from robustpo_kit import analysis, losses, plots, robust, toy
+from robustpo_kit import analysis, losses, plots, robust, toy, widgets
 from robustpo_kit.analysis import Study
 from robustpo_kit.notebook import start
 from robustpo_kit.records import torch_stream
@@ -157,6 +157,13 @@ drawn = base[~base.duplicated(["study", "method", "dose"])]  # the first baselin
 figure = plots.draw("phase_map", drawn)
 nb.save_figure("phase_map", figure, drawn.reset_index(drop=True))
 plt.show()
+
+# %% [markdown]
+# In JupyterLab the next cell lets one choose the harm, the outcome and a method, and says that method's row in words; here it stands as
+# stored, with the variants and every outcome's first baseline.
+
+# %%
+widgets.show("phase")
 
 # %% [markdown]
 # ## 4. The same at equal divergence

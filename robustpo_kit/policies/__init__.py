@@ -4,7 +4,7 @@ from robustpo_kit.policies.batches import Batch, collate
 from robustpo_kit.policies.decoding import SamplingConfig
 from robustpo_kit.policies.first_rank import first_rank_loads, of_first_rank
 from robustpo_kit.policies.loading import floating_type, load
-from robustpo_kit.policies.logprobs import sequence_logps
+from robustpo_kit.policies.logprobs import scored_tokens, sequence_logps
 from robustpo_kit.policies.lora import FusedLinear, fuse, merged_adapter
 from robustpo_kit.policies.policy import Policy, own_template
 from robustpo_kit.policies.probing import Fit, fit_of, flex_serves, use_block_attention
@@ -47,6 +47,7 @@ __all__ = [
     "own_template",
     "sample",
     "sample_batch",
+    "scored_tokens",
     "sequence_logps",
     "tiny",
     "shortened",

@@ -37,3 +37,11 @@ def sequence_logps(model: nn.Module, batch: Batch, *, chunk_bytes: int | None = 
     logps = batch_token_logps(core, batch, fit.scale, chunk_bytes=chunk_bytes)
     out = torch.zeros(batch.lengths.numel(), dtype=torch.float32, device=logps.device)
     return out.index_add(0, batch.owner, logps).view(batch.lengths.shape)
+
+
+def scored_tokens(model: nn.Module, batch: Batch) -> Tensor:
+    """Log-probability [N] of every scored token, nats, fp32; `batch.owner` says whose each is.
+
+    Raises KitError where the model's log-probs cannot be computed rightly.
+    """
+    return batch_token_logps(unwrap(model), batch, fit_of(model).scale)

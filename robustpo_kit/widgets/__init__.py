@@ -5,5 +5,7 @@
 """
 
 from robustpo_kit.widgets.catalogue import CATALOGUE, Part, show
+from robustpo_kit.widgets.live import toy_live, train_toy
+from robustpo_kit.widgets.pair import pair_state, token_table
 
-__all__ = ["CATALOGUE", "Part", "show"]
+__all__ = ["CATALOGUE", "Part", "pair_state", "show", "token_table", "toy_live", "train_toy"]

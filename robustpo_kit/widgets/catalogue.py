@@ -57,6 +57,13 @@ CATALOGUE = {
             figures.reliability,
         ),
         Part(
+            "pair",
+            "04b",
+            "One pair from tokens to log-probabilities, loss and weight: drag beta or lambda.",
+            states.pair,
+            figures.pair,
+        ),
+        Part(
             "phase",
             "11",
             "Where each method wins, ties and loses: choose the harm, the outcome, a method.",

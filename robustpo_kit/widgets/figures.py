@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from robustpo_kit import calibration, margins, plots, robust
+from robustpo_kit.widgets.pair import REPLIES, losses
 
 KINDS = ("erm", "dro", "reweight", "dora")  # DoRA Table 4
 
@@ -89,3 +90,32 @@ def phase(state: dict[str, Any]) -> Figure:
     """The map of both harms by gold; one row and the other outcomes are the moving part's."""
     cells = pd.DataFrame(state["cells"]).rename(columns={"harm": "study", "seeds": "worlds"})
     return plots.draw("phase_map", cells[cells["outcome"] == "gold"])
+
+
+def pair(state: dict[str, Any]) -> Figure:
+    """The followed pair's log-ratio, token by token, and the weights of the batch it is in."""
+    figure, (left, right) = plots.canvas(1, 2, figsize=(7.4, 3.4), width_ratios=(2, 1))
+    followed = state["pairs"][state["pair"]]
+    parts = []
+    for reply in REPLIES:
+        own = pd.DataFrame(followed[reply])
+        ratio = (own["logps"] - own["refs"]).cumsum()
+        parts.append(pd.DataFrame({"reply": reply, "token": own.index + 1, "ratio": ratio}))
+    lines = pd.concat(parts, ignore_index=True)
+    palette = [plots.colour("golden"), plots.colour("smollm2")]
+    sns.lineplot(lines, x="token", y="ratio", hue="reply", style="reply", palette=palette, ax=left)
+    plots.reference_line(left, 0.0, upright=False)
+    left.legend(title=None)
+    left.set(xlabel="tokens read", ylabel="log ratio to the reference (nats)")
+    per_pair = losses(state)
+    weights = robust.weights(per_pair, kind="dro", lam=state["lam"])
+    bars = pd.DataFrame({"pair": range(1, len(weights) + 1), "weight": weights.numpy()})
+    sns.barplot(bars, x="pair", y="weight", color=palette[0], ax=right)
+    plots.reference_line(right, 1 / len(weights), upright=False)
+    right.set(ylabel="DRO's weight (dotted: ERM's)")
+    loss = float(per_pair[state["pair"]])
+    finding = f"Pair {state['pair'] + 1}: loss {loss:.3f} under {plots.label(state['loss'])}, "
+    note = f"n = {len(weights)} pairs of SmolLM2's replies; beta {state['beta']:g}, "
+    finding += f"weight {float(weights[state['pair']]):.3f} in its batch"
+    plots.head(figure, finding, note + f"lambda {state['lam']:g}")
+    return figure

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from robustpo_kit import experiments, objectives, paths, profiles, published, records, robust, toy
+from robustpo_kit.widgets.pair import pair_state
 
 COMMITTED = paths.RESULTS / "reference"
 CLASSIFIER = "frozen, per source"  # whose h~ the later notebooks use
@@ -62,6 +63,11 @@ def reliability() -> dict[str, Any]:
         "temperature": 1.0,
         "bins": 10,
     }
+
+
+def pair() -> dict[str, Any]:
+    """Pairs of SmolLM2's own replies, of notebook 04b's table: human text is nowhere stored."""
+    return pair_state(_committed("pair_tokens"))
 
 
 def phase() -> dict[str, Any]:

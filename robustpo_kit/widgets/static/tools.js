@@ -102,7 +102,7 @@ function axes(draw, [left, top, right, bottom], [x0, x1], [y0, y1], xlabel, ylab
   const y = (value) => bottom - ((value - y0) / (y1 - y0 || 1)) * (bottom - top);
   draw.line(left, bottom, right, bottom);
   draw.line(left, top, left, bottom);
-  for (const value of ticks(x0, x1)) {
+  for (const value of xlabel ? ticks(x0, x1) : []) {
     draw.text(x(value), bottom + 15, short(value), { "text-anchor": "middle", "font-size": 11 });
   }
   for (const value of ticks(y0, y1)) {
