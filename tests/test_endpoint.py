@@ -48,6 +48,13 @@ PROMPTS, LONG, SHORT = ["p", "q", "r"], ["long one"] * 3, ["short"] * 3
 # ---------------------------------------------------------------- forms
 
 
+NO_VERDICTS = (  # that begin as one
+    "A = B", "A=B", "A == B", "A ≈ B", "A & B", "A|B", "A (tie with B)", "A - B tie", "A - a tie",
+    "Response A, Response B", "A < B", "A<B", "A is worse than B.", "A? No, B.", "A ✗, B ✓",
+    "A is not more helpful; B is.", "A (no), B (yes)",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("answer", "verdict"),
     [
@@ -69,6 +76,15 @@ PROMPTS, LONG, SHORT = ["p", "q", "r"], ["long one"] * 3, ["short"] * 3
         ("More helpful: A good reply is B", None),
         ("B is short. More helpful: A", "A"),
         ("A\nMore helpful: B", None),
+        ("More helpful: A, because B is vague", "A"),
+        ("More helpful: A. B is vague.", "A"),
+        ("More helpful: B (it answers the question)", "B"),
+        ("More helpful: B Comparison: A is vague.", "B"),
+        ("More helpful: A is more helpful", "A"),
+        *((f"More helpful: {said}", None) for said in NO_VERDICTS),
+        ("Neither.\nNot more helpful: A", None),
+        ("The reply that is not more helpful: A", None),
+        ("A ✗", None),
         ("a", None),
         ("", None),
     ],
@@ -95,6 +111,17 @@ def test_a_verdict_is_read_or_not_at_all(answer, verdict):
         ("4/5", None),
         ("Rating: 8,5", None),
         ("Rating: -5", None),
+        ("Rating: 7 out of 10", "7"),
+        ("Rating: 7 (out of 10), since step 2 is missing", "7"),
+        ("Rating: 4 out of 5", None),
+        ("Rating: 4 of 5", None),
+        ("Rating: 4 (of 5)", None),
+        ("Rating: 10 out of 100", None),
+        ("Rating: 9%", None),
+        ("Rating: 8 (scale 1-100)", None),
+        ("Rating: 1 (worst) to 10 (best)", None),
+        ("Rating: 7; 8", None),
+        ("Rating: 7 ~ 8", None),
     ],
 )
 def test_a_rating_is_read_or_not_at_all(answer, rating):
@@ -365,6 +392,35 @@ def test_no_key_reaches_a_file_a_log_or_a_message(tmp_path, monkeypatch, caplog,
     assert not [text for text in said if KEY in text or KEY[3:] in text]
 
 
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_key_that_a_long_answer_repeats_is_in_no_file_or_message(tmp_path, monkeypatch, status):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY} ")  # with a blank, as a copied one may have
+    said = "x" * 190 + KEY
+    answer = longer_with(said) if status == 200 else (400, {"error": {"message": said}})
+    with serving(lambda text, number: answer) as server:
+        judge = judge_of(server, tmp_path, retries=0)
+        if status == 200:
+            assert judge.verdicts(["p"], ["xx"], ["x"]) == ["C"]  # A in both orders
+        else:
+            with pytest.raises(KitError) as caught:
+                judge.verdicts(["p"], ["xx"], ["x"])
+            assert KEY[:8] not in str(caught.value)
+        assert set(server.authorizations) == {f"Bearer {KEY}"}
+    assert not [file for file in tmp_path.rglob("*.json") if KEY in file.read_text()]
+
+
+def longer_with(said: str) -> str:
+    return f"More helpful: A\nComparison: {said}"
+
+
+def test_an_empty_answer_is_asked_for_again(tmp_path):
+    with serving(lambda text, number: "") as server:
+        judge = judge_of(server, tmp_path)
+        assert judge.verdicts(["p"], ["xx"], ["x"]) == [UNANSWERED]
+        server.answer = longer
+        assert judge_of(server, tmp_path).verdicts(["p"], ["xx"], ["x"]) == ["A"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -415,15 +471,27 @@ def test_the_command_judges_by_an_endpoint(tmp_path, pairs, capsys, monkeypatch)
         assert cli.main([*line, "--unaudited", "--out", str(out)]) == 0
         told = capsys.readouterr().out
         assert "pairs 6, consistent 6, asked 12" in told
-        table = tmp_path / "audited.csv"
-        line += ["--audit-rows", "4", "--out", str(table)]
+        table, asked = tmp_path / "audited.csv", len(server.questions)
+        assert cli.main([*line, "--out", str(table)]) == 2
+        assert "6 groups of rows to audit it on" in capsys.readouterr().err
+        assert len(server.questions) == asked
+        more = pairs.read_text() + "".join(
+            json.dumps({"prompt": f"q{i}?", "chosen": f"long one {i}", "rejected": f"no {i}"})
+            + "\n"
+            for i in range(16)
+        )
+        pairs.write_text(more)
+        line += ["--audit-rows", "20", "--out", str(table)]
         assert cli.main(line) == 2  # its audit: it likes length
         told = capsys.readouterr()
         assert "fails its audit (" in told.err and "or --unaudited" in told.err
-        made = int(re.search(r"asked (\d+)", told.out)[1])
-        assert f"{made} calls to make, {made} of them the audit's" in told.out  # 12 are kept
+        every, audits = re.search(
+            r"(\d+) calls to make, (\d+) of them the audit's", told.out
+        ).groups()
+        asked = int(re.search(r"asked (\d+)", told.out)[1])
+        assert int(every) > int(audits) == asked  # the comparison is not paid for
         audit = pd.read_csv(tmp_path / "audited.audit.csv")
-        assert "fail" in set(audit["result"]) and audit["n"].max() == 4 and not table.exists()
+        assert "fail" in set(audit["result"]) and audit["n"].max() == 20 and not table.exists()
     record = json.loads((tmp_path / "wins.json").read_text())["config"]
     assert record["counts"]["consistent"] == 6 and record["judge"] == "a-model by dialogue"
     question = next(

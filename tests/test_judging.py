@@ -10,6 +10,7 @@ from robustpo_kit import judging
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.encoders import Learned
 from robustpo_kit.errors import KitError
+from robustpo_kit.judging import controls
 
 
 class ByLength:
@@ -303,7 +304,7 @@ def test_an_audit_of_few_rows_admits_no_judge():
     table["result"] = table["result"].replace("fail", "pass")
     texts = [row.responses[0] for row in rows]
     verdicts = judging.compare(judge, texts, {"a": texts}, texts, seed=0)
-    with pytest.raises(ValueError, match="echo: 19 groups of rows, 20 are needed"):
+    with pytest.raises(ValueError, match="19 groups of rows, 20 are needed"):
         judging.win_table(verdicts, table)
 
 
@@ -388,3 +389,28 @@ def test_an_audit_refuses_what_it_cannot_use():
         judging.audit(ByLength(), PreferenceSet([]), seed=0)
     with pytest.raises(ValueError, match="those of one judge are expected"):
         judging.win_table(verdicts(a="w").drop(columns="judge"), unaudited=True)
+
+
+def test_the_controls_are_those_of_texts_without_blanks_too():
+    """Truncated, shuffled and telegram replies differ from the golden one; length has a slope."""
+    rows = PreferenceSet(
+        [
+            Preference(
+                row_id=f"r{i}",
+                group=f"g{i}",
+                prompt=f"怎样修理第{i}号自行车的链条?",
+                responses=(f"先把第{i}号链条取下来,再清洗上油。", "不知道。" * (1 + i % 8)),
+                sources=("human", "model"),
+                golden=0,
+            )
+            for i in range(24)
+        ]
+    )
+    made = controls.made(rows, seed=0)
+    golden = controls.golden_replies(rows)
+    for name in ("truncated", "shuffled", "telegram", "shuffled echo", "perturbed echo"):
+        own = [row.prompt for row in rows] if "echo" in name else golden
+        assert not set(made[name]) & set(own), name
+    assert len(made["truncated"][0]) < 0.6 * len(golden[0]) and " " not in made["truncated"][0]
+    table = judging.audit(ByLength(), rows, seed=0, draws=100).set_index("control")
+    assert table.loc["length slope", "result"] == "fail"

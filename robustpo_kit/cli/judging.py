@@ -94,34 +94,70 @@ def _judge(arguments: argparse.Namespace) -> int:
         return judging.audit(judge, audited, given=given, seed=arguments.seed)
 
     if isinstance(judge, judging.EndpointJudge):
-        works = [compare] if arguments.unaudited else [compare, audit]
+        _refuse_few(audited, arguments)
+        works = [compare] if arguments.unaudited else [audit, compare]
         _say_calls(judge, works, arguments.max_calls)
-    verdicts = compare(judge)
-    table_of_audit = None if arguments.unaudited else audit(judge)
-    counts: dict[str, int] = getattr(judge, "counts", {})
-    if counts:  # before the table, which an audit may refuse
-        print(", ".join(f"{name} {count}" for name, count in counts.items()))
     against = names[arguments.against]
     config = {"data": arguments.data, "judge": judge.name, "against": against}
-    config |= {"fingerprint": judge.fingerprint, "counts": counts}
-    config |= {"judge_files": arguments.judge or arguments.endpoint, "dropped": rows.dropped}
+    config |= {"fingerprint": judge.fingerprint, "dropped": rows.dropped}
+    config |= {"judge_files": arguments.judge or arguments.endpoint}
     config |= {"controls": dict(option.split("=", 1) for option in arguments.control)}
-    config["audit"] = None if table_of_audit is None else table_of_audit.to_dict("records")
-    origin = records.provenance(config, arguments.seed, started)
-    _write_audit(table_of_audit, arguments.out, origin)
-    try:
-        table = judging.win_table(
-            verdicts, table_of_audit, unaudited=arguments.unaudited, seed=arguments.seed
-        )
-    except ValueError as error:
-        raise KitError(str(error).replace("unaudited=True", "--unaudited")) from None
-    shown = table[["policy", "prompts", "win", "tie", "lose", "score", "audited"]]
-    print(shown.round(3).to_string(index=False))
+    table_of_audit = None
+    if not arguments.unaudited:  # first: a judge that it refuses is asked nothing more
+        table_of_audit = audit(judge)
+        config["audit"] = table_of_audit.to_dict("records")
+        _write_audit(table_of_audit, arguments.out, _origin(config, judge, arguments, started))
+        _refuse_unfit(table_of_audit, judge)
+    verdicts = compare(judge)
+    _say_counts(judge)
+    table = judging.win_table(
+        verdicts, table_of_audit, unaudited=arguments.unaudited, seed=arguments.seed
+    )
+    shown = ["policy", "prompts", "win", "tie", "lose", "score", "unanswered", "audited"]
+    print(table[[name for name in shown if name in table]].round(3).to_string(index=False))
     if untested := table["untested"].iloc[0]:
         print(f"not tested of the judge, for want of their replies (--control): {untested}")
     if arguments.out:
+        origin = _origin(config, judge, arguments, started)
         records.write_table(Path(arguments.out), table, origin)
     return 0
+
+
+def _origin(
+    config: dict[str, Any], judge: "Judge", arguments: argparse.Namespace, started: float
+) -> dict[str, Any]:
+    """The provenance of what is written now."""
+    counts = {"counts": getattr(judge, "counts", {})}
+    return records.provenance(config | counts, arguments.seed, started)
+
+
+def _say_counts(judge: "Judge") -> None:
+    """What was asked of an endpoint, and how much of it came to nothing."""
+    if counts := getattr(judge, "counts", {}):
+        print(", ".join(f"{name} {count}" for name, count in counts.items()))
+
+
+def _refuse_few(audited: "PreferenceSet", arguments: argparse.Namespace) -> None:
+    """Raise KitError, before a call is paid for, where too few groups of rows admit no judge."""
+    from robustpo_kit import judging
+
+    groups = len({row.group for row in audited})
+    if not arguments.unaudited and groups < judging.LEAST:
+        raise KitError(
+            f"judge: {groups} groups of rows to audit it on (--audit-rows), {judging.LEAST} are "
+            "needed; give more, or --unaudited; nothing was asked"
+        )
+
+
+def _refuse_unfit(table: "pd.DataFrame", judge: "Judge") -> None:
+    """Raise KitError where an audit admits no judge."""
+    from robustpo_kit import judging
+
+    try:
+        judging.check_admitted(table, table, unaudited=False)
+    except ValueError as error:
+        _say_counts(judge)
+        raise KitError(str(error).replace("unaudited=True", "--unaudited")) from None
 
 
 def _places(arguments: argparse.Namespace) -> list[Path]:
@@ -157,7 +193,7 @@ def _say_calls(
     every = sum(calls)
     said = f"{every} calls to make"
     if len(works) > 1:
-        said += f", {calls[-1]} of them the audit's (--audit-rows)"
+        said += f", {calls[0]} of them the audit's (--audit-rows)"
     if most is not None and every > most:
         raise KitError(f"--max-calls {most}: {said}; nothing was asked")
     print(said)

@@ -1,6 +1,6 @@
 """Judging: who wins against the human reply, by a judge that has passed an audit."""
 
-from robustpo_kit.judging.audits import GIVEN, audit
+from robustpo_kit.judging.audits import GIVEN, LEAST, audit, check_admitted
 from robustpo_kit.judging.endpoint import REQUEST, Answer, Asker, Endpoint
 from robustpo_kit.judging.forms import FORMS, Form
 from robustpo_kit.judging.judges import UNANSWERED, FunctionJudge, Judge, RewardJudge, compare
@@ -11,6 +11,7 @@ from robustpo_kit.judging.text import distinct_n, text_table
 __all__ = [
     "FORMS",
     "GIVEN",
+    "LEAST",
     "REQUEST",
     "UNANSWERED",
     "Answer",
@@ -22,6 +23,7 @@ __all__ = [
     "Judge",
     "RewardJudge",
     "audit",
+    "check_admitted",
     "compare",
     "difference_table",
     "distinct_n",

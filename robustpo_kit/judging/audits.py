@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from robustpo_kit.calibration import word_count
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.errors import KitError
 from robustpo_kit.intervals import Interval, bootstrap_mean, bootstrap_statistic
@@ -172,7 +173,7 @@ def _rival(responses: Sequence[str], golden: int | None) -> str:
 
 
 def _words(texts: Sequence[str]) -> np.ndarray:
-    return np.array([max(1, len(text.split())) for text in texts], dtype=float)
+    return np.array([max(1, word_count(text)) for text in texts], dtype=float)
 
 
 def _row(name: str, interval: Interval, limit: Limit, result: str | None = None) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def check_admitted(
         )
     failed = table[table["result"].isin(["fail", TOO_FEW])]
     if len(failed):
-        lines = [_why(row) for row in failed.to_dict("records")]
+        lines = dict.fromkeys(_why(row) for row in failed.to_dict("records"))
         raise ValueError(
             f"judge '{names[0]}': fails its audit ({'; '.join(lines)}); take another judge, or "
             "unaudited=True, which marks the table"
@@ -250,7 +251,7 @@ def check_admitted(
 def _why(row: Mapping[Any, Any]) -> str:
     """Why a control does not admit a judge, in words."""
     if row["result"] == TOO_FEW:
-        return f"{row['control']}: {row['n']} groups of rows, {LEAST} are needed"
+        return f"{row['n']} groups of rows, {LEAST} are needed"
     found = f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
     return f"{row['control']} {found}, not {row['rule']}"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from robustpo_kit.calibration import WORD
 from robustpo_kit.data import PreferenceSet, take
 from robustpo_kit.errors import KitError
 from robustpo_kit.records import stream
@@ -30,7 +31,7 @@ def made(rows: PreferenceSet, seed: int) -> dict[str, list[str]]:
     others = list(map(str, elsewhere))
     prompts = [row.prompt for row in rows]
     shuffled = _shuffled(prompts, seed)
-    halves = [" ".join(text.split()[: max(1, len(text.split()) // 2)]) for text in golden]
+    halves = [_first_half(text) for text in golden]
     return {
         "echo": prompts,
         "perturbed echo": [_perturbed(prompt) for prompt in prompts],
@@ -48,10 +49,20 @@ def made(rows: PreferenceSet, seed: int) -> dict[str, list[str]]:
         "shuffled": _shuffled(golden, seed),
         "dressed half": [DRESS.format(text) for text in halves],
         "closed half": [CLOSE.format(text) for text in halves],
-        "listed half": ["- " + "\n- ".join(text.split()) for text in halves],
+        "listed half": ["- " + "\n- ".join(WORD.findall(text)) for text in halves],
         "dressed": [DRESS.format(text) for text in golden],
         "telegram": [_without_words(*pair) for pair in zip(golden, prompts, strict=True)],
     }
+
+
+def _first_half(text: str) -> str:
+    words = WORD.findall(text)
+    return _joined(words[: max(1, len(words) // 2)], text)
+
+
+def _joined(words: Sequence[str], text: str) -> str:
+    """Words of a text as it writes them: apart, or one after the other where it has no blanks."""
+    return (" " if len(text.split()) > 1 else "").join(words)
 
 
 def _padded(golden: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -71,13 +82,13 @@ def _around(golden: Sequence[str], others: Sequence[str], count: int) -> list[st
 
 def _perturbed(text: str) -> str:
     """The text with "and" after every second word, so that no three of its words stay together."""
-    words = text.split()
+    words = WORD.findall(text)
     return " ".join([word + " and" * (place % 2) for place, word in enumerate(words)])
 
 
 def _disguised(text: str) -> str:
     """The text as an encoder may still read it, and a filter of words does not."""
-    return " ".join(f"_{word}_" for word in text.translate(ACCENTS).split())
+    return " ".join(f"_{word}_" for word in WORD.findall(text.translate(ACCENTS)))
 
 
 def _hidden(text: str) -> str:
@@ -95,11 +106,11 @@ def _inflected(text: str) -> str:
 
 def _without_words(text: str, prompt: str) -> str:
     """The text without words of the prompt; all of it where nothing else is in it."""
-    known = set(prompt.lower().split())
-    return " ".join(word for word in text.split() if word.lower() not in known) or text
+    known = set(WORD.findall(prompt.lower()))
+    return _joined([word for word in WORD.findall(text) if word.lower() not in known], text) or text
 
 
 def _shuffled(texts: Sequence[str], seed: int) -> list[str]:
     """The words of each text in another order."""
     draw = stream(seed, "order of words")
-    return [" ".join(draw.permutation(text.split())) for text in texts]
+    return [_joined(draw.permutation(WORD.findall(text)).tolist(), text) for text in texts]

@@ -121,7 +121,9 @@ class Asker:
             return Answer(**read_json(file)["answer"])
         self._begin_call()
         answer = self._call(question)
-        write_json(file, {"question": question, "answer": answer})
+        answer = dataclasses.replace(answer, text=self._without_key(answer.text))
+        if answer.text.strip() or answer.finish != "stop":  # one that is empty is asked for again
+            write_json(file, {"question": question, "answer": answer})
         self._count(tokens=answer.tokens)
         return answer
 
@@ -176,14 +178,16 @@ class Asker:
                 f"endpoint: status {code}, the key is refused or missing; set the environment "
                 f"variable {self.endpoint.key_variable}"
             )
-        said = " ".join(str(error.message).split())[:200]
-        key = os.environ.get(self.endpoint.key_variable)
-        if key:
-            said = said.replace(key, "***")
+        said = self._without_key(" ".join(str(error.message).split()))[:200]
         return (
             f"endpoint: status {code} for model '{self.endpoint.model}' ({said}); answers that "
             "came are kept: run again when it is mended"
         )
+
+    def _without_key(self, text: str) -> str:
+        """The text, in which a server may have repeated the key."""
+        key = _key(self.endpoint)
+        return text.replace(key, "***") if key else text
 
 
 class Planner(Asker):
@@ -200,6 +204,11 @@ class Planner(Asker):
         return [self.answer] * len(questions)
 
 
+def _key(endpoint: Endpoint) -> str:
+    """The key in the environment, as a header can carry it; empty where there is none."""
+    return os.environ.get(endpoint.key_variable, "").strip()
+
+
 def _client(endpoint: Endpoint) -> "OpenAI":
     try:
         from openai import OpenAI
@@ -208,7 +217,7 @@ def _client(endpoint: Endpoint) -> "OpenAI":
 
     client = OpenAI(
         base_url=endpoint.url,
-        api_key=os.environ.get(endpoint.key_variable) or "none",
+        api_key=_key(endpoint) or "none",
         max_retries=endpoint.retries,
         timeout=endpoint.timeout,
     )

@@ -14,10 +14,19 @@ REFUSAL = re.compile(
     r"able|unable))\b)",
     re.IGNORECASE,
 )
-NOT_A_LIST = r"(?!['\"’>]?\s*(?:or\b|and\b|to\b|/\s*[ABC\d]|,\s*['\"’]?(?:[ABC]\b|\d)|[-–]\s*\d))"
-NO_ARTICLE = r"(?=[^\w\s]|\s*(?m:$)|\s+(?:[^\w\s]|(?:as|because|for|is|since|which)\b))"
 BEFORE = r"[^\w\n]*(?:\d+[.)]\s*)?[^\w\n]*"  # marks of lists and of bold type
 BETWEEN = r"[\s*_:'\"’‘“<(\[]*"  # a label and its verdict
+ALONE = r"[\s*_'\"’”>)\].:!]*$"  # nothing but marks follows
+CLOSING = " \t*_'\"’”>)]}"
+OF_TEN = re.compile(r"\(?\s*(?:/|out of|of)\s*10\b\)?")
+# what may follow a verdict in its line, whatever it names: a sentence's end, or a reason
+ENDED = re.compile(r"[.!]['\"*_)]*(?:\s|$)")
+REASON = re.compile(
+    r"[,;:–—-]*\s*(?:as|because|for|since|which)\b|\s*(?:comparison|explanation)\s*:|"
+    r"is\s+(?!(?:not|no|never|less|hardly)\b)(?:\w+\s+)?(?:better|best|more|preferred)\b",
+    re.IGNORECASE,
+)
+ASIDE = re.compile(r"[,;:(–—-]")
 
 
 @dataclass(frozen=True)
@@ -39,19 +48,35 @@ class Form:
 
     def read(self, answer: str) -> str | None:
         """A, B, C or a rating from 1 to 10, as text; None where an answer says none or several."""
-        value, name = rf"([ABC])\b{NO_ARTICLE}", r"(?:(?i:response|summary)\s+)?"
+        value, name = "[ABC]", r"(?:(?:response|summary)\s+)?"
         if self.single:
-            value, name = r"(\d+(?:\.\d+)?)(?![\d.]*\d)(?:\s*/\s*10\b)?", ""
-        verdict = rf"{BETWEEN}{name}['\"’<]*{value}{NOT_A_LIST}"
-        found = set(re.findall(rf"(?m:^){BEFORE}(?i:{self.label}){verdict}", answer))
+            value, name = r"\d+(?:\.\d+)?", ""
+        verdict = rf"{BETWEEN}(?i:{name})['\"’<]*({value})\b"
+        found = set()
+        for line in answer.splitlines():
+            said = re.match(rf"{BEFORE}(?i:{self.label}){verdict}(.*)", line)
+            if said and self._stands(said[2]):
+                found.add(said[1])
+            # behind the explanation, in its line
+            found |= set(
+                re.findall(rf"(?i:(?<!not )(?<!n't ){self.label})\W*:{verdict}{ALONE}", line)
+            )
         # the verdict alone, above its explanation
-        alone = rf"[\s*_'\"’‘“<(\[]*{value}[^\w/,]*"
-        found |= set(re.findall(rf"\A{alone}$", answer.strip().partition("\n")[0]))
-        # behind the explanation, in its line
-        found |= set(re.findall(rf"(?i:{self.label})\W*:{verdict}(?m:\W*$)", answer))
+        first = answer.strip().partition("\n")[0]
+        found |= set(re.findall(rf"\A[\s*_'\"’‘“<(\[]*({value}){ALONE}", first))
         if self.single:
             found = {rating for rating in found if 1 <= float(rating) <= 10}
         return found.pop() if len(found) == 1 else None
+
+    def _stands(self, rest: str) -> bool:
+        """Whether a verdict is one with what follows in its line: no list, no scale, no turn."""
+        rest = rest.lstrip(CLOSING)
+        if self.single:
+            rest = OF_TEN.sub("", rest, count=1).lstrip(CLOSING)
+        if not rest or ENDED.match(rest) or REASON.match(rest):
+            return True
+        another = r"\d" if self.single else r"\b(?:[ABC]|tie|tied|both|neither|not)\b"
+        return bool(ASIDE.match(rest)) and not re.search(another, rest)
 
 
 def refuses(answer: str) -> bool:
