@@ -442,6 +442,18 @@ def test_mt_bench_by_hand(tmp_path, capsys):
     assert "writing" in capsys.readouterr().out
 
 
+def test_what_is_no_rating_or_a_second_one_is_refused():
+    row = {"model": "a", "question_id": 81, "turn": 1, "score": 8}
+    for score in (85, float("nan"), 0):
+        with pytest.raises(KitError, match="field score: 1 to 10"):
+            benchmarks.mt_bench([row | {"score": score}])
+    with pytest.raises(KitError, match="question_id 81, turn 1 is judged twice"):
+        benchmarks.mt_bench([row, row])
+    game = {"model": "a", "question_id": 1, "games": [{"score": "A>B"}, {"score": "B>A"}]}
+    with pytest.raises(KitError, match="model a, question_id 1 is judged twice"):
+        benchmarks.arena_hard([game, game])
+
+
 # ---------------------------------------------------------------- judged here
 
 
@@ -549,6 +561,7 @@ def test_a_command_that_was_stopped_goes_on(tmp_path, monkeypatch):
         ("mt-bench", ["--out", "x.jsonl"], "'dora' has none for mt-bench"),
         ("alpacaeval", ["--out", "x.json", "--set", "beams=3"], "--set beams: unknown"),
         ("alpacaeval", ["--out", "x.json", "--limit", "0"], "nothing to answer"),
+        ("alpacaeval", ["--out", "x.json", "--limit", "-1"], "nothing to answer"),
         ("alpacaeval", ["--out", "x.json", "--decoding", "gpt"], "decoding: 'gpt' has none"),
     ],
 )
@@ -568,6 +581,10 @@ def test_the_command_scores_files_and_folders(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "a"
     path = write(tmp_path / "annotations.json", made_up(0.0))
     line = ["score-benchmark", "alpacaeval", "--judgments", str(path)]
+    gamed().to_csv(tmp_path / "gamed.csv", index=False)
+    write(path, made_up(0.0)[:-3])
+    assert cli.main([*line, "--gamed", str(tmp_path / "gamed.csv")]) == 2
+    assert "instructions; their difficulties" in capsys.readouterr().err
     assert cli.main([*line, "--gamed", "none", "--out", str(tmp_path / "t.csv")]) == 0
     assert pd.read_csv(tmp_path / "t.csv").loc[0, "model"] == "mine"
     assert cli.main(["score-benchmark", "mt-bench", "--repo", str(tmp_path)]) == 2

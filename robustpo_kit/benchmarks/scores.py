@@ -119,6 +119,7 @@ def arena_hard(rows: Rows, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
         arena_low, arena_high (their bootstrap over battles, as if those of one question were
         independent, which is too narrow), score_low, score_high (over questions).
     """
+    _refuse_repeats(rows, ("model", "question_id"))
     battles = pd.DataFrame(itertools.chain.from_iterable(map(_battles, rows)))
     if battles.empty:
         raise KitError("judgments, field games: no game has a label such as A>B")
@@ -135,6 +136,16 @@ def arena_hard(rows: Rows, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
             | {"score_low": interval.low, "score_high": interval.high}
         )
     return pd.DataFrame(table).sort_values("score", ascending=False, ignore_index=True)
+
+
+def _refuse_repeats(rows: Rows, names: Sequence[str]) -> None:
+    """Raise KitError where two judgments are of the same answer."""
+    seen = set()
+    for row in rows:
+        if (which := tuple(row[name] for name in names)) in seen:
+            said = ", ".join(f"{name} {value}" for name, value in zip(names, which, strict=True))
+            raise KitError(f"judgments: {said} is judged twice; leave one judgment of an answer")
+        seen.add(which)
 
 
 def _arena_bootstrap(battles: pd.DataFrame) -> pd.DataFrame:
@@ -186,8 +197,14 @@ def mt_bench(
     Returns:
         A row a model, best first: model, n (questions), missing, turn_1, turn_2, score, score_low,
         score_high, and the mean of each category.
+
+    Raises:
+        KitError: an answer is rated twice, or a rating is out of range.
     """
+    _refuse_repeats(rows, ("model", "question_id", "turn"))
     ratings = pd.DataFrame(list(rows))[["model", "question_id", "turn", "score"]]
+    if not (ratings["score"].between(1, 10) | (ratings["score"] == -1)).all():
+        raise KitError("judgments, field score: 1 to 10 is expected, or -1 for none")
     table = []
     for model, part in ratings.groupby("model", sort=False):
         known = part[part["score"] != -1]

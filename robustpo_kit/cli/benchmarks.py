@@ -56,7 +56,8 @@ def _answer_benchmark(arguments: argparse.Namespace) -> int:
     from robustpo_kit import benchmarks, policies
 
     started, name = time.time(), arguments.benchmark
-    asked = benchmarks.questions(name, Path(arguments.questions))[: arguments.limit]
+    asked = benchmarks.questions(name, Path(arguments.questions))
+    asked = asked[: None if arguments.limit is None else max(0, arguments.limit)]
     given = assignments("--set", arguments.set)
     if unknown := set(given) - set(DECODING):
         raise KitError(f"--set {min(unknown)}: unknown; choose among {', '.join(DECODING)}")
@@ -148,6 +149,12 @@ def _alpacaeval(arguments: argparse.Namespace) -> "pd.DataFrame":
             raise KitError("--gamed none: the leaderboard's numbers need df_gamed.csv")
         return benchmarks.reproduced(Path(arguments.repo), gamed, arguments.models)
     rows = benchmarks.judgments(arguments.benchmark, Path(arguments.judgments))
+    asked = 0 if gamed is None else gamed["index"].nunique()
+    if gamed is not None and len(rows) != asked:
+        raise KitError(
+            f"--judgments: {len(rows)} of {asked} instructions; their difficulties are told by "
+            "their order: give all of them, or --gamed none"
+        )
     return benchmarks.alpacaeval(rows, gamed)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustpo_kit import encoders
-from robustpo_kit.calibration import fit_temperature, flat_responses
+from robustpo_kit.calibration import fit_temperature, flat_responses, word_count
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import (
     DEFAULT_FINE_TUNE,
@@ -182,7 +182,7 @@ def _reply_statistics(
 ) -> _ReplyStatistics:
     replies = flat_responses(test)
     scores = score(list(zip(replies["prompt"], replies["response"], strict=True))) / temperature
-    log_words = np.log1p([len(reply.split()) for reply in replies["response"]])
+    log_words = np.log1p([word_count(reply) for reply in replies["response"]])
     scale, spread = float(scores.std()) or 1.0, float(log_words.std()) or 1.0
     slope = slope_within(log_words / spread, scores / scale, list(replies["source"]))
     return _ReplyStatistics(scale, (float(log_words.mean()), spread), slope)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from robustpo_kit import encoders
-from robustpo_kit.calibration import flat_responses, responses_per_row
+from robustpo_kit.calibration import flat_responses, responses_per_row, word_count
 from robustpo_kit.data import PreferenceSet
 from robustpo_kit.encoders import Encoder, Learned, LinearScorer, Pair, PairScorer
 from robustpo_kit.records import digest
@@ -159,7 +159,7 @@ class RewardModel(Rewards):
 def comparison_table(pairs: Sequence[RankedPair], differences: np.ndarray) -> pd.DataFrame:
     """The table of `RewardModel.compare`."""
     table = pd.DataFrame([pair[:3] for pair in pairs], columns=["row_id", "group", "kind"])
-    gap = [len(pair.better.split()) - len(pair.worse.split()) for pair in pairs]
+    gap = [word_count(pair.better) - word_count(pair.worse) for pair in pairs]
     return table.assign(difference=differences, gap_words=gap)
 
 
@@ -175,4 +175,4 @@ def length_bias(
 ) -> np.ndarray:
     """[N] bias * (log(1 + words) - mean) / sd: what a length-biased reward adds."""
     mean, sd = log_words
-    return bias * (np.log1p([len(response.split()) for response in responses]) - mean) / sd
+    return bias * (np.log1p([word_count(response) for response in responses]) - mean) / sd

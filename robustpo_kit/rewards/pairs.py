@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from robustpo_kit.calibration import flat_responses
+from robustpo_kit.calibration import flat_responses, word_count
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.records import stream
 
@@ -126,7 +126,7 @@ def replies_elsewhere(preferences: PreferenceSet, *, seed: int) -> list[list[str
 def _others_alike(replies: pd.DataFrame, rng: np.random.Generator) -> list[str | None]:
     """For each reply of one source another one, to another group; None where there is none."""
     texts, groups = replies["response"].to_numpy(dtype=object), replies["group"].to_numpy()
-    words = np.array([len(text.split()) for text in texts])
+    words = np.array([word_count(text) for text in texts])
     jitter = rng.random(len(texts))  # equal lengths in random order
     others: list[str | None] = []
     for place in range(len(texts)):
