@@ -7,7 +7,7 @@ import browsing
 import pytest
 
 pytestmark = pytest.mark.browser
-TO_THE_END = ("00_start_here", "04a_kl_dro", "07_gamma_vs_margin", "14_your_data")
+TO_THE_END = ("00_start_here", "07_gamma_vs_margin", "14_your_data")  # under profile smoke
 SHOTS = os.environ.get("ROBUSTPO_SHOTS")  # a folder for pictures of what the browser shows
 
 
@@ -56,3 +56,20 @@ def test_a_notebook_that_fails_is_seen_to_fail(lab, page):
     source = "window.jupyterapp.shell.currentWidget.content.widgets[1].model.sharedModel.source"
     page.evaluate(f"{source} = 'raise KeyError(7)'")
     assert browsing.run_all(page)["errors"] == ["KeyError: 7"]
+
+
+def test_a_person_finds_profile_demo_and_a_slider_that_moves_the_figure(lab, page):
+    browsing.open_notebook(page, lab, "04a_kl_dro")
+    state = browsing.run_all(page)
+    assert state["errors"] == [] and "04a_kl_dro: done" in state["said"]
+    assert "04a_kl_dro: profile demo" in state["said"]
+    drawing = page.locator(".jp-OutputArea [role=img]").first
+    drawing.wait_for(timeout=browsing.PATIENCE)
+    before = drawing.get_attribute("aria-label"), drawing.inner_html()
+    slider = page.locator(".jp-OutputArea input[type=range]").first
+    slider.press("ArrowRight")
+    slider.press("ArrowRight")
+    after = drawing.get_attribute("aria-label"), drawing.inner_html()
+    drawing.scroll_into_view_if_needed()
+    browsing.shut_down(page)
+    assert before[0] != after[0] and before[1] != after[1]
