@@ -48,7 +48,7 @@ test: env  ## unit tests, nbval over every notebook under profile smoke, and the
 
 lab: env  ## JupyterLab, open where the series starts; kernels have profile demo
 	@echo "A browser opens on notebook 00: Run > Run All Cells. If none opens, take the address with 127.0.0.1 below."
-	@$(if $(AS_ROOT),echo "You are root, which JupyterLab refuses; it is allowed here because containers have no other user.")
+	@test -z "$(AS_ROOT)" || echo "You are root, which JupyterLab refuses; it is allowed here because containers have no other user."
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(AS_ROOT) $(LAB)
 
 claims: env  ## write what the tables say into the sentences of README and text notebooks
