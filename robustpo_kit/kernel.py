@@ -117,8 +117,6 @@ def show_badge(origin: str, beside: list[Path]) -> None:
         table = pd.read_csv(path)
         about = records.read_json(path.with_suffix(".json"))
         rows = f"record: {about['profile']}, seed {about['seed']}, {len(table)} rows"
-        shown = table.to_html(
-            index=False, max_rows=12, border=0, na_rep="", float_format="{:.3g}".format
-        )
+        shown = table.round(3).to_html(index=False, max_rows=12, border=0, na_rep="")
         text += f" <details><summary>beside it, {rows}</summary>{shown}</details>"
     display(HTML(text))

@@ -159,8 +159,8 @@ nb.save_figure("phase_map", figure, drawn.reset_index(drop=True))
 plt.show()
 
 # %% [markdown]
-# In JupyterLab the next cell lets one choose the harm, the outcome and a method, and says that method's row in words; here it stands as
-# stored, with the variants and every outcome's first baseline.
+# One row of the map with its intervals. In JupyterLab the whole map stands here, by any outcome: choose the harm, the outcome and a
+# method, whose row it says in words.
 
 # %%
 widgets.show("phase")

@@ -87,9 +87,25 @@ def reliability(state: dict[str, Any]) -> Figure:
 
 
 def phase(state: dict[str, Any]) -> Figure:
-    """The map of both harms by gold; one row and the other outcomes are the moving part's."""
-    cells = pd.DataFrame(state["cells"]).rename(columns={"harm": "study", "seeds": "worlds"})
-    return plots.draw("phase_map", cells[cells["outcome"] == "gold"])
+    """One method's row of the map with its intervals, an outcome a panel."""
+    cells = pd.DataFrame(state["cells"])
+    row = cells[(cells["harm"] == state["harm"]) & (cells["method"] == state["method"])]
+    outcomes = [(name, words) for name, words in state["outcomes"] if name in set(row["outcome"])]
+    harm = dict(state["harms"])[state["harm"]]
+    figure, axes = plots.canvas(1, len(outcomes), figsize=(8.4, 3), squeeze=False)
+    for ax, (name, words) in zip(axes.flat, outcomes, strict=True):
+        part = row[row["outcome"] == name].sort_values("dose")
+        plots.lines_with_bands(part, ax, x="dose", y="difference", by="method")
+        plots.reference_line(ax, 0.0, upright=False)
+        ax.set(title=words, xlabel=f"share of {harm}", ylabel="")
+    axes[0, 0].set_ylabel("difference to the baseline")
+    verdicts = row.loc[row["outcome"] == state["outcome"], "verdict"].value_counts()
+    tally = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+    names = f"{plots.label(state['method'])} minus {plots.label(row['baseline'].iloc[0])}"
+    worlds = "{} to {}".format(*row["seeds"].agg(["min", "max"]))
+    finding = f"{names}, {dict(state['outcomes'])[state['outcome']]} by dose: {tally}"
+    plots.head(figure, finding, f"n = {worlds} worlds (seeds) a point; simultaneous 95 % bands")
+    return figure
 
 
 def pair(state: dict[str, Any]) -> Figure:
