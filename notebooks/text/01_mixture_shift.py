@@ -62,7 +62,7 @@ print("CHECK splits share no prompt: pass")
 #
 # Temperature 0.8, top-k 50, top-p 0.9, repetition penalty 1.1. Each batch draws from its own random stream, so one batch
 # can be drawn again alone. Under the larger profiles the next cell samples the first stored batch again with the real
-# model and compares; under `smoke` a tiny random model is sampled twice instead.
+# model and compares; under `smoke` and `demo` two prompts are sampled twice instead.
 
 # %%
 prompts, same = lab.resample(batch=0)

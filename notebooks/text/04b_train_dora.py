@@ -249,7 +249,7 @@ assert all(abs(value - np.log(24)) < 0.02 for value in first.values())
 print("CHECK Plackett-Luce DPO starts at log 4! = 3.18: pass")
 
 # %%
-spec = next(spec for name, spec in specs.items() if name.startswith("rrhf") and name.endswith("dora"))
+spec = experiments.listwise_spec("rrhf dora", nb.cfg)
 nb.save_table("dora_window", lab.window_errors(spec, training_set))
 
 # %% [markdown]

@@ -56,8 +56,8 @@ class Lab:
 
     def resample(self, batch: int) -> tuple[int, float]:
         """A stored batch sampled again: its prompts, and the share whose replies are the same."""
-        limit = self.cfg.max_new_tokens
-        return resample(self.base_policy(), self.cfg.task, batch, max_new_tokens=limit)
+        limits = {"max_new_tokens": self.cfg.max_new_tokens, "at_most": self.cfg.eval_batch}
+        return resample(self.base_policy(), self.cfg.task, batch, **limits)
 
     def mixed(self, share: float | None = None) -> tuple[PreferenceSet, np.ndarray]:
         """The policy split with a share of contaminated samples (the profile's), and their mask."""

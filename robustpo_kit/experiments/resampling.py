@@ -10,23 +10,26 @@ from robustpo_kit.policies import Policy, SamplingConfig
 from robustpo_kit.records import read_json
 
 
-def resample(policy: Policy, task: str, batch: int, *, max_new_tokens: int) -> tuple[int, float]:
+def resample(
+    policy: Policy, task: str, batch: int, *, max_new_tokens: int, at_most: int
+) -> tuple[int, float]:
     """Sample a stored batch again: its prompts, and the share whose replies are the same.
 
-    With another model than the stored replies' (the tiny one of smoke), its first two prompts are
-    sampled twice.
+    With another model than the stored replies' (the tiny one of smoke), or where a batch is more
+    than `at_most` prompts, its first two are sampled twice: a part of a batch has other draws.
 
     Args:
         policy: samples the replies.
         task: whose store is read (`mixture.load_store`).
         batch: number of the stored batch.
-        max_new_tokens: of a reply, with another model.
+        max_new_tokens: of a reply that is sampled twice.
+        at_most: prompts that may be sampled at once.
     """
     settings = read_json(mixture.store_path(task).with_suffix(".json"))
     config = SamplingConfig(**settings["sampling"])
     stored = [entry for entry in mixture.load_store(task).values() if entry["batch"] == batch]
-    same_model = policy.record["source"] == settings["model"]
-    if not same_model:
+    again = policy.record["source"] == settings["model"] and len(stored) <= at_most
+    if not again:
         stored = stored[:2]
         config = dataclasses.replace(config, max_new_tokens=max_new_tokens)
     task_rows = data.load(task)
@@ -36,6 +39,6 @@ def resample(policy: Policy, task: str, batch: int, *, max_new_tokens: int) -> t
     def draw() -> list[list[str]]:
         return mixture.draw(rows, policy, config, seed=settings["seed"], number=batch)
 
-    before = [entry["replies"] for entry in stored] if same_model else draw()
+    before = [entry["replies"] for entry in stored] if again else draw()
     same = [new == old for new, old in zip(draw(), before, strict=True)]
     return len(rows), float(np.mean(same))
