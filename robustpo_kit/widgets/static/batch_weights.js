@@ -33,26 +33,27 @@ function render({ model, el }) {
   for (const [key, label, high] of [["loss", "its loss", 5], ["factor", "its h~", 4]]) {
     slider(controls, model, key, { label, low: 0, high, step: 0.05 });
   }
-  const draw = canvas(box, 640, 420);
+  const draw = canvas(box, () => paint());
 
   const paint = () => {
     const [losses, h, wrong] = ["losses", "h", "contaminated"].map((key) => model.get(key));
     const own = model.get("sample");
-    draw.clear();
+    const width = draw.begin(420);
     const said = [];
     const all = Object.keys(KINDS).map((kind) => weights(kind, losses, h, model.get("lam")));
     const top = Math.max(...all.flat(), 1 / count);
-    const pitch = 500 / count;
+    const left = Math.min(130, width / 4.2);
+    const pitch = (width - left - 8) / count;
     Object.values(KINDS).forEach((name, row) => {
       const base = 84 * (row + 1);
       const size = effective(all[row]);
       draw.text(0, base - 40, name, { "font-weight": "bold" });
-      draw.text(0, base - 24, `${size.toFixed(1)} of ${count} samples`, { "font-size": 11 });
-      draw.line(128, base, 632, base, { "stroke-opacity": 0.3 });
+      draw.text(0, base - 24, `${size.toFixed(1)} of ${count}`, { "font-size": 11 });
+      draw.line(left - 2, base, width, base, { "stroke-opacity": 0.3 });
       said.push(`${name} ${size.toFixed(1)}`);
       all[row].forEach((weight, i) => {
         const height = (62 * weight) / top;
-        const x = 130 + i * pitch;
+        const x = left + i * pitch;
         draw.put("rect", {
           x, y: base - height, width: pitch * 0.7, height, fill: SHADES[wrong[i] ? 4 : 0],
         });
@@ -61,7 +62,7 @@ function render({ model, el }) {
       });
     });
     losses.forEach((loss, i) => {
-      const x = 130 + (i + 0.35) * pitch;
+      const x = left + (i + 0.35) * pitch;
       const look = { "text-anchor": "middle", "font-size": 11 };
       if (i === own) look["font-weight"] = "bold";
       [String(i + 1), loss.toFixed(2), h[i].toFixed(2)].forEach((words, row) =>
@@ -69,10 +70,10 @@ function render({ model, el }) {
       );
     });
     ["sample", "loss", "h~"].forEach((words, row) => draw.text(0, 356 + 17 * row, words));
-    draw.put("rect", { x: 130, y: 404, width: 10, height: 10, fill: SHADES[0] });
-    draw.text(145, 413, "clean");
-    draw.put("rect", { x: 200, y: 404, width: 10, height: 10, fill: SHADES[4] });
-    draw.text(215, 413, "contaminated");
+    draw.put("rect", { x: left, y: 404, width: 10, height: 10, fill: SHADES[0] });
+    draw.text(left + 15, 413, "clean");
+    draw.put("rect", { x: left + 70, y: 404, width: 10, height: 10, fill: SHADES[4] });
+    draw.text(left + 85, 413, "contaminated");
     draw.say(
       `Weights of ${count} samples at lambda ${short(model.get("lam"))}, sample ${own + 1} with ` +
         `loss ${losses[own].toFixed(2)} and h~ ${h[own].toFixed(2)}; so many samples carry the ` +

@@ -35,7 +35,7 @@ function render({ model, el }) {
   slider(controls, model, "gamma0", { label: "gamma0", low: 0.1, high: 10, log: true });
   slider(controls, model, "tau", { label: "tau", low: 0.3, high: 100, log: true });
   slider(controls, model, "beta", { label: "beta of the gaps", low: 0.5, high: 20, log: true });
-  const draw = canvas(box, 640, 390);
+  const draw = canvas(box, () => paint());
 
   const paint = () => {
     const [gamma0, tau, beta] = ["gamma0", "tau", "beta"].map((key) => model.get(key));
@@ -46,22 +46,24 @@ function render({ model, el }) {
     const grid = Array.from({ length: 81 }, (_, k) => low + ((high - low) * k) / 80);
     const line = margins(grid, gamma0, tau, s);
     const span = (Math.max(...gamma) - Math.min(...gamma)) / gamma0;
-    draw.clear();
+    const right = draw.begin(390) - 10;
     const tops = [Math.min(0.8, ...gamma.map((g) => g / gamma0)),
                   Math.max(1.2, ...gamma.map((g) => g / gamma0))];
-    const { x, y } = axes(draw, [48, 44, 630, 340], [low, high], tops,
+    const { x, y } = axes(draw, [48, 60, right, 345], [low, high], tops,
       "reward gap m (chosen minus rejected)", "target margin gamma over gamma0");
-    draw.line(48, y(1), 630, y(1), { "stroke-dasharray": "3 4" });
-    draw.text(626, y(1) - 5, "constant margin (SimPO)", { "text-anchor": "end", "font-size": 11 });
+    draw.line(48, y(1), right, y(1), { "stroke-dasharray": "3 4" });
+    draw.text(right, y(1) - 5, "constant margin (SimPO)", { "text-anchor": "end", "font-size": 11 });
     draw.path(grid.map((gap, k) => [x(gap), y(line[k] / gamma0)]), SHADES[0]);
     gaps.forEach((gap, i) =>
       draw.put("circle", {
         cx: x(gap), cy: y(gamma[i] / gamma0), r: 3.4, fill: SHADES[0], "fill-opacity": 0.5,
       }),
     );
-    const words = `strength gamma0/tau ${short(gamma0 / tau)}: margins span ` +
-      `${(100 * span).toFixed(span < 0.1 ? 1 : 0)} % of gamma0`;
-    draw.text(48, 16, words, { "font-weight": "bold", "font-size": 13 });
+    const strength = `strength gamma0/tau ${short(gamma0 / tau)}`;
+    const spread = `margins span ${(100 * span).toFixed(span < 0.1 ? 1 : 0)} % of gamma0`;
+    const words = `${strength}: ${spread}`;
+    draw.text(0, 14, strength, { "font-weight": "bold" });
+    draw.text(0, 31, spread, { "font-weight": "bold" });
     draw.say(`gamma against gap at gamma0 ${short(gamma0)}, tau ${short(tau)}, beta ` +
       `${short(beta)}; ${words}`);
   };

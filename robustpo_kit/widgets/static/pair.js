@@ -46,7 +46,10 @@ function render({ model, el }) {
     box.append(node("b", {}, name), line);
     return line;
   });
-  const draw = canvas(box, 640, 215);
+  const numbers = node("table", { style: "border-spacing:.8em .1em;font-size:.9em" });
+  const words = node("p", { style: "margin:.4em 0" });
+  box.append(numbers, words);
+  const draw = canvas(box, () => paint());
 
   // Tokens on a ground that says what the policy thinks of them beside the reference.
   const write = (line, { tokens, logps, refs }, count) => {
@@ -70,33 +73,31 @@ function render({ model, el }) {
     REPLIES.forEach((reply, i) => write(texts[i], pair[reply], found[i].count));
     const all = pairs.map((other, i) => loss(other, name, beta, ratio, i === own ? read : 1));
     const shares = weights(all, lam);
-    draw.clear();
-    const columns = ["", "tokens", "log p", "reference", "log p \u2212 ref", "per token"];
-    const places = [0, 130, 225, 330, 445, 560];
-    columns.forEach((words, i) => draw.text(places[i], 16, words, { "font-weight": "bold" }));
+    const cells = [["", "tokens", "log p", "reference", "log p \u2212 ref", "per token"]];
     found.forEach(({ count, logp, ref }, row) => {
-      const cells = [REPLIES[row], count, logp.toFixed(2), ref.toFixed(2),
-        (logp - ref).toFixed(2), (logp / count).toFixed(2)];
-      cells.forEach((words, i) =>
-        draw.text(places[i], 38 + 20 * row, String(words).replace("-", MINUS)),
-      );
+      const values = [logp, ref, logp - ref, logp / count].map((value) => value.toFixed(2));
+      cells.push([REPLIES[row], String(count), ...values]);
     });
+    numbers.replaceChildren(
+      ...cells.map((line, row) => {
+        const name = row ? "td" : "th";
+        return node("tr", {}, ...line.map((cell) => node(name, {}, cell.replace("-", MINUS))));
+      }),
+    );
     const reward = gap(pair, name, beta, read);
     const target = name === "simpo" ? ` ${MINUS} ${short(ratio * beta)}` : "";
     const said = `gap ${short(reward)}, loss ${MINUS}log sigmoid(${short(reward)}${target}) = ` +
       `${all[own].toFixed(3)}`;
-    draw.text(0, 88, said, { "font-size": 14 });
     const mine = `weight in a batch of ${pairs.length}: ERM ${(1 / pairs.length).toFixed(3)}, ` +
       `DRO ${shares[own].toFixed(3)}`;
-    draw.text(0, 112, mine, { "font-size": 14 });
+    words.textContent = `${said}; ${mine}`;
+    const pitch = draw.begin(92) / pairs.length;
     shares.forEach((share, i) => {
-      const height = 66 * Math.min(1, share / Math.max(...shares));
-      const x = (i * 640) / pairs.length;
-      const width = 560 / pairs.length;
+      const height = (66 * share) / Math.max(...shares);
       const fill = SHADES[i === own ? 4 : 0];
-      draw.put("rect", { x, y: 196 - height, width, height, fill });
-      const words = `${i + 1}: ${share.toFixed(2)}`;
-      draw.text(x + width / 2, 211, words, { "text-anchor": "middle", "font-size": 11 });
+      draw.put("rect", { x: i * pitch, y: 70 - height, width: 0.85 * pitch, height, fill });
+      const look = { "text-anchor": "middle", "font-size": 11 };
+      draw.text((i + 0.43) * pitch, 86, `${i + 1}: ${share.toFixed(2)}`, look);
     });
     draw.say(`Pair ${own + 1} under ${name} at beta ${short(beta)}, ${percent(read)} of its ` +
       `tokens read: ${said}; ${mine} at lambda ${short(lam)}`);

@@ -37,32 +37,32 @@ function render({ model, el }) {
   controls.append(slot);
   const words = node("p", { "aria-live": "polite", style: "min-height:3.6em;margin:.4em 0" });
   box.append(words);
-  const draw = canvas(box);
+  const draw = canvas(box, () => paint());
 
   const paint = () => {
     const found = rows(cells, model.get("harm"), model.get("outcome"));
     const doses = [...new Set(found.flatMap((row) => row.cells.map((cell) => cell.dose)))];
     doses.sort((a, b) => a - b);
     const own = found.find((row) => row.method === model.get("method")) ?? found[0];
-    draw.clear();
-    const height = 34 + 19 * found.length;
-    draw.size(620, height);
-    const pitch = 360 / doses.length;
+    const width = draw.begin(34 + 19 * found.length);
+    const narrow = width < 520;
+    const left = narrow ? 172 : 256;
+    const pitch = (width - left) / doses.length;
     doses.forEach((dose, k) =>
-      draw.text(256 + (k + 0.5) * pitch, 14, short(dose), { "text-anchor": "middle" }),
+      draw.text(left + (k + 0.5) * pitch, 14, short(dose), { "text-anchor": "middle" }),
     );
     draw.text(0, 14, "method \u2212 baseline, by dose", { "font-size": 11 });
     found.forEach((row, place) => {
       const top = 22 + 19 * place;
       const bold = row === own ? { "font-weight": "bold" } : {};
-      draw.text(0, top + 14, `${row.method} ${MINUS} ${row.baseline}`, { "font-size": 11.5, ...bold });
+      draw.text(0, top + 14, `${row.method} ${MINUS} ${row.baseline}`, { "font-size": narrow ? 10 : 11.5, ...bold });
       for (const cell of row.cells) {
         const [fill, sign] = VERDICTS[cell.verdict];
-        const x = 256 + doses.indexOf(cell.dose) * pitch;
+        const x = left + doses.indexOf(cell.dose) * pitch;
         const frame = { stroke: "currentColor", "stroke-opacity": row === own ? 1 : 0.2 };
         draw.put("rect", { x, y: top, width: pitch - 2, height: 17, fill, ...frame });
         const ink = fill === "none" ? "currentColor" : "#1a1a1a";
-        const look = { "text-anchor": "middle", "font-size": 11, fill: ink, ...bold };
+        const look = { "text-anchor": "middle", "font-size": narrow ? 9.5 : 11, fill: ink, ...bold };
         draw.text(x + pitch / 2, top + 13, `${signed(cell.difference)} ${sign}`.trim(), look);
       }
     });

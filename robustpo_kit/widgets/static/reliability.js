@@ -34,7 +34,7 @@ function render({ model, el }) {
   const { box, controls } = panel(el);
   slider(controls, model, "temperature", { label: "temperature", low: 0.2, high: 5, log: true });
   slider(controls, model, "bins", { label: "bins", low: 4, high: 20, step: 1 });
-  const draw = canvas(box, 640, 360);
+  const draw = canvas(box, () => paint());
   const golden = model.get("golden").flat();
   const wrong = model.get("contaminated");
   const columns = model.get("c")[0].length;
@@ -44,8 +44,10 @@ function render({ model, el }) {
     const rows = model.get("c").map((row) => row.map((c) => tempered(c, temperature)));
     const found = bins(rows.flat(), golden, model.get("bins"));
     const h = rows.map(factor);
-    draw.clear();
-    const left = axes(draw, [46, 50, 310, 310], [0, 1], [0, 1], "predicted c", "share of golden");
+    const below = box.clientWidth && box.clientWidth < 520 ? 360 : 0; // the right panel's place
+    const width = draw.begin(360 + below);
+    const half = below ? width : width / 2;
+    const left = axes(draw, [46, 50, half - 14, 310], [0, 1], [0, 1], "predicted c", "share of golden");
     draw.line(left.x(0), left.y(0), left.x(1), left.y(1), { "stroke-dasharray": "3 4" });
     draw.path(found.map((bin) => [left.x(bin.c), left.y(bin.golden)]), SHADES[0]);
     for (const bin of found) {
@@ -53,9 +55,10 @@ function render({ model, el }) {
       draw.put("circle", { cx: left.x(bin.c), cy: left.y(bin.golden), ...look });
     }
     const error = ece(found).toFixed(3);
-    draw.text(46, 16, `calibration error ${error}`, { "font-weight": "bold" });
+    draw.text(0, 16, `calibration error ${error}`, { "font-weight": "bold" });
 
-    const right = axes(draw, [366, 50, 630, 310], [-0.5, 1.5], [0, columns], "", "h~ of a sample");
+    const start = below ? 46 : half + 40;
+    const right = axes(draw, [start, 50 + below, width - 10, 310 + below], [-0.5, 1.5], [0, columns], "", "h~ of a sample");
     const means = [false, true].map((kind) => {
       const own = h.filter((_, i) => wrong[i] === kind);
       own.forEach((value, i) =>
@@ -68,11 +71,11 @@ function render({ model, el }) {
       draw.line(x - 45, y, x + 45, y, { "stroke-width": 2.5, "stroke-opacity": 1 });
       return mean(own).toFixed(2);
     });
-    draw.text(366, 16, `mean h~: clean ${means[0]}, contaminated ${means[1]}`, {
+    draw.text(start - 40, 16 + below, `mean h~: clean ${means[0]}, contaminated ${means[1]}`, {
       "font-weight": "bold",
     });
     ["clean", "contaminated"].forEach((words, kind) =>
-      draw.text(right.x(kind), 342, words, { "text-anchor": "middle", fill: SHADES[kind ? 4 : 0] }),
+      draw.text(right.x(kind), 330 + below, words, { "text-anchor": "middle", fill: SHADES[kind ? 4 : 0] }),
     );
     draw.say(
       `Reliability at temperature ${short(temperature)} in ${model.get("bins")} bins: calibration ` +

@@ -64,13 +64,21 @@ function choice(controls, model, key, { label, options }) {
   controls.append(node("label", {}, told(label, ""), input));
 }
 
-// An SVG of a given size in its own units, and functions that draw on it.
-function canvas(box, width = 0, height = 0) {
+// An SVG in the page's pixels, as wide as there is room, and functions that draw on it. `paint` is
+// called when the width changes, and begins with `draw.begin(height)`, which says how wide it is.
+function canvas(box, paint) {
   const svg = document.createElementNS(SVG, "svg");
-  const size = (wide, high) => svg.setAttribute("viewBox", `0 0 ${wide} ${high}`);
-  size(width, height);
+  let width = 0;
+  const room = () => Math.min(640, Math.max(330, box.clientWidth || 640));
+  const begin = (height) => {
+    width = room();
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.replaceChildren();
+    return width;
+  };
+  new ResizeObserver(() => room() === width || paint()).observe(box);
   svg.setAttribute("role", "img");
-  svg.style.cssText = "width:100%;height:auto;display:block";
+  svg.style.cssText = "width:100%;max-width:640px;height:auto;display:block";
   box.append(svg);
   const put = (name, attributes, words) => {
     const made = document.createElementNS(SVG, name);
@@ -81,8 +89,7 @@ function canvas(box, width = 0, height = 0) {
   };
   return {
     put,
-    size,
-    clear: () => svg.replaceChildren(),
+    begin,
     say: (words) => svg.setAttribute("aria-label", words),
     text: (x, y, words, more = {}) =>
       put("text", { x, y, fill: "currentColor", "font-size": 12, ...more }, words),
