@@ -37,6 +37,27 @@ def test_the_difference_is_that_of_pairs_by_hand():
     assert found.difference == pytest.approx(2.5 / 3)
 
 
+@pytest.mark.parametrize("prompts", [2, 3, 5, 6, 40])
+def test_differences_that_are_all_one_number_certify_no_more_than_a_sign_test(prompts):
+    """Three prompts that are all won had p 0 and the interval [1, 1]."""
+    pairs = pd.DataFrame({"seed": 0, "row_id": range(prompts), "difference": 0.3})
+    found = analysis.mean_difference(pairs)
+    assert found.p_value == pytest.approx(stats.binomtest(prompts, prompts).pvalue)
+    assert (found.low > 0) == (found.p_value < 0.05) == (prompts >= 6)
+    unseen = stats.binomtest(0, prompts).proportion_ci().high
+    assert found.high - 0.3 == pytest.approx(2 * 0.3 * unseen) == 0.3 - found.low
+    half = stats.t.ppf(0.975, found.df) * found.se
+    assert half == pytest.approx(found.high - 0.3), "what reads the error says the same"
+
+
+def test_zeros_alone_show_no_difference_and_equivalence_from_five_on():
+    for prompts, shown in ((3, False), (4, False), (5, True)):
+        pairs = pd.DataFrame({"seed": 0, "row_id": range(prompts), "difference": 0.0})
+        found = analysis.mean_difference(pairs)
+        assert (found.low, found.high, found.p_value) == (0, 0, 1)
+        assert (analysis.equivalence(found, 0.05) < 0.05) == shown
+
+
 def test_without_prompts_it_is_the_paired_t_test():
     rng = np.random.default_rng(0)
     first, second = rng.normal(0, 1, 8), rng.normal(0.3, 1, 8)

@@ -20,6 +20,7 @@ from scipy import stats
 from robustpo_kit.records import stream
 
 UNITS = ("seed", "row_id")  # clusters of a difference
+NO_ERROR = 1e-12  # of a mean: a standard error of rounding
 FEWEST = 6  # units that give 32 different flips of signs
 
 
@@ -29,7 +30,7 @@ class Difference(NamedTuple):
     difference: float
     low: float
     high: float
-    se: float
+    se: float  # of differences that are all one number: as their interval has it
     df: float  # degrees of freedom of t; 0 where there is one cluster, and no interval
     p_value: float  # of no difference, two-sided
     seeds: int
@@ -82,6 +83,12 @@ def _values(
 def mean_difference(pairs: pd.DataFrame, *, level: float = 0.95) -> Difference:
     """The mean of paired differences over clusters of seeds and of prompts.
 
+    Where all differences are one number d, t has no error to go by, and what was not seen decides:
+    p is the exact sign test's of n = df + 1 clusters, 2^(1 - n), and the interval that of a mean
+    to which a share of at most 1 - (alpha/2)^(1/n) (Clopper and Pearson, 1934, no case in n) comes
+    with anything from -d to 3d. It leaves out zero where that test does, from n = 6 at 0.95. Zeros
+    alone have the interval [0, 0] and p = 1.
+
     Args:
         pairs: of `paired_rows`. With one seed the clusters are its prompts, and the interval says
             nothing of other seeds; with one pair there is no interval, and without any all is NaN.
@@ -96,9 +103,23 @@ def mean_difference(pairs: pd.DataFrame, *, level: float = 0.95) -> Difference:
     if not clusters:
         return Difference(mean, np.nan, np.nan, np.nan, 0, np.nan, *counts)
     se, df = _error(OLS(values, np.ones_like(values)).fit(), clusters)
-    half = float(stats.t.ppf((1 + level) / 2, df) * se)
+    quantile = float(stats.t.ppf((1 + level) / 2, df))
     p_value = float(2 * stats.t.sf(abs(mean) / max(se, 1e-300), df))
+    if se <= NO_ERROR * abs(mean):
+        se = 2 * _unseen(df, level) * abs(mean) / quantile
+        p_value = 2 * _sign_test(df) if mean else 1.0
+    half = quantile * se
     return Difference(mean, mean - half, mean + half, float(se), df, p_value, *counts)
+
+
+def _unseen(df: float, level: float) -> float:
+    """The largest share of others that no case of them in df + 1 leaves open, two-sided."""
+    return float(1 - ((1 - level) / 2) ** (1 / (df + 1)))
+
+
+def _sign_test(df: float) -> float:
+    """One-sided p of the exact sign test where all df + 1 clusters agree."""
+    return float(0.5 ** (df + 1))
 
 
 def _error(fit: Any, clusters: list[np.ndarray]) -> tuple[float, float]:
@@ -168,8 +189,11 @@ def _standard_effect(units: int, level: float, power: float) -> float:
 def equivalence(found: Difference, margin: float) -> float:
     """p of "the difference is not within plus or minus `margin`": two one-sided t tests.
 
-    Below 0.05 the 90 % interval lies within the margin (Schuirmann, 1987).
+    Below 0.05 the 90 % interval lies within the margin (Schuirmann, 1987). Differences that are all
+    zero show it as the exact sign test does: with half of all beyond the margin, 0.5^n is chance.
     """
+    if found.se == 0 and found.difference == 0:
+        return _sign_test(found.df)
     return float(stats.t.sf((margin - abs(found.difference)) / max(found.se, 1e-300), found.df))
 
 
