@@ -594,6 +594,21 @@ def test_the_folder_of_the_file_is_not_replaced(tmp_path, capsys, file):
     assert "it is replaced at the end and holds" in capsys.readouterr().err and inside.exists()
 
 
+def test_an_audit_again_leaves_what_is_no_part_of_it(tmp_path, capsys, file):
+    """Every table that an audit can have is its own."""
+    trusted = tmp_path / "trusted.jsonl"
+    told_by_a_word(40, 7).to_jsonl(trusted)
+    more = ["--trusted", trusted, "--heldout", trusted, "--encoder", "tiny", "--model", "tiny"]
+    for _ in range(2):
+        assert run("audit", file, "--out", tmp_path / "audit", *more) == 0
+    names = {path.stem for path in (tmp_path / "audit").glob("*.csv")}
+    assert names <= set(auditing.TABLES)
+    (tmp_path / "audit" / "notes.md").write_text("mine")
+    assert run("audit", file, "--out", tmp_path / "audit", *more) == 2
+    assert "holds notes.md" in capsys.readouterr().err
+    assert (tmp_path / "audit" / "notes.md").exists()
+
+
 def test_broken_rows_end_an_audit_with_one_line(tmp_path, capsys):
     path = tmp_path / "broken.jsonl"
     path.write_text(json.dumps({"prompt": "a", "chosen": "b"}) + "\n")

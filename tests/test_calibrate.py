@@ -290,3 +290,14 @@ def test_a_folder_of_something_else_stays(file, tmp_path, capsys):
     (other / "note").write_text("mine")
     line = refused(capsys, "calibrate", file, "--out", other, "--golden", "0")
     assert "exists and is no calibration" in line and (other / "note").exists()
+
+
+def test_a_calibration_again_leaves_what_others_put_beside_it(file, tmp_path, capsys):
+    out = tmp_path / "calibrated"
+    for _ in range(2):
+        assert calibrate(file, out, "--golden", "0") == 0
+    capsys.readouterr()
+    (out / "dora").mkdir()
+    (out / "dora" / "policy.json").write_text("{}")
+    line = refused(capsys, "calibrate", file, "--out", out, "--golden", "0", "--encoder", "tiny")
+    assert "holds dora/policy.json" in line and (out / "dora" / "policy.json").exists()

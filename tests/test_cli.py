@@ -119,6 +119,19 @@ def test_train_does_not_replace_a_folder_of_something_else(capsys, tmp_path, pai
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
 
+def test_a_run_goes_into_its_own_folder_again_but_not_over_notes(capsys, tmp_path, pairs):
+    given = ["--data", pairs, "--out", tmp_path / "run", *TINY, "--set", "max_steps=1"]
+    given += ["--heldout", "2"]
+    for _ in range(2):
+        assert cli.main([str(word) for word in ["train", *given]]) == 0
+    capsys.readouterr()
+    notes = tmp_path / "run" / "seeds" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    assert "holds seeds/notes.txt" in refused(capsys, "train", *given, "--overwrite")
+    assert notes.read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["model", "checkpoint"])
 def test_train_does_not_replace_what_it_needs(capsys, tmp_path, pairs, name):
     """The adapter of a policy was written over the very base that it needs."""
@@ -480,3 +493,19 @@ def test_score_and_judge_replace_nothing_that_is_not_theirs(capsys, tmp_path, pa
     good = tmp_path / "scores.jsonl"
     for _ in range(2):  # its own may be replaced
         assert cli.main(["score", "--data", str(pairs), "--model", "tiny", "--out", str(good)]) == 0
+
+
+def test_a_table_beside_a_provenance_of_another_file_is_not_replaced(capsys, tmp_path, pairs):
+    """NAME.json of NAME.jsonl let NAME.csv go; the record of a run passed for a provenance, too."""
+    score = [str(word) for word in ("score", "--data", pairs, "--model", "tiny", "--out")]
+    out, mine = tmp_path / "x.jsonl", tmp_path / "x.csv"
+    for _ in range(2):  # its own may be replaced
+        assert cli.main([*score, str(out)]) == 0
+    capsys.readouterr()
+    mine.write_text("by hand")
+    assert "x.csv would be replaced" in refused(capsys, *score, mine)
+    assert mine.read_text() == "by hand" and out.exists()
+    record = records.RunRecord("dpo(beta=0.1)", {}, 0, {}, "cpu", 1.0, {}, [])
+    record.to_json(tmp_path / "record.json")
+    assert "record.json would be replaced" in refused(capsys, *score, tmp_path / "record.jsonl")
+    assert records.RunRecord.from_json(tmp_path / "record.json") == record

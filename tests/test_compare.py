@@ -117,6 +117,19 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert "train with --heldout" in refused(capsys, "compare", run, same)
 
 
+def test_runs_within_the_folder_of_a_comparison_stay(tmp_path, capsys):
+    """They were removed with the comparison that they lay beside."""
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", gain=0.3, learning_rate=2e-3)]
+    names = [str(run) for run in runs]
+    for _ in range(2):
+        assert cli.main(["compare", *names, "--out", str(tmp_path / "both")]) == 0
+    capsys.readouterr()
+    for place in (tmp_path / "both").iterdir():
+        place.rename(tmp_path / place.name)
+    assert "holds a/" in refused(capsys, "compare", *runs, "--out", tmp_path)
+    assert all((run / "record.json").exists() for run in runs)
+
+
 def test_folders_of_one_name_are_told_apart(tmp_path):
     runs = [write_run(tmp_path / "x" / "run"), write_run(tmp_path / "y" / "run", extra=1)]
     assert [run.name for run in analysis.read_runs(runs)] == ["x/run", "y/run"]

@@ -2,6 +2,9 @@
 
 from robustpo_kit.auditing.advice import Advice, Facts, advise, first_to_try
 from robustpo_kit.auditing.page import lead, page
-from robustpo_kit.auditing.report import Audit, Beside, audit
+from robustpo_kit.auditing.report import TABLES, Audit, Beside, audit
 
-__all__ = ["Advice", "Audit", "Beside", "Facts", "advise", "audit", "first_to_try", "lead", "page"]
+__all__ = [
+    "TABLES", "Advice", "Audit", "Beside", "Facts", "advise", "audit", "first_to_try", "lead",
+    "page",
+]  # fmt: skip

@@ -17,6 +17,10 @@ from robustpo_kit.policies import Policy
 LEAST_PAIRS = 40  # for a model that says anything
 SHOWN_RATE = 0.2  # the rate of injected flips that is spoken of
 SUSPECTS = 10  # pairs whose texts are shown
+TABLES = (  # that an audit can have
+    "schema", "lengths", "duplicates", "sources", "positions", "leaks", "models", "flip_rate",
+    "detectability", "pairs", "strength", "contamination", "contamination_rate",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

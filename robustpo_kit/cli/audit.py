@@ -68,7 +68,8 @@ def _audit(arguments: argparse.Namespace) -> int:
 
     started = time.time()
     files = {name: getattr(arguments, name) for name in FILES}
-    out = free_folder(arguments.out, RECORD, "audit", **files)
+    writes = (RECORD, "index.html", *(f"{name}.csv" for name in auditing.TABLES))
+    out = free_folder(arguments.out, RECORD, "audit", writes, **files)
     if arguments.rows < 1:
         raise KitError(f"--rows {arguments.rows}: at least one row is expected")
     rows, *others = (_read(arguments, name) for name in FILES)

@@ -86,7 +86,7 @@ def _answer_benchmark(arguments: argparse.Namespace) -> int:
     config |= {"decoding": arguments.decoding, "settings": settings}
     config |= {"questions": records.file_digest(Path(arguments.questions))}
     origin = records.provenance(config, arguments.seed, started)
-    records.write_json(beside, origin)
+    records.write_origin(out, origin, beside)
     shutil.rmtree(kept)
     print(f"{len(answers)} answers of {model} -> {arguments.out}")
     return 0

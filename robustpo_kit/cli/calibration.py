@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from robustpo_kit.encoders import Encoder
 
 ROWS, RECORD = "rows.jsonl", "calibration.json"  # the record marks a folder as this command's
+WRITES = (ROWS, "calibration.*", "reliability.*", "classifier/*")
 NEAR_CONSTANT = 0.99  # of the rows, as effective sample size
 MISSING = (
     "calibrate: nothing says which replies are of the target source, and without that there is no "
@@ -111,9 +112,8 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     if given == (None, None, None):
         raise KitError(MISSING)
     _check(arguments)
-    out = free_folder(
-        arguments.out, RECORD, "calibration", file=arguments.file, trusted=arguments.trusted
-    )
+    read = {"file": arguments.file, "trusted": arguments.trusted}
+    out = free_folder(arguments.out, RECORD, "calibration", WRITES, **read)
     rows = read_preferences(arguments.file, arguments.split, arguments.on_bad_row)
     told = _told(arguments, rows)
     encoder = encoders.load(arguments.encoder, seed=arguments.seed)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 TABLE = "differences"
+WRITES = (f"{TABLE}.*", "comparison.*", "settings.csv", "curves.csv")
 ALONE = "policy"  # the method of a run that has no other; not worth a word
 MEASURES = ("loss", "accuracy", "margin", "ess")  # of a step, in the figure where runs have them
 LEFT_OUT = ["baseline", "seeds", "prompts"]  # of what is printed, as a line says them
@@ -44,6 +45,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     started = time.time()
     if not 0 < arguments.level < 1:
         raise KitError(f"--level {arguments.level}: a share between 0 and 1 is expected")
+    if arguments.out:
+        free_folder(arguments.out, f"{TABLE}.json", "comparison", WRITES)
     runs = analysis.read_runs(arguments.runs)
     table = analysis.compare_runs(runs, level=arguments.level)
     settings, curves = analysis.differing_settings(runs), analysis.all_curves(runs)
@@ -59,7 +62,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         print("one seed: the intervals are over prompts, and say nothing of other seeds")
     print(f"\nset otherwise:\n{settings.to_string(index=False, max_colwidth=50)}")
     if arguments.out:
-        out = free_folder(arguments.out, f"{TABLE}.json", "comparison")
+        out = Path(arguments.out)
         config = {"runs": [paths.show(Path(run)) for run in arguments.runs]}
         origin = records.provenance(config | {"level": arguments.level}, 0, started)
         with records.atomic_folder(out) as folder:

@@ -4,7 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -99,8 +100,10 @@ def is_first_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def free_folder(out: str, mark: str, what: str, **needed: str | None) -> Path:
-    """The folder of --out, unless it holds what another command wrote, or what is `needed`.
+def free_folder(
+    out: str, mark: str, what: str, writes: Collection[str], **needed: str | None
+) -> Path:
+    """The folder of --out, unless it holds what the command does not write, or what is `needed`.
 
     What stands in it is replaced at the end. Raises KitError.
 
@@ -108,6 +111,7 @@ def free_folder(out: str, mark: str, what: str, **needed: str | None) -> Path:
         out: as given.
         mark: the file by which the command's own folders are known.
         what: the command writes.
+        writes: the files of it, as patterns of `Path.glob`, `mark` among them.
         needed: what it reads, by its flag's name.
     """
     folder = Path(out)
@@ -120,13 +124,21 @@ def free_folder(out: str, mark: str, what: str, **needed: str | None) -> Path:
                 f"--out {paths.show(folder)}: it is replaced at the end and holds {name} {place}; "
                 "name another folder"
             )
+    own = set(chain.from_iterable(folder.glob(pattern) for pattern in writes))
+    for place in sorted(folder.rglob("*")):
+        if place not in own and not place.is_dir():
+            raise KitError(
+                f"--out {paths.show(folder)}: it is replaced at the end and holds "
+                f"{place.relative_to(folder)}, which is no part of the {what}; name another folder"
+            )
     return folder
 
 
 def free_table(out: str, beside: str | None = None, **needed: str | None) -> None:
     """Check that neither the file of --out nor its provenance replaces what is the user's.
 
-    Raises KitError where one of the two is there without a provenance of the kit's, or is `needed`.
+    Raises KitError where one of the two is there without a provenance that names this very file, or
+    is `needed`.
 
     Args:
         out: as given.
@@ -136,7 +148,7 @@ def free_table(out: str, beside: str | None = None, **needed: str | None) -> Non
     file = Path(out)
     origin = Path(beside) if beside else file.with_suffix(".json")
     for place in (file, origin):
-        if place.exists() and not records.is_provenance(origin):
+        if place.exists() and not records.is_provenance(origin, of=file):
             raise KitError(
                 f"--out {paths.show(file)}: {paths.show(place)} would be replaced, which this kit "
                 "did not write; name another file"

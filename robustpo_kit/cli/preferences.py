@@ -128,5 +128,5 @@ def _score(arguments: argparse.Namespace) -> int:
     if arguments.out:
         config = {name: getattr(arguments, name) for name in SCORERS} | {"dropped": rows.dropped}
         origin = records.provenance(config, 0, started)
-        records.write_json(Path(arguments.out).with_suffix(".json"), origin)
+        records.write_origin(Path(arguments.out), origin)
     return 0

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 REQUIRED = ("data", "objective", "model", "out")
 NEEDED = ("model", "data", "heldout", "checkpoint", "reference_cache")  # outside of --out
+WRITES = (  # a policy, its tokenizer, and the run
+    "README.md", "policy.json", "record.json", "heldout.csv", "heldout.json",
+    "*.safetensors", "*.safetensors.index.json", "*config.json",
+    "tokenizer*", "*.model", "vocab.*", "merges.txt", "*_tokens*.json", "*chat_template*",
+)  # fmt: skip
 FLAGS = (*REQUIRED, "heldout", "split", "on_bad_row", "seed", "dtype", "lora", "rank")
 
 
@@ -248,7 +253,7 @@ def _presets(_: argparse.Namespace) -> int:
 def _out(settings: dict[str, Any]) -> Path:
     """The setting `out`, if the run can be written there; saving a policy replaces the folder."""
     needed = {name: settings.get(name) for name in NEEDED}
-    out = free_folder(settings.pop("out"), "policy.json", "policy of this kit", **needed)
+    out = free_folder(settings.pop("out"), "policy.json", "policy of this kit", WRITES, **needed)
     for name, folder in (("out", out), ("checkpoint", settings.get("checkpoint"))):
         if folder:
             _check_room(name, Path(folder).absolute().parent)

@@ -27,6 +27,7 @@ from robustpo_kit.records.provenance import (
     is_provenance,
     provenance,
     versions,
+    write_origin,
     write_table,
 )
 from robustpo_kit.records.run_record import RunRecord
@@ -55,6 +56,7 @@ __all__ = [
     "torch_stream",
     "versions",
     "write_json",
+    "write_origin",
     "write_table",
     "write_text",
 ]

@@ -66,13 +66,19 @@ def provenance(config: Any, seed: int, started: float) -> dict[str, Any]:
     }
 
 
-def is_provenance(path: Path) -> bool:
-    """Whether a file holds what `provenance` gives."""
+def is_provenance(path: Path, *, of: Path) -> bool:
+    """Whether `path` holds what `write_origin` writes of the file `of`."""
     try:
         found = read_json(path)
     except (KitError, OSError, UnicodeDecodeError):
         return False
-    return isinstance(found, dict) and {"config", "seed", "versions"} <= set(found)
+    return isinstance(found, dict) and found.get("file") == Path(of).name
+
+
+def write_origin(file: Path, record: dict[str, Any], beside: Path | None = None) -> None:
+    """Write the provenance of `file` to `beside` (default: NAME.json); it names the file."""
+    file = Path(file)
+    write_json(beside or file.with_suffix(".json"), record | {"file": file.name})
 
 
 def write_table(path: Path, table: Any, record: dict[str, Any]) -> None:
@@ -80,4 +86,4 @@ def write_table(path: Path, table: Any, record: dict[str, Any]) -> None:
     path = Path(path)
     with atomic_write(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-    write_json(path.with_suffix(".json"), record)
+    write_origin(path, record)
