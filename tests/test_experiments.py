@@ -22,6 +22,7 @@ from robustpo_kit import (
     policies,
     profiles,
     robust,
+    training,
 )
 from robustpo_kit.data import Preference, PreferenceSet
 from robustpo_kit.errors import KitError
@@ -123,12 +124,19 @@ def test_a_method_is_trained_scored_and_kept(lab):
 
 def test_margins_of_a_trained_policy_are_kept_with_it(lab):
     pairs = lab.reward_pairs()
+    scored = {"training": pairs, "held out": lab.heldout_pairs()}
     assert all(row.rewards[0] >= row.rewards[1] for row in pairs)
     trained = lab.trained(
-        "simpo", experiments.gamma_methods(lab.cfg)["simpo"], pairs, keep_scores=True
+        "simpo", experiments.gamma_methods(lab.cfg)["simpo"], pairs, scored=scored
     )
-    gaps = experiments.simpo_gaps(trained, experiments.simpo_beta(lab.cfg))
-    assert len(gaps) == len(pairs) and np.isfinite(gaps["gap"]).all()
+    gaps = experiments.simpo_gaps("simpo", trained.scores, experiments.simpo_beta(lab.cfg))
+    assert gaps.groupby("pairs", sort=False).size().to_dict() == {
+        name: len(rows) for name, rows in scored.items()
+    }
+    before = {name: training.score(lab.sft_policy(), rows) for name, rows in scored.items()}
+    moved = gaps["gap"] - experiments.simpo_gaps("sft", before, 10.0)["gap"]
+    assert np.isfinite(moved).all() and moved.any()
+    assert not {row.group for row in scored["training"]} & {row.group for row in scored["held out"]}
 
 
 def test_sampling_leaves_the_policy_as_it_was(lab):
@@ -166,7 +174,7 @@ def keys(cfg=SETTINGS, rows=None, seed=0) -> dict[str, str]:
     """The key of every step, nothing made."""
     steps = Lab(cfg, seed).steps
     rows = steps.splits["policy"] if rows is None else rows
-    dora = steps.method("dora", DORA, rows, keep_scores=False)
+    dora = steps.method("dora", DORA, rows)
     every = {
         "sft": steps.sft,
         "sft replies": steps.start_replies("sft"),
@@ -177,7 +185,7 @@ def keys(cfg=SETTINGS, rows=None, seed=0) -> dict[str, str]:
         "candidates": steps.candidates,
         "reward": steps.reward_model,
         "dora": dora,
-        "erm": steps.method("erm", ERM, rows, keep_scores=False),
+        "erm": steps.method("erm", ERM, rows),
         "scored": steps.scored(dora),
     }
     return {name: step.key for name, step in every.items()}
@@ -351,9 +359,10 @@ def test_a_task_has_one_template_for_synthesis_and_for_training(task, monkeypatc
 def test_scores_asked_for_later_are_made(lab):
     pairs = lab.reward_pairs()
     spec = experiments.gamma_methods(lab.cfg)["dpo"]
-    with pytest.raises(ValueError, match="dpo: scores of the training pairs are missing"):
-        experiments.simpo_gaps(lab.trained("dpo", spec, pairs), 10.0)
-    assert len(experiments.simpo_gaps(lab.trained("dpo", spec, pairs, keep_scores=True), 10.0))
+    with pytest.raises(ValueError, match="dpo: no pairs were scored after training"):
+        experiments.simpo_gaps("dpo", lab.trained("dpo", spec, pairs).scores, 10.0)
+    trained = lab.trained("dpo", spec, pairs, scored={"training": pairs})
+    assert len(experiments.simpo_gaps("dpo", trained.scores, 10.0)) == len(pairs)
 
 
 def test_methods_trained_in_processes_are_those_trained_here(lab):
@@ -419,9 +428,7 @@ def test_full_fine_tuning_has_the_sft_policy_as_its_reference(lab, tmp_path, mon
     cfg = dataclasses.replace(lab.cfg, lora_targets="none", learning_rate=0.01)
     full = Lab(cfg, seed=0)
     assert not full.sft_policy().has_adapter
-    step = full.steps.method(
-        "dpo", "dpo(beta=0.1)", full.splits["policy"].pairs(), keep_scores=False
-    )
+    step = full.steps.method("dpo", "dpo(beta=0.1)", full.splits["policy"].pairs())
     ratios = [entry["log_ratio"] for entry in read_json(step.kept() / "sampled.json")]
     assert any(abs(ratio) > 1e-3 for ratio in ratios)
     sft = read_json(full.steps.start_replies("sft").kept() / "sampled.json")

@@ -175,12 +175,17 @@ def test_steps_of_several_seeds_become_their_mean_and_band():
     assert len(figure.axes[0].collections) == 3 and faults(figure) == []
 
 
-def test_before_training_stands_beside_after():
-    table = pd.read_csv(FOLDER / "margin_violin.csv")
+def test_before_training_and_held_out_pairs_stand_beside():
+    table = analysis.training_gaps(pd.read_csv(FOLDER / "margin_violin.csv"))
     table = pd.concat([table[table["policy"] == "simpo"].assign(policy="sft"), table])
+    other = table.assign(gap=table["gap"] - 50)
+    table = pd.concat([table.assign(pairs="training"), other.assign(pairs="held out")])
     figure = plots.draw("margin_violin", table)
     assert figure.axes[0].get_xticklabels()[0].get_text() == "before (SFT)"
-    assert "before" in figure.get_suptitle()
+    title = figure.get_suptitle().replace("\n", " ")
+    assert "on training pairs" in title and "on held out pairs" in title and "before" in title
+    assert len(figure.axes[0].collections) == 2 * table["policy"].nunique()
+    assert faults(figure) == []
 
 
 def test_bands_of_a_regression_hold_its_line_and_widen_away_from_the_mean():

@@ -179,7 +179,8 @@ print("chosen responses by source:", pd.Series([row.sources[0] for row in pairs]
 
 # %%
 specs = experiments.gamma_methods(nb.cfg)
-methods = lab.train_all(specs, pairs, keep_scores=True)
+scored = {"training": pairs, "held out": lab.heldout_pairs()}
+methods = lab.train_all(specs, pairs, scored=scored)
 for name, spec in specs.items():
     print(f"{name:12s} {spec}")
 
@@ -200,7 +201,9 @@ nb.save_table("gamma_quality", experiments.reply_quality(everyone, draws=nb.cfg.
 seconds = curves.groupby("policy", sort=False)["seconds"].median().rename("median_step_seconds").reset_index()
 nb.save_table("gamma_step_seconds", seconds)
 beta = experiments.simpo_beta(nb.cfg)
-nb.save_table("gamma_gaps", pd.concat([experiments.simpo_gaps(m, beta) for m in methods]))
+before = {name: training.score(lab.sft_policy(), rows) for name, rows in scored.items()}
+gaps = [experiments.simpo_gaps(m.name, m.scores, beta) for m in methods]
+nb.save_table("gamma_gaps", pd.concat([experiments.simpo_gaps("sft", before, beta), *gaps]))
 
 # %% [markdown]
 # ## 4. What the steps looked like

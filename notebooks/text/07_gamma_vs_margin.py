@@ -94,7 +94,8 @@ used = experiments.simpo_beta(nb.cfg)  # of the gaps in the table
 figure = plots.draw("margin_violin", table)
 nb.save_figure("margin_violin", figure, table)
 plt.show()
-quantiles = pd.concat([analysis.gap_quantiles(p["gap"]).assign(policy=m) for m, p in table.groupby("policy", sort=False)])
+trained = analysis.training_gaps(table)
+quantiles = pd.concat([analysis.gap_quantiles(p["gap"]).assign(policy=m) for m, p in trained.groupby("policy", sort=False)])
 nb.save_table("margin_quantiles", quantiles)
 quantiles.round(2)
 
@@ -109,7 +110,7 @@ quantiles.round(2)
 # $\beta(a_w-a_l)$, so each setting sees the same pairs' gaps at its own $\beta$: Mistral's are a quarter of the others'.
 
 # %%
-means = nb.read_table("gamma_gaps").query("policy == 'gamma-simpo'")["gap"].to_numpy(copy=True) / used
+means = trained.query("policy == 'gamma-simpo'")["gap"].to_numpy(copy=True) / used
 parts, strength = [], []
 for name, preset in published.PRESETS.items():
     if not name.endswith("/gamma_simpo"):
@@ -170,7 +171,7 @@ if pairs is not None:
 objective = objectives.build(spec)
 if pairs is None:
     compared = [("gamma-simpo", "simpo")]
-    own = table[table["policy"].isin(compared[0])].rename(columns={"policy": "method"})
+    own = trained[trained["policy"].isin(compared[0])].rename(columns={"policy": "method"})
     pairs = own.assign(seed=nb.seed, dose=0.0, outcome="pair_gap", value=own["gap"] / used)
     pairs["row_id"] = own.groupby("method").cumcount()
     pairs.attrs = table.attrs

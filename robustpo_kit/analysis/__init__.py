@@ -11,6 +11,7 @@ from robustpo_kit.analysis.figures import (
     reward_confidence,
     slope_difference,
     training_curves,
+    training_gaps,
 )
 from robustpo_kit.analysis.items import item_table
 from robustpo_kit.analysis.judged import item_readings, paper_items
@@ -97,6 +98,7 @@ __all__ = [
     "study_replies",
     "study_table",
     "training_curves",
+    "training_gaps",
     "verdict",
     "which_method",
     "wide_outcomes",

@@ -139,6 +139,13 @@ def training_curves(records: Mapping[str, RunRecord]) -> pd.DataFrame:
     return table[["policy", "step", *table.columns.drop(["policy", "step"])]]
 
 
+def training_gaps(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `experiments.simpo_gaps` that are after training, of the training pairs."""
+    if "pairs" not in table:  # of a run that has no others
+        return table
+    return table[(table["pairs"] == "training") & (table["policy"] != "sft")]
+
+
 def gap_quantiles(
     gaps: Sequence[float], quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)
 ) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from robustpo_kit import published
 from robustpo_kit.analysis.declarations import Study
-from robustpo_kit.analysis.figures import normalise, slope_difference
+from robustpo_kit.analysis.figures import normalise, slope_difference, training_gaps
 from robustpo_kit.analysis.paired import mean_difference, paired_rows
 from robustpo_kit.analysis.papers import paper_values
 from robustpo_kit.analysis.slopes import REPLIES, wide_outcomes
@@ -208,7 +208,7 @@ def _fall(curve: pd.DataFrame) -> float:
 
 def run_near_zero(read: Read, *, table: str, keep: Sequence[str]) -> Iterator[Reading]:
     """Share of pairs whose gap is within a tenth of the largest one (gamma-PO Fig. 2)."""
-    gaps = read("", table)
+    gaps = training_gaps(read("", table))
     for policy in keep:
         near = _near_zero(gaps.loc[gaps["policy"] == policy, "gap"])
         what = f"{policy}, share of gaps within a tenth of the largest"

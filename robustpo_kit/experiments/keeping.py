@@ -107,6 +107,8 @@ def _as_json(value: Any) -> Any:
     """A field's value as the stamp shows it."""
     if isinstance(value, PreferenceSet):
         return digest(value.rows, value.template)
+    if isinstance(value, Mapping):
+        return {name: _as_json(own) for name, own in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     return value

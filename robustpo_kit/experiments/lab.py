@@ -29,6 +29,8 @@ from robustpo_kit.profiles import Profile
 from robustpo_kit.records import cores, progress
 from robustpo_kit.rewards import GoldReward, ProxyReward, RewardModel
 
+Scored = Mapping[str, PreferenceSet] | None  # sets by name, scored by what was trained
+
 
 @dataclasses.dataclass(frozen=True)
 class Lab:
@@ -84,7 +86,10 @@ class Lab:
 
     def reward_pairs(self) -> PreferenceSet:
         """Pairs of gamma-PO (Sec. 4.1): the responses of highest and lowest proxy reward; clean."""
-        rows = self.splits["policy"]
+        return self._best_and_worst("policy")
+
+    def _best_and_worst(self, split: str) -> PreferenceSet:
+        rows = self.splits[split]
         return rows.with_rewards(self.proxy().score_set(rows)).pairs("best_worst")
 
     @staticmethod
@@ -154,8 +159,12 @@ class Lab:
         starts = [self._read(name, self.steps.start_replies(name)) for name in ("base", "sft")]
         return [self._read("golden", self.steps.golden_replies()), *starts]
 
+    def heldout_pairs(self) -> PreferenceSet:
+        """`reward_pairs` of the held-out rows."""
+        return self._best_and_worst("eval")
+
     def trained(
-        self, name: str, spec: str, dataset: PreferenceSet, *, keep_scores: bool = False
+        self, name: str, spec: str, dataset: PreferenceSet, *, scored: Scored = None
     ) -> Trained:
         """One method, trained from the SFT policy, and its scored replies; kept on disk.
 
@@ -163,10 +172,9 @@ class Lab:
             name: labels the method in tables.
             spec: its objective.
             dataset: the preference data.
-            keep_scores: whether to keep the log-probabilities and lengths of the training
-                responses after training, too.
+            scored: sets by name, whose log-probabilities and lengths after training are kept, too.
         """
-        step = self.steps.method(name, spec, dataset, keep_scores=keep_scores)
+        step = self.steps.method(name, spec, dataset, scored=scored)
         return self._read(name, step)
 
     def replies_of(self, policy: Policy) -> pd.DataFrame:
@@ -177,13 +185,13 @@ class Lab:
         return scored_replies(entries, asked, self.proxy(), witness, self.seed)
 
     def train_all(
-        self, specs: Mapping[str, str], dataset: PreferenceSet, *, keep_scores: bool = False
+        self, specs: Mapping[str, str], dataset: PreferenceSet, *, scored: Scored = None
     ) -> list[Trained]:
         """`trained` for every name and spec, in as many processes as the profile's `workers`.
 
         What has finished stays when one fails.
         """
-        job = functools.partial(_train, Lab(self.cfg, self.seed), dataset, keep_scores)
+        job = functools.partial(_train, Lab(self.cfg, self.seed), dataset, scored)
         workers = min(self.cfg.workers or cores(), len(specs))
         self._make_what_methods_share()
         if workers > 1:
@@ -220,5 +228,5 @@ class Lab:
         return Trained.read(name, replies.kept(), self.steps.scored(replies).kept())
 
 
-def _train(lab: Lab, dataset: PreferenceSet, keep_scores: bool, name: str, spec: str) -> Trained:
-    return lab.trained(name, spec, dataset, keep_scores=keep_scores)
+def _train(lab: Lab, dataset: PreferenceSet, scored: Scored, name: str, spec: str) -> Trained:
+    return lab.trained(name, spec, dataset, scored=scored)

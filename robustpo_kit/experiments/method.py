@@ -1,6 +1,7 @@
 """One preference method, trained from the SFT policy, and the replies that it samples."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from robustpo_kit import objectives, training
@@ -12,7 +13,7 @@ from robustpo_kit.policies import SamplingConfig
 from robustpo_kit.records import write_json
 from robustpo_kit.training import TrainConfig
 
-SCORES = "scores.json"  # log-probabilities and lengths of the training responses after training
+SCORES = "scores.json"  # log-probabilities and lengths of responses after training
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -29,7 +30,7 @@ class MethodStep(Step):
     lora_targets: str
     lora_rank: int
     run: TrainConfig
-    keep_scores: bool
+    scored: Mapping[str, PreferenceSet]  # by name, sets to score after training
     prompts: PreferenceSet
     sampling: SamplingConfig
     sampling_seed: int
@@ -43,6 +44,8 @@ class MethodStep(Step):
             policy, self.prompts, self.sampling, seed=self.sampling_seed, start=self.sft.load
         )
         write_json(folder / SAMPLED, replies)
-        if self.keep_scores:
-            logps, lengths = training.score(policy, self.rows)
-            write_json(folder / SCORES, {"logps": logps.double(), "lengths": lengths})
+        if self.scored:
+            scores = {name: training.score(policy, rows) for name, rows in self.scored.items()}
+            write_json(
+                folder / SCORES, {name: [own[0].double(), own[1]] for name, own in scores.items()}
+            )

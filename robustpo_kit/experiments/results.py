@@ -1,7 +1,7 @@
 """Methods after training: what notebooks make their tables of."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from robustpo_kit.experiments.scoring import REPLIES
 from robustpo_kit.intervals import mean_by_group
 from robustpo_kit.records import RunRecord, read_json
 
+# log-probabilities and lengths [N, K] of the responses of sets by name
+Scores = Mapping[str, tuple[np.ndarray, np.ndarray]]
 SIMILARITIES = ("rouge_l", "chrf", "embedding_f1")  # to the human reply
 
 
@@ -24,15 +26,13 @@ class Trained:
     name: str
     record: RunRecord | None  # of the training run
     replies: pd.DataFrame  # see ScoredRepliesStep
-    scores: dict[str, np.ndarray] | None = None  # logps, lengths [N, K] of the training responses
+    scores: Scores = dataclasses.field(default_factory=dict)  # of the sets scored after training
 
     @classmethod
     def read(cls, name: str, method: Path, scored: Path) -> "Trained":
         """Read the folders that a method's step and the scoring of its replies have kept."""
-        scores = None
-        if (method / SCORES).exists():
-            stored = read_json(method / SCORES)
-            scores = {key: np.array(values) for key, values in stored.items()}
+        stored = read_json(method / SCORES) if (method / SCORES).exists() else {}
+        scores = {key: (np.array(own[0]), np.array(own[1])) for key, own in stored.items()}
         record = method / RECORD
         trained = RunRecord.from_json(record) if record.exists() else None
         replies = pd.DataFrame(read_json(scored / REPLIES)).astype({"log_ratio": float})
@@ -57,15 +57,25 @@ def reply_quality(methods: Sequence[Trained], *, draws: int, seed: int) -> pd.Da
     return means.merge(texts[["policy", "distinct_1", "distinct_2", "duplicates"]], on="policy")
 
 
-def simpo_gaps(method: Trained, beta: float) -> pd.DataFrame:
-    """SimPO's reward gaps beta (a_w - a_l) of the training pairs: columns policy, gap.
+def simpo_gaps(policy: str, scores: Scores, beta: float) -> pd.DataFrame:
+    """SimPO's reward gaps beta (a_w - a_l) of pairs, a the mean log-probability a token.
 
-    a is the mean log-probability a token; beta is one for all methods (`simpo_beta`), whatever they
-    were trained by. Raises ValueError for a method whose scores were not kept.
+    Args:
+        policy: whose scores they are.
+        scores: of pairs, as a `Trained` has them.
+        beta: one for all policies (`simpo_beta`), whatever they were trained by.
+
+    Returns:
+        A row a pair: policy, pairs (their set's name), gap.
+
+    Raises:
+        ValueError: nothing was scored.
     """
-    if method.scores is None:
-        raise ValueError(
-            f"{method.name}: scores of the training pairs are missing; give keep_scores"
-        )
-    means = method.scores["logps"] / method.scores["lengths"]
-    return pd.DataFrame({"policy": method.name, "gap": beta * (means[:, 0] - means[:, 1])})
+    if not scores:
+        raise ValueError(f"{policy}: no pairs were scored after training; give `scored`")
+    parts = []
+    for name, (logps, lengths) in scores.items():
+        means = np.asarray(logps, dtype=float) / np.asarray(lengths)
+        gaps = beta * (means[:, 0] - means[:, 1])
+        parts.append(pd.DataFrame({"policy": policy, "pairs": name, "gap": gaps}))
+    return pd.concat(parts, ignore_index=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 from robustpo_kit import data, mixture, objectives, paths
@@ -137,7 +138,12 @@ class Steps:
         return GoldenRepliesStep(folder=folder, prompts=self.splits["eval"])
 
     def method(
-        self, name: str, spec: str, dataset: PreferenceSet, *, keep_scores: bool
+        self,
+        name: str,
+        spec: str,
+        dataset: PreferenceSet,
+        *,
+        scored: Mapping[str, PreferenceSet] | None = None,
     ) -> MethodStep:
         """Training by `spec` on `dataset`, whose h~ is left out where the objective needs none."""
         objective = objectives.build(spec, seed=self.seed)
@@ -152,7 +158,7 @@ class Steps:
             lora_targets=cfg.lora_targets,
             lora_rank=cfg.lora_rank,
             run=train_config(cfg, self.seed),
-            keep_scores=keep_scores,
+            scored=scored or {},
             prompts=self.splits["eval"],
             sampling=self.sampling(),
             sampling_seed=self.seed,

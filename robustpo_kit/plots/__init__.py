@@ -1,8 +1,8 @@
 """Figures: `draw` makes a whole one of its table, the others draw a table on an axis.
 
 A module a subject: `style` (colours, names, type, saving), `marks` and `maps` (what is drawn on an
-axis), `findings` (the sentences above and below), `in_toy`, `on_text` and `on_gaps` (whole
-figures), `catalogue` (their names).
+axis), `findings` (the sentences above and below), `in_toy`, `on_text`, `on_gaps` and
+`on_studies` (whole figures), `catalogue` (their names).
 """
 
 from robustpo_kit.plots.catalogue import FIGURES, draw, read, redraw
@@ -11,25 +11,15 @@ from robustpo_kit.plots.maps import verdict_map
 from robustpo_kit.plots.marks import (
     bars_with_ci,
     clouds,
-    composition,
-    counts,
     curves,
     gamma_versus_gap,
     lines_with_bands,
-    margin_range,
-    name_curves,
     reliability,
     scores,
-    smoothing,
-    violins,
-    word_ecdf,
 )
 from robustpo_kit.plots.on_gaps import PAPERS, SHADES
 from robustpo_kit.plots.style import (
     COLOURS,
-    GREY,
-    GRID,
-    MARKERS,
     PALETTE,
     SAVED,
     STYLE,
@@ -46,9 +36,6 @@ from robustpo_kit.plots.style import (
 __all__ = [
     "COLOURS",
     "FIGURES",
-    "GREY",
-    "GRID",
-    "MARKERS",
     "PALETTE",
     "PAPERS",
     "SAVED",
@@ -58,17 +45,13 @@ __all__ = [
     "canvas",
     "clouds",
     "colour",
-    "composition",
     "contrasts",
-    "counts",
     "curves",
     "draw",
     "gamma_versus_gap",
     "head",
     "label",
     "lines_with_bands",
-    "margin_range",
-    "name_curves",
     "name_lines",
     "read",
     "redraw",
@@ -76,9 +59,6 @@ __all__ = [
     "reliability",
     "save",
     "scores",
-    "smoothing",
     "styled",
     "verdict_map",
-    "violins",
-    "word_ecdf",
 ]

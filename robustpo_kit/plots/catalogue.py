@@ -12,48 +12,25 @@ from robustpo_kit.errors import KitError
 from robustpo_kit.plots import in_toy, on_gaps, on_studies, on_text
 from robustpo_kit.plots.style import save, styled
 
-FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
-    "toy_h": in_toy.toy_h,
-    "toy_methods": in_toy.toy_methods,
-    "toy_dose": in_toy.toy_dose,
-    "toy_mass": in_toy.toy_mass,
-    "mixture_composition": on_text.mixture_composition,
-    "source_words": on_text.source_words,
-    "reliability": on_text.reliability,
-    "confidence_by_source": on_text.confidence_by_source,
-    "h_by_sample": on_text.h_by_sample,
-    "slot_detectors": on_text.slot_detectors,
-    "toy_h_rank": in_toy.toy_h_rank,
-    "reward_accuracy": on_text.reward_accuracy,
-    "judge_audit": on_text.judge_audit,
-    "dose_real": on_text.dose_real,
-    "dora_studies": on_studies.study_contrasts,
-    "dora_curves": on_text.dora_curves,
-    "dora_win_rates": on_text.win_rates,
-    "dora_differences": on_text.score_differences,
-    "reward_confidence": on_gaps.reward_confidence,
-    "confidence_slope_differences": on_gaps.confidence_slope_differences,
-    "confidence_slopes_by_seed": on_studies.confidence_slopes_by_seed,
-    "gamma_curves": on_gaps.gamma_curves,
-    "gamma_win_rates": on_text.win_rates,
-    "gamma_differences": on_text.score_differences,
-    "margin_violin": on_gaps.margin_violin,
-    "gamma_versus_gap": on_gaps.gamma_versus_gap,
-    "gamma_slopes_by_seed": on_studies.gamma_slopes_by_seed,
-    "theorem_3_1": on_gaps.theorem_3_1,
-    "pairwise_losses": in_toy.pairwise_losses,
-    "flips_studies": on_studies.study_contrasts,
-    "flips_gold": in_toy.flips_gold,
-    "flips_added": in_toy.flips_added,
-    "ablations_lambda": in_toy.ablations_lambda,
-    "ablations_tau": in_toy.ablations_tau,
-    "phase_studies": on_studies.study_contrasts,
-    "phase_map": in_toy.phase_map,
-    "self_training_rounds": in_toy.self_training_rounds,
-    "benchmark_length_control": on_gaps.benchmark_length_control,
-    "your_detection": on_gaps.your_detection,
-    "paper_items": on_gaps.paper_items,
+SAME = (  # figures by the names of their functions
+    in_toy.toy_h, in_toy.toy_methods, in_toy.toy_dose, in_toy.toy_mass, in_toy.toy_h_rank,
+    in_toy.pairwise_losses, in_toy.flips_gold, in_toy.flips_added, in_toy.ablations_lambda,
+    in_toy.ablations_tau, in_toy.phase_map, in_toy.self_training_rounds,
+    on_text.mixture_composition, on_text.source_words, on_text.reliability,
+    on_text.confidence_by_source, on_text.h_by_sample, on_text.slot_detectors,
+    on_text.reward_accuracy, on_text.judge_audit, on_text.dose_real, on_text.dora_curves,
+    on_gaps.reward_confidence, on_gaps.confidence_slope_differences, on_gaps.gamma_curves,
+    on_gaps.margin_violin, on_gaps.gamma_versus_gap, on_gaps.theorem_3_1,
+    on_gaps.benchmark_length_control, on_gaps.your_detection, on_gaps.paper_items,
+    on_studies.confidence_slopes_by_seed, on_studies.gamma_slopes_by_seed,
+)  # fmt: skip
+SHARED = {  # figures of one kind
+    on_studies.study_contrasts: ("dora_studies", "flips_studies", "phase_studies"),
+    on_text.win_rates: ("dora_win_rates", "gamma_win_rates"),
+    on_text.score_differences: ("dora_differences", "gamma_differences"),
 }
+FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {kind.__name__: kind for kind in SAME}
+FIGURES |= {name: kind for kind, names in SHARED.items() for name in names}
 
 
 def draw(name: str, table: pd.DataFrame) -> Figure:

@@ -70,13 +70,19 @@ def counts(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def violins(table: pd.DataFrame, ax: Axes, *, value: str, by: str, ylabel: str) -> Axes:
-    """One violin with its quartiles a level of `by`."""
+def violins(
+    table: pd.DataFrame, ax: Axes, *, value: str, by: str, ylabel: str, halves: str | None = None
+) -> Axes:
+    """One violin with its quartiles a level of `by`; its halves are the two levels of `halves`."""
     names = list(dict.fromkeys(table[by]))
     shades = [colour(str(name), place) for place, name in enumerate(names)]
     look: dict[str, Any] = {"inner": "quart", "cut": 0, "alpha": 0.6, "linewidth": 1}
-    order = {"hue": by, "order": names, "hue_order": names, "palette": shades, "legend": False}
-    sns.violinplot(table, x=by, y=value, **order, **look, ax=ax)
+    hues: dict[str, Any] = {"hue": by, "hue_order": names, "palette": shades, "legend": False}
+    if halves:
+        hues = {"hue": halves, "split": True, "palette": PALETTE[:2]}
+    sns.violinplot(table, x=by, y=value, order=names, **hues, **look, ax=ax)
+    if halves:
+        sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1.0), title=None, ncols=2)
     ax.set_xticks(range(len(names)), [label(str(name)) for name in names])
     ax.set(xlabel="", ylabel=ylabel)
     return ax

@@ -85,22 +85,32 @@ def gamma_curves(table: pd.DataFrame) -> Figure:
 
 
 def margin_violin(table: pd.DataFrame) -> Figure:
-    """Reward gaps before training (policy sft, where it is there) and after it: policy, gap."""
+    """Gaps of the training pairs, and held-out ones beside them: policy (sft: before), pairs, gap.
+
+    A table without `pairs` is of the training pairs.
+    """
     figure, ax = canvas(figsize=(6.8, 3.9))
     named = table.replace({"policy": {"sft": "before (SFT)"}})
     words = r"gap $m = r_w - r_l$ ($\beta\,\cdot$ nats a token)"
-    marks.violins(named, ax, value="gap", by="policy", ylabel=words)
+    halves = "pairs" if "pairs" in table else None
+    marks.violins(named, ax, value="gap", by="policy", ylabel=words, halves=halves)
     reference_line(ax, 0.0, upright=False)
-    by_policy = table.groupby("policy", sort=False)["gap"]
-    after = by_policy.median().drop("sft", errors="ignore")
-    right = by_policy.agg(lambda gap: 100 * (gap > 0).mean()).drop("sft", errors="ignore")
-    finding = f"Median gap {findings.ranged(after, 1)} after training, "
-    finding += f"{findings.ranged(right, 0)} % positive"
-    if "sft" in by_policy.groups:
-        before = table.loc[table["policy"] == "sft", "gap"]
-        finding += f"; before {before.median():.1f}, {(before > 0).mean():.0%} positive"
-    note = f"{counted(by_policy.size(), 'training pairs a policy')}; lines: quartiles"
-    return head(figure, finding, note, table)
+    pairs = table["pairs"] if halves else pd.Series("training", index=table.index)
+    said = []
+    for name, part in table.groupby(pairs, sort=False):
+        by_policy = part.groupby("policy", sort=False)["gap"]
+        after = by_policy.median().drop("sft", errors="ignore")
+        right = by_policy.agg(lambda gap: 100 * (gap > 0).mean()).drop("sft", errors="ignore")
+        words = (
+            f"{findings.ranged(after, 1)} on {name} pairs, {findings.ranged(right, 0)} % positive"
+        )
+        before = part.loc[part["policy"] == "sft", "gap"]
+        if len(before):
+            words += f" (before {before.median():.1f}, {(before > 0).mean():.0%})"
+        said.append(words)
+    sizes = table.groupby(["policy", pairs]).size()
+    note = f"{counted(sizes, 'pairs a policy')}; lines: quartiles"
+    return head(figure, f"Median gap after training {'; '.join(said)}", note, table)
 
 
 def gamma_versus_gap(table: pd.DataFrame) -> Figure:

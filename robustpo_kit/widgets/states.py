@@ -8,7 +8,17 @@ from typing import Any
 
 import pandas as pd
 
-from robustpo_kit import experiments, objectives, paths, profiles, published, records, robust, toy
+from robustpo_kit import (
+    analysis,
+    experiments,
+    objectives,
+    paths,
+    profiles,
+    published,
+    records,
+    robust,
+    toy,
+)
 from robustpo_kit.widgets.pair import pair_state
 
 COMMITTED = paths.RESULTS / "reference"
@@ -37,7 +47,7 @@ def batch_weights() -> dict[str, Any]:
 
 def gamma_gap() -> dict[str, Any]:
     """Gaps of notebook 06's gamma-SimPO at beta 1, and the papers' settings of gamma0 and tau."""
-    table = _committed("gamma_gaps").query("policy == 'gamma-simpo'")
+    table = analysis.training_gaps(_committed("gamma_gaps")).query("policy == 'gamma-simpo'")
     record = records.read_json(COMMITTED / "gamma_gaps.json")
     trained = profiles.get(record["profile"], record["overrides"])
     gaps = (table["gap"] / experiments.simpo_beta(trained)).round(4)
