@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from robustpo_kit import kernel, paths, profiles, records
+from robustpo_kit import kernel, mixture, paths, profiles, records
+from robustpo_kit.data import Preference
 from robustpo_kit.errors import KitError
 
 _started: list[str] = []  # profiles of the notebooks that this process has started
@@ -188,6 +189,20 @@ class Notebook:
         records.write_table(path.with_suffix(".csv"), table, self.record() | about)
         self.figures.append(paths.show(path))
         print(f"figure {name} -> {paths.show(path)}")
+
+    def show_row(self, row: Preference) -> None:
+        """Print a prompt and its responses, each behind its source.
+
+        What people wrote is printed only where one of them looks, under profile demo or cpu in the
+        kernel of a page: stored outputs hold models' words alone.
+        """
+        own_page = self.cfg.name in ("demo", "cpu") and "JPY_SESSION_NAME" in os.environ
+        texts = zip(("prompt", *row.sources), (row.prompt, *row.responses), strict=True)
+        for source, text in texts:
+            if not (own_page or source == mixture.SYNTHETIC_SOURCE):
+                text = f"({_count(len(text.split()), 'word')} by a person: in your own JupyterLab)"
+            print(f"{source:14s} {text}")
+        print()
 
     def finish(self, metrics: dict[str, Any] | None = None) -> None:
         """Write the done file: metrics, tables, figures, provenance.

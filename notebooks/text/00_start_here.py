@@ -8,6 +8,8 @@
 # |---|---|---|---|---|
 # | nothing | tables `toy_*` | about 1 minute | | [01](01_mixture_shift.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # You have preference data: prompts, several responses each, a ranking. Some responses come from people you trust, others
 # from models; some rankings come from a reward model with a taste of its own. Two papers ask how to train on it anyway:
 #
@@ -26,7 +28,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from robustpo_kit import losses, plots, robust, toy, widgets
+from robustpo_kit import data, losses, mixture, plots, robust, toy, widgets
 from robustpo_kit.losses import Scores
 from robustpo_kit.notebook import start
 from robustpo_kit.records import torch_stream
@@ -40,12 +42,35 @@ overrides = {}  # settings of the profile to change
 nb = start("00_start_here", profile=profile, seed=seed, overrides=overrides)
 
 # %% [markdown]
+# In pictures, with what each of them adds to a preference loss in another colour:
+
+# %%
+for paper in plots.SCHEMATICS:
+    plots.schematic(paper)
+    plt.show()
+
+# %% [markdown]
+# ## 0. What the data looks like
+#
+# Before any formula: two rows of the kit's own task, everyday questions with a right and a wrong human answer, and two replies of SmolLM2, a model
+# small enough for a laptop. People's words are shown in your own JupyterLab only, the model's are stored.
+
+# %%
+rows = mixture.with_synthetic(data.load("how_to"), mixture.load_store("how_to"), 2)
+for row in rows:
+    if row.row_id in ("piqa-5", "piqa-21"):
+        nb.show_row(row)
+
+# %% [markdown]
+# Fluent, on topic, and of little use: that is what the golden slot of a contaminated row holds. A ranking that prefers such a reply teaches a
+# policy to write it. To notice is easy here, and hard in ten thousand rows.
+
+# %% [markdown]
 # ## 1. One loss, checked by hand
 #
 # DPO scores a pair by how much more the policy likes the chosen response than its reference does:
 # $\ell=-\log\sigma(\beta D)$ with $D=(s_w-s_w^\text{ref})-(s_l-s_l^\text{ref})$. At the start policy and reference are
 # equal, $D=0$, and the loss is $\log2$.
-
 #
 # - $s_w, s_l$: log-probability that the policy gives to the chosen and to the rejected response, summed over its tokens, in nats
 # - $s^\text{ref}$: the same under the reference, the policy as it was before training
@@ -245,6 +270,18 @@ plt.show()
 #
 # Notebook 04b asks the same on real text.
 #
+# **An oddity.** Rank the losses (as a mean) by their win rate among valid responses, and by the mass that they leave valid:
+
+# %%
+means = by_loss[by_loss["method"] == "erm"].pivot_table(index="loss", columns="outcome", values="mean")
+top = means["win_rate_valid"].idxmax()
+rank = int((means["mass"] > means.loc[top, "mass"]).sum()) + 1
+print(f"first among valid responses: {top}, at place {rank} of {len(means)} by mass")
+print(f"rank correlation of the two orders: {means['win_rate_valid'].corr(means['mass'], method='spearman'):.2f}")
+
+# %% [markdown]
+# Whoever looks at valid responses alone may choose the loss that writes the fewest of them.
+#
 # ## 7. What this machine can run
 #
 # `make series` runs all notebooks on real text on a laptop; `robustpo doctor` says what is installed and what is missing.
@@ -265,6 +302,8 @@ plt.show()
 # | [11](11_phase_diagram.ipynb) | where does each robust method win, tie and lose? |
 # | [12](12_self_training_and_rso.ipynb) | does DoRA help when the policy writes its own data? |
 # | [13](13_benchmarks.ipynb) | what do AlpacaEval 2, Arena-Hard and MT-Bench count, and who judges? |
+# | [14](14_your_data.ipynb) | what can a file tell about itself, and what does training on it give? |
+# | [15](15_my_dpo_looks_wrong.ipynb) | my DPO looks wrong: which symptom is it, and what mends it? |
 # | [99](99_paper_tables.ipynb) | every table and figure of both papers: what is claimed, and what do we find? |
 
 # %%
@@ -279,6 +318,11 @@ print("CHECK the true h~ is lower on contaminated samples: pass")
 #
 # <details><summary>Solution</summary>Often not: the differences of one seed are smaller than the differences between
 # worlds. This is why the summary pairs by seed and gives intervals.</details>
+#
+# 2. Change this and see: in section 1, give `beta=10` to the second `dpo`. What is the loss of the same step, and what is left to learn?
+#
+# <details><summary>Solution</summary>Nearly nothing: three nats of gap count thirty, the logistic function has saturated, and so has its gradient. A large
+# $\beta$ is content after a short way.</details>
 
 # %%
 nb.finish({"win_rate_erm": float(results.set_index("method").loc["erm", "win_rate"])})

@@ -8,10 +8,15 @@
 # |---|---|---|---|---|
 # | human text from pinned wheels, `data/synthetic/` | tables `mixture_*`, `source_*` | about 1 minute | [00](00_start_here.ipynb) | [02](02_classifier_calibration.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # Preference data is rarely written by one author. DoRA's Definition 2.1 gives the situation a name: for a prompt $x$ the
 # responses follow a **mixture response shift** when
 #
 # $$P(y\mid x)=\alpha\,Q_0(y\mid x)+\sum_{i=1}^{n-1}\beta_i\,Q_i(y\mid x),\qquad \alpha+\sum_i\beta_i=1.$$
+#
+# - $P(y|x)$: how likely the data has response $y$ to prompt $x$; $n$: number of sources
+# - $Q_0$, $\alpha$: the target source and its share; $Q_i$, $\beta_i$: another source and its share
 #
 # $Q_0$ is the *target* (here: a person who knows how), the $Q_i$ are other authors. A model trained on $P$ learns the
 # habits of every $Q_i$; the aim is to learn $Q_0$.

@@ -9,6 +9,8 @@
 # |---|---|---|---|---|
 # | split `classifier` | tables `classifier_*`, `h_*`, a classifier in `runs/` | about 2 minutes | [01](01_mixture_shift.ipynb) | [03](03_reward_models.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # DoRA (Sec. 3.1) needs, for each response, the probability $c$ that it comes from the golden distribution. By Bayes' rule
 # the density ratio is then (Eq. 5)
 #
@@ -173,6 +175,14 @@ plt.show()
 # %%
 widgets.show("reliability")
 
+# %% [markdown]
+# **An oddity.** A head that cannot tell two sources apart should say one half of every reply, at an NLL of $\log 2$. What it says:
+
+# %%
+blind = nb.read_table("classifier_metrics").query("head == 'human_wrong'").set_index("stage")["nll"]
+print(f"right against wrong human solution: NLL {blind['before']:.3f} before, {blind['temperature']:.3f} after a temperature; log 2 = {np.log(2):.3f}")
+print("before calibration it is more sure than a coin would be, and no righter:", bool(blind["before"] > np.log(2)))
+
 # %%
 table = nb.read_table("confidence_by_source")
 figure = plots.draw("confidence_by_source", table)
@@ -238,6 +248,11 @@ print("CHECK the classifier ranks better than chance: pass")
 #
 # <details><summary>Solution</summary>Nothing, for equal β: the mean over responses is symmetric. The slot weight, which looks at
 # column 0 alone, changes.</details>
+#
+# 2. Change this and see: in section 1, set the first `c` to 0.9999. Which of the three readings notice, and by how much?
+#
+# <details><summary>Solution</summary>`raw` explodes, as it divides by $1-c$; the two bounded ones hardly move. One overconfident response would otherwise
+# carry a whole step.</details>
 
 # %%
 nb.finish({"auc": float(best["auc"]), "ece": float(best["ece"])})

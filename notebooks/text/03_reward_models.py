@@ -7,6 +7,8 @@
 # |---|---|---|---|---|
 # | splits `reward` and `gold` | tables `reward_*`, `gold_*`, `judge_audit`, two models in `runs/` | about 2 minutes | [02](02_classifier_calibration.ipynb) | [04a](04a_kl_dro.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # Listwise methods need a reward for each response, and every result needs a judge. If one reward does both, a policy that
 # learns the reward's errors looks good. So there are two (Gao et al. 2022): a **proxy** that ranks the training data and may
 # be wrong, and a **gold** reward that measures and that nothing trains on.

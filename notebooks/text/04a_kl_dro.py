@@ -8,11 +8,18 @@
 # |---|---|---|---|---|
 # | `h_by_sample` (02) of the committed run | nothing | seconds | [03](03_reward_models.ipynb) | [04b](04b_train_dora.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # **DoRA** here is *Distribution-aware optimization for Robust Alignment* (Zhu et al., 2025), not the weight-decomposed
 # adapter of the same name. It takes any per-sample preference loss $\ell(\theta,z)$ and minimises its worst case over a
 # KL ball around the data, with each sample scaled by its calibration factor (Eq. 9):
 #
 # $$\mathcal L(\theta)=\lambda\,\log\frac1B\sum_{i=1}^{B}\exp\frac{\tilde h(z_i)\,\ell(\theta,z_i)}{\lambda}.$$
+
+# - $z_i$: a sample, a prompt with its responses; $B$: samples of the optimizer step
+# - $\ell(\theta,z)$: its loss under the policy with weights $\theta$; $\tilde h(z)$: how golden it looks, between 0 and $K$
+# - $\lambda$: temperature: towards 0 the largest $\tilde h\ell$ alone counts, towards infinity all do
+# - in section 2: $Q$, $P$ distributions over the samples, $P$ the uniform one; $\rho$: how far $Q$ may be from $P$, in nats
 
 # %%
 import numpy as np

@@ -9,6 +9,8 @@
 # |---|---|---|---|---|
 # | classifier (02), reward models (03) | tables `dora_*`, trained policies' replies in `runs/` | about 8 to 13 minutes | [04a](04a_kl_dro.ipynb) | [05](05_reward_confidence.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # **DoRA** here is *Distribution-aware optimization for Robust Alignment* (Zhu et al., 2025), not the weight-decomposed
 # adapter of the same name. It takes any per-sample preference loss $\ell(\theta,z)$ and minimises its worst case over a
 # KL ball around the data, with each sample scaled by its calibration factor (Eq. 9); 04a takes it apart:

@@ -8,6 +8,8 @@
 # |---|---|---|---|---|
 # | `dora_replies` (04b), the study `methods_real` | tables `confidence_*`, the form of DoRA's Fig. 4 | seconds, half a minute with the study | [04b](04b_train_dora.ipynb) | [06](06_train_gamma_po.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # DoRA's Figure 4 plots every generated reply at (normalised reward, classifier confidence) and fits a line for each
 # method. A steeper line means: replies that the reward likes also *look golden*, so the reward is not won by drifting off
 # the target. The paper reports slope differences of +0.174 (Mistral-7B) and +0.131 (Llama-8B) between DoRA and its
@@ -40,7 +42,6 @@ nb = start("05_reward_confidence", profile=profile, seed=seed, overrides=overrid
 # $$c = a + b\,r + d\,\mathbb 1_\text{DoRA} + \Delta\,(r\cdot\mathbb 1_\text{DoRA})+\varepsilon .$$
 #
 # $\Delta$ is the slope difference.
-
 #
 # - $c$: the classifier's confidence that a reply is golden; $r$: its reward, on [0, 1]
 # - $\mathbb 1_\text{DoRA}$: 1 for replies of the DoRA policy, 0 for ERM's; $\varepsilon$: the rest, alike within a prompt
@@ -180,6 +181,12 @@ print("the interval of the slope difference excludes zero:", bool(row.low > 0 or
 #
 # <details><summary>Solution</summary>Replies to one prompt share its difficulty, so their errors are correlated; treating
 # them as independent pretends to more data than there is.</details>
+#
+# 2. Change this and see: in the made-up check, set the standard deviation of `shared_noise` to 0.2, four times as much. Does the standard error of
+#    $\Delta$ grow fourfold?
+#
+# <details><summary>Solution</summary>It grows, and by much less: both policies answer a prompt, so what its replies share falls out of their difference where
+# their rewards are alike.</details>
 
 # %%
 nb.finish({"slope_difference": float(row.difference), "low": float(row.low), "high": float(row.high)})

@@ -8,6 +8,8 @@
 # |---|---|---|---|---|
 # | reward models (03), SFT policy (04b) | tables `gamma_*`, replies in `runs/` | about 4 to 12 minutes | [05](05_reward_confidence.ipynb) | [07](07_gamma_vs_margin.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # SimPO asks every pair to be won by the same target margin $\gamma_0$. gamma-PO (Sun et al., 2025) gives each pair its
 # own: a pair that is already won clearly is asked for more, an ambiguous one for less. The margins
 # $\gamma_i=\gamma_0\,m_n p_i$ solve, at every step (Eq. 9, 22),
@@ -264,6 +266,11 @@ print("CHECK every margin lies within gamma0 exp(+-gamma0/tau): pass")
 #
 # <details><summary>Solution</summary>$-\log\sigma(0)=\log2$ for every pair: the pair never counts as won. KL regularisation
 # keeps the margins from chasing the gaps that far.</details>
+#
+# 2. Change this and see: call `target_margins(3 * gaps, gamma0=4.0, tau=0.5)` of section 1 with 20 and with 21 steps. What does mirror descent do?
+#
+# <details><summary>Solution</summary>It swings between two answers: the step is too long for the curvature. 07 has the condition, and a solver without a
+# step.</details>
 
 # %%
 nb.finish({"methods": len(nb.read_table("gamma_win_rates"))})

@@ -7,6 +7,8 @@
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
 # | `gamma_gaps` (06), the study `flips_real` | tables `margin_*`, `strength_*`, `gamma_*`, the forms of gamma-PO's Fig. 2 and 5 | seconds, half a minute with the study | [06](06_train_gamma_po.ipynb) | [09](09_label_noise.ipynb) |
+#
+# Words and symbols: [glossary](../docs/glossary.md).
 
 # %%
 import json
@@ -203,6 +205,9 @@ plt.show()
 #
 # $$\varepsilon\approx\frac{\delta\,[1-\sigma(m-\gamma_0)]}{\log(1+e^{m+\gamma_0})-\log(1+e^{\gamma_0-m})}.$$
 #
+# - $m$: gap; $\gamma_0$: mean margin; $\delta=\gamma_i-\gamma_0$: what a pair's own margin adds
+# - $\varepsilon$: the share of the opposite label that would give the same loss
+#
 # The numerator is a first-order expansion, the denominator equals... let us see: it is the exact difference of the two
 # labels' losses. We compare with the $\varepsilon$ that solves the equation exactly.
 
@@ -235,6 +240,10 @@ print(f"CHECK epsilon is negative for every m > 0 at delta = {delta}: pass (larg
 # 1. Choose $\tau$ for $\gamma_0=0.375$ so that the strength equals Llama's.
 #
 # <details><summary>Solution</summary>$0.375/\tau=0.4$, so $\tau\approx0.94$ instead of 10.</details>
+#
+# 2. Change this and see: set `delta = 0.2` in section 4. Where is $\varepsilon$ negative now? (The check below the figure says it, by failing.)
+#
+# <details><summary>Solution</summary>For $m<0$: both signs turn. A clear pair that is ranked right is smoothed, one that is ranked wrong the opposite.</details>
 
 # %%
 nb.finish({"strength_max": float(certified["strength"].max()), "spread_max": float(certified["relative_spread"].max())})

@@ -8,6 +8,8 @@
 # |---|---|---|---|---|
 # | tables of the study `pairwise` | tables `pairwise_*`, one figure | half a minute | [04b](04b_train_dora.ipynb) | [10](10_ablations.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # DoRA's Figure 3 puts its weights on four losses on pairs, DPO, R-DPO, EXO and SimPO, on "unaugmented golden preference
 # datasets", and its caption says that every one is better for it. Table 1 sets DPO with DoRA beside two losses
 # made for flipped labels, Robust DPO (rDPO) and Dr.DPO. The figure's numbers are only drawn; the table's can be read.

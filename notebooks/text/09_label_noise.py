@@ -8,6 +8,8 @@
 # |---|---|---|---|---|
 # | tables of the studies `phase_flips`, `dose_real_blind`, `flips_real`, `hh_flips` | tables `flips_*`, the forms of gamma-PO's Fig. 4 and Table 4, of DoRA's Table 5 | half a minute | [07](07_gamma_vs_margin.ipynb) | [11](11_phase_diagram.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # A flip says that the worse response is the better one. Both papers turn labels round at random and report that their method
 # bears it better (gamma-PO: Table 4, Fig. 4, of the pairs 10 and 20 %; DoRA: Table 5, of the labels 20, 40 and 60 %). This notebook
 # asks three things: how much do flips hurt a plain loss at all, does a method for them help, and does it help more than

@@ -8,6 +8,8 @@
 # |---|---|---|---|---|
 # | tables of the studies `ablations`, `ablations_tau` | tables `ablations_*`, two figures | half a minute | [08](08_pairwise_robust.ipynb) | [11](11_phase_diagram.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # Three knobs, each moved alone while the others stay where the plain method's tuning put them on other worlds:
 #
 # - **lambda** of DRO and DoRA. DoRA's Figure 5: "as lambda increases from 0.5 to 4.0, the win rate generally decreases", and DRO is
@@ -229,6 +231,10 @@ print("CHECK primaries are reported on all declared worlds; more of a step drive
 #
 # <details><summary>Solution</summary>Run `dro(dpo_pl(beta=1.0), lam=...)` at some values and read `ess`, or give the wish:
 # `dro(dpo_pl(beta=1.0), ess=0.5)` solves it on the first step.</details>
+#
+# 2. Change this and see: add `"DRO, lambda 0.5, window 32": ("dro(dpo_pl(beta=1.0), lam=0.5)", 32)` to the live runs. Which row is it equal to?
+#
+# <details><summary>Solution</summary>To DRO at lambda 0.5 without a window: 32 prompts are the whole step.</details>
 
 # %%
 nb.finish({f"{row['method']} minus {row['baseline']}, {row['where']}, {row['outcome']}": row["difference"] for _, row in primary.iterrows()})

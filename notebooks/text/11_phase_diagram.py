@@ -8,6 +8,8 @@
 # |---|---|---|---|---|
 # | tables of the studies `phase_contamination`, `phase_flips`, `methods_real`, `flips_real`, `hh_flips` | tables `phase_*`, the map | seconds | [07](07_gamma_vs_margin.ipynb) | |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # A robust method is bought: it weighs samples, and listens to fewer of them. Whether that pays depends on what is wrong
 # with the data, and how much. This notebook asks where it does, of methods that weigh lists of responses against
 # **contamination** of the golden slot, and of losses on pairs against **flipped labels**.
@@ -246,6 +248,11 @@ print("CHECK every primary contrast is reported, on all declared worlds, of meth
 #
 # <details><summary>Solution</summary>A method that keeps near its start keeps its mass, and that alone can make a difference in
 # unconditional gold; section 4 asks what is left of it.</details>
+#
+# 2. Change this and see: give `re_po` of the cell above section 1 an `eta` of 0.5. Which loss is it, and what weighs a label then?
+#
+# <details><summary>Solution</summary>The prior says nothing any more ($\log 1=0$), and the policy's own opinion $\sigma(g)$ alone weighs each label: it
+# believes what it already does.</details>
 
 # %%
 nb.finish({f"{row['method']} minus {row['baseline']}, {row['where']}": row["difference"] for _, row in primary.iterrows()})

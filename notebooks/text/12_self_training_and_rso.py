@@ -9,6 +9,8 @@
 # |---|---|---|---|---|
 # | tables of the study `self_training`; the SFT policy (04b), the proxy (03) | tables `self_training_*`, `rso_*` | about 20 seconds | [11](11_phase_diagram.ipynb) | |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # Two small experiments of the DoRA paper leave the data as they were given. **Self-training** (Table 6): train on the
 # mixture, then go on with replies that the policy wrote itself, twice. **RSO** (Table 10; Liu et al., 2023): do not
 # train on the mixture at all, but on draws of the policy, accepted so that they look as if the best policy had drawn them.

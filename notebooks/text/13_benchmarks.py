@@ -8,6 +8,8 @@
 # |---|---|---|---|---|
 # | SmolLM2 | tables `benchmark_*`, files of answers in `runs/` | about 20 seconds | [12](12_self_training_and_rso.ipynb) | [99](99_paper_tables.ipynb) |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # gamma-PO reports AlpacaEval 2, Arena-Hard and MT-Bench (its Tables 2, 3, 4 and 10), DoRA the first two. None of them can be
 # run here as published: their judge is GPT-4 of a certain month. What can be held true without it is all the rest, the formats,
 # the decoding, the arithmetic, and what the arithmetic can and cannot see.
@@ -170,7 +172,12 @@ HTML(alpaca.round(1).to_html(index=False) + arena.round(1).to_html(index=False))
 # $$P(\text{model}\succ\text{baseline}\mid x)=\sigma\Big(\theta+\varphi\tanh\frac{\ell_b-\ell_m}{\mathrm{sd}}+\psi\,d_x\Big)$$
 #
 # with the lengths of both outputs and the difficulty $d_x$ of the instruction, and predicts with $\ell_b=\ell_m$ (Dubois et al.
-# 2024). Judgments are drawn here from that very model, of five qualities $\theta$ and three habits of writing, so what a model
+# 2024).
+#
+# - $\theta$: what the model is worth at equal length; $\ell_m,\ell_b$: lengths of its output and the baseline's; sd: of their difference
+# - $\varphi$: the judge's liking of brevity; $\psi$: how much a difficult instruction $x$ helps; $\succ$: is preferred to
+#
+# Judgments are drawn here from that very model, of five qualities $\theta$ and three habits of writing, so what a model
 # wins at equal length is known.
 
 # %%

@@ -7,7 +7,9 @@
 #
 # | reads | writes | time (2 CPU cores) | before | after |
 # |---|---|---|---|---|
-# | your file, or an example that it makes; tables `detection` | tables `your_*`, a page in `runs/` | about 30 seconds of CPU (smoke) | [13](13_benchmarks.ipynb) | [99](99_paper_tables.ipynb) |
+# | your file, or an example that it makes; tables `detection` | tables `your_*`, a page in `runs/` | about 30 seconds of CPU (smoke) | [13](13_benchmarks.ipynb) | [15](15_my_dpo_looks_wrong.ipynb) |
+#
+# Words and symbols: [glossary](../docs/glossary.md).
 #
 # Every other notebook knows what is wrong with its data, because it did it. Here nobody knows. So the question is first what
 # a file can tell about itself, and where it cannot: a label that a model disagrees with is a wrong label or a wrong model.
@@ -73,7 +75,7 @@ known = data.load(str(trusted), on_bad_row="skip") if trusted else None
 if rows.responses_per_prompt > 2:
     rows = rows.pairs("columns" if rows[0].rewards is None else "best_worst")
 print(rows.describe())
-print(f"prompt    {rows[0].prompt}\nchosen    {rows[0].responses[0]}\nrejected  {rows[0].responses[1]}")
+nb.show_row(rows[0])
 
 # %% [markdown]
 # ## 2. The audit

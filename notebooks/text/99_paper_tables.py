@@ -7,6 +7,8 @@
 # |---|---|---|---|---|
 # | the papers' numbers (`data/paper`), tables of the series and of declared studies | tables `paper_items`, `paper_readings`, the strip | seconds | [07](07_gamma_vs_margin.ipynb), [11](11_phase_diagram.ipynb) | |
 #
+# Words and symbols: [glossary](../docs/glossary.md).
+#
 # Both papers print 20 tables and 13 figures. Each has a row here: its claim in a sentence, its own numbers, ours from the **toy world**,
 # where truth is known, and from **real text**, and what the comparison comes to. Nothing is typed: the papers' numbers are read from
 # `data/paper`, ours from committed tables. `data/paper/items.json` says for every item which number of which table, and what the

@@ -18,6 +18,7 @@ from robustpo_kit.plots.marks import (
     scores,
 )
 from robustpo_kit.plots.on_gaps import PAPERS, SHADES
+from robustpo_kit.plots.schematics import SCHEMATICS, schematic
 from robustpo_kit.plots.style import (
     COLOURS,
     PALETTE,
@@ -39,6 +40,7 @@ __all__ = [
     "PALETTE",
     "PAPERS",
     "SAVED",
+    "SCHEMATICS",
     "SHADES",
     "STYLE",
     "bars_with_ci",
@@ -58,6 +60,7 @@ __all__ = [
     "reference_line",
     "reliability",
     "save",
+    "schematic",
     "scores",
     "styled",
     "verdict_map",
