@@ -154,16 +154,19 @@ class Notebook:
     def _origin(self, path: Path) -> str:
         """Whose a table is: "study: 24 seeds", "record: cpu, seed 0", "yours: cpu, seed 3".
 
-        Of what is looked at and never published "live: demo, seed 3". Overrides follow the seed.
-        Nothing where no provenance lies beside it.
+        A table of the record with many seeds says how many. Of what is looked at and never
+        published "live: demo, seed 3". Overrides follow the seed. Nothing where no provenance
+        lies beside it.
         """
         beside = path.with_suffix(".json")
         if not beside.exists():
             return ""
         record = records.read_json(beside)
+        seeds = record.get("config", {}).get("seeds", [])
         if path.parent.parent == paths.RESULTS / "studies":
-            seeds = record.get("config", {}).get("seeds", [])
             return f"study: {_count(len(seeds), 'seed')}"
+        if seeds:
+            return f"record: {_count(len(seeds), 'seed')}"
         run = f"{record.get('profile', '?')}, seed {record.get('seed', '?')}"
         if path.parent != paths.tables(self.cfg.name, self.run):
             return f"record: {run}"

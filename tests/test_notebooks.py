@@ -386,6 +386,7 @@ def test_a_table_says_whose_it_is(demo, settings, capsys):
         "reference": {"profile": "cpu", "seed": 0},
         "studies/small": study,
         "gpu": {"profile": "gpu", "seed": 1},
+        "toy": {"seed": 0, "config": {"seeds": [0, 1, 2]}},
     }
     for place, record in places.items():
         folder = paths.RESULTS / place
@@ -400,6 +401,7 @@ def test_a_table_says_whose_it_is(demo, settings, capsys):
         "record: cpu, seed 0]",
         "study: 2 seeds]",
         "record: gpu, seed 1]",
+        "record: 3 seeds]",
     ]
 
 
