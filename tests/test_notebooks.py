@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from robustpo_kit import kernel, notebook, paths, plots, records, series
+from robustpo_kit.data import Preference
 from robustpo_kit.errors import KitError
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -508,6 +509,31 @@ def test_figure_is_saved_with_its_table_and_the_same_bytes(demo, settings):
     assert records.read_json(demo.root / "figures/line.json")["profile"] == "cpu"
     with pytest.raises(KitError, match="expected a matplotlib figure"):
         nb.save_figure("line", object(), table)
+
+
+def test_peoples_words_are_shown_in_their_own_kernel_alone(demo, settings, monkeypatch, capsys):
+    row = Preference("r", "g", "How?", ("like this", "so then"), ("human_correct", "smollm2"))
+    begin().show_row(row)
+    begin(profile="cpu").show_row(row)
+    hidden = capsys.readouterr().out
+    assert "so then" in hidden and "How?" not in hidden and "like this" not in hidden
+    assert "human_correct  (2 words by a person" in hidden
+    monkeypatch.setenv("JPY_SESSION_NAME", "a page")
+    begin(profile="smoke").show_row(row)
+    assert "How?" not in capsys.readouterr().out
+    for profile in ("demo", "cpu"):
+        begin(profile=profile).show_row(row)
+        assert "prompt         How?\nhuman_correct  like this\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted((NOTEBOOKS / "text").glob("*.py")), ids=lambda p: p.stem)
+def test_every_notebook_begins_with_the_glossary_and_ends_with_exercises(path):
+    text = path.read_text(encoding="utf-8")
+    head = text.split("\n# %%")[0]
+    assert "[glossary](../docs/glossary.md)" in head
+    exercises = text.split("# ## Exercises")[1]
+    tries = re.findall(r"^# \d\. ", exercises, re.M) + re.findall("Change this and see", text)
+    assert len(tries) >= 2 and "<details>" in exercises
 
 
 def test_finish_writes_the_done_file(demo, settings, monkeypatch):

@@ -42,6 +42,23 @@ def test_every_figure_of_a_notebook_is_drawn_here():
     assert {path.stem for path in FOLDER.glob("*.csv")} == set(plots.FIGURES)
 
 
+@pytest.mark.parametrize("name", plots.SCHEMATICS)
+def test_a_schematic_has_every_box_apart_from_the_others(name):
+    figure = plots.schematic(name)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    title, boxes, arrows = plots.SCHEMATICS[name]
+    written = [text for text in axes.texts if text.get_text()]
+    frames = {text.get_text(): text.get_bbox_patch().get_window_extent() for text in written}
+    places = [frames[box.text] for box in boxes.values()]
+    assert not any(a.overlaps(b) for k, a in enumerate(places) for b in places[:k])
+    assert all(figure.bbox.containsx(x) for place in places for x in (place.x0, place.x1))
+    assert set(boxes) == {end for arrow in arrows for end in arrow}
+    assert axes.get_title() == title
+    with pytest.raises(KitError, match="'dpo' is none of dora, gamma_po"):
+        plots.schematic("dpo")
+
+
 def healthy() -> tuple[Figure, plt.Axes]:
     figure, ax = plots.canvas()
     ax.plot([0, 1], [0, 1], label="line")

@@ -280,7 +280,7 @@ print(f"first among valid responses: {top}, at place {rank} of {len(means)} by m
 print(f"rank correlation of the two orders: {means['win_rate_valid'].corr(means['mass'], method='spearman'):.2f}")
 
 # %% [markdown]
-# Whoever looks at valid responses alone may choose the loss that writes the fewest of them.
+# A correlation near -1 says that one order is the other turned round: looked at among valid responses alone, losses that leave the world look best.
 #
 # ## 7. What this machine can run
 #

@@ -185,8 +185,8 @@ print("the interval of the slope difference excludes zero:", bool(row.low > 0 or
 # 2. Change this and see: in the made-up check, set the standard deviation of `shared_noise` to 0.2, four times as much. Does the standard error of
 #    $\Delta$ grow fourfold?
 #
-# <details><summary>Solution</summary>It grows, and by much less: both policies answer a prompt, so what its replies share falls out of their difference where
-# their rewards are alike.</details>
+# <details><summary>Solution</summary>Nearly threefold, not fourfold: both policies answer a prompt, and what its two replies share falls out of their
+# difference where their rewards are alike.</details>
 
 # %%
 nb.finish({"slope_difference": float(row.difference), "low": float(row.low), "high": float(row.high)})

@@ -1,12 +1,14 @@
 """What goes where in the two methods: boxes and arrows, drawn of no numbers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from robustpo_kit.errors import KitError
 from robustpo_kit.plots.style import GREY, PALETTE
+
+WEIGHT = r"$\tilde{h}\,e^{\tilde{h}\ell/\lambda}$"
 
 
 class Box(NamedTuple):
@@ -35,7 +37,7 @@ SCHEMATICS = {
             "h": Box(2, 1, r"$\tilde{h}$: how golden" + "\nis the sample?", own=True),
             "policy": Box(1, 0, "policy:\nlog-probs"),
             "loss": Box(2, 0, r"loss $\ell$" + "\nof the sample"),
-            "weight": Box(3, 0, "weight in step:\n$\\tilde{h}\\,e^{\\tilde{h}\\ell/\\lambda}$", own=True),
+            "weight": Box(3, 0, "weight in step:\n" + WEIGHT, own=True),
             "step": Box(4, 0, "gradient step"),
         },
         (
@@ -70,11 +72,13 @@ def schematic(name: str) -> Figure:
     patches = {}
     for key, box in boxes.items():
         colour = PALETTE[5] if box.own else GREY
-        frame = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": colour}
-        place = {"ha": "center", "va": "center", "fontsize": 8.5, "bbox": frame}
-        patches[key] = axes.text(box.column, box.row, box.text, **place).get_bbox_patch()
+        frame: dict[str, Any] = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": colour}
+        written = axes.text(
+            box.column, box.row, box.text, ha="center", va="center", fontsize=8.5, bbox=frame
+        )
+        patches[key] = written.get_bbox_patch()
     for start, end in arrows:
-        ends = {"patchA": patches[start], "patchB": patches[end]}
+        ends: dict[str, Any] = {"patchA": patches[start], "patchB": patches[end]}
         style = {"arrowstyle": "-|>", "color": GREY, "shrinkA": 0, "shrinkB": 2} | ends
         axes.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=style)
     axes.set(xlim=(-0.5, 4.5), ylim=(-0.45, 1.4), title=title)
