@@ -72,7 +72,11 @@ def schematic(name: str) -> Figure:
     patches = {}
     for key, box in boxes.items():
         colour = PALETTE[5] if box.own else GREY
-        frame: dict[str, Any] = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": colour}
+        frame: dict[str, Any] = {
+            "boxstyle": "round,pad=0.5",
+            "facecolor": "white",
+            "edgecolor": colour,
+        }
         written = axes.text(
             box.column, box.row, box.text, ha="center", va="center", fontsize=8.5, bbox=frame
         )
