@@ -106,14 +106,13 @@ def project(folder: Path, *, smoke: tuple[str, ...] = ()) -> Path:
         for path in (ROOT / place).iterdir():
             if path.name != "results":
                 (folder / place / path.name).symlink_to(path)
-    for path in (folder / "notebooks").glob("*.ipynb"):
-        text = folder / "notebooks" / "text" / f"{path.stem}.py"
+    for text in (folder / "notebooks" / "text").glob("*.py"):
         notebook = jupytext.read(text)
         notebook.metadata["kernelspec"] = {"display_name": "Python 3", "name": "python3"}
         for cell in notebook.cells:
-            if path.stem in smoke and "parameters" in cell.metadata.get("tags", ()):
+            if text.stem in smoke and "parameters" in cell.metadata.get("tags", ()):
                 cell.source = cell.source.replace('profile = "auto"', 'profile = "smoke"')
-        nbformat.write(notebook, path)
+        nbformat.write(notebook, folder / "notebooks" / f"{text.stem}.ipynb")
     return folder
 
 
