@@ -1,7 +1,10 @@
 // Texts of a page whose contrast with what lies below is under WCAG's 4.5 (large ones: 3).
 () => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const rgb = (text) => (text.match(/[\d.]+/g) ?? []).map(Number);
+  const rgb = (text) => {
+    const values = (text.match(/[\d.]+/g) ?? []).map(Number);
+    return text.startsWith("color(") ? values.map((v, i) => (i < 3 ? 255 * v : v)) : values;
+  };
   const light = ([r, g, b]) => {
     const [x, y, z] = [r, g, b].map((v) => v / 255)
       .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
@@ -17,6 +20,21 @@
     if (own.length === 3 || own[3] === 1) return own.slice(0, 3);
     return over(own, ground(element.parentElement));
   };
+  // In a drawing the ground is also what rectangles drawn before a text have put below it.
+  const painted = (element, below) => {
+    const { x, y, width, height } = element.getBoundingClientRect();
+    for (const rect of element.closest("svg").querySelectorAll("rect")) {
+      const box = rect.getBoundingClientRect();
+      const after = rect.compareDocumentPosition(element) & Node.DOCUMENT_POSITION_FOLLOWING;
+      const inside = Math.abs(box.x + box.width / 2 - x - width / 2) < box.width / 2 &&
+        Math.abs(box.y + box.height / 2 - y - height / 2) < box.height / 2;
+      const { fill, fillOpacity } = getComputedStyle(rect);
+      if (!after || !inside || fill === "none") continue;
+      const [r, g, b, a = 1] = rgb(fill);
+      below = over([r, g, b, a * Number(fillOpacity)], below);
+    }
+    return below;
+  };
   const faint = new Set();
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
@@ -25,8 +43,9 @@
     if (!words || element.closest("script, style, .anchor-link, .skip")) continue;
     if (!element.checkVisibility({ opacityProperty: true })) continue;
     const look = getComputedStyle(element);
-    const below = ground(element);
-    const colour = element.closest("svg") && look.fill !== "none" ? look.fill : look.color;
+    const drawn = element.closest("svg");
+    const below = drawn ? painted(element, ground(element)) : ground(element);
+    const colour = drawn && look.fill !== "none" ? look.fill : look.color;
     const [a, b] = [light(over(rgb(colour), below)), light(below)].sort((x, y) => y - x);
     const size = parseFloat(look.fontSize);
     const large = size >= 24 || (size >= 18.66 && Number(look.fontWeight) >= 700);

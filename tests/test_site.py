@@ -200,6 +200,8 @@ def test_pages_are_quiet_and_can_be_read_narrow_and_dark(site, tab):
     ("body", "complaint"),
     [
         ("<p style='color: #999; background: #fff'>pale", "faint in light"),
+        ("<svg><text y=20 fill='#123'>a</text></svg>", "faint in dark"),
+        ("<svg><rect width=90 height=90 /><text x=9 y=20>a</text></svg>", "faint in light"),
         ("<p style='width: 900px'>broad", "pixels broad"),
         ("<script>console.error('no')</script>", "console: no"),
         ("<script>missing()</script>", "console: missing is not defined"),

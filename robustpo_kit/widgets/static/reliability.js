@@ -75,7 +75,7 @@ function render({ model, el }) {
       "font-weight": "bold",
     });
     ["clean", "contaminated"].forEach((words, kind) =>
-      draw.text(right.x(kind), 330 + below, words, { "text-anchor": "middle", fill: SHADES[kind ? 4 : 0] }),
+      draw.text(right.x(kind), 330 + below, words, { "text-anchor": "middle" }),
     );
     draw.say(
       `Reliability at temperature ${short(temperature)} in ${model.get("bins")} bins: calibration ` +

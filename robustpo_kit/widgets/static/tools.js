@@ -16,7 +16,9 @@ function panel(el) {
   const controls = node("div", {
     style: "display:flex;flex-wrap:wrap;gap:.4em 1.4em;align-items:end;margin:.4em 0",
   });
-  const box = node("div", { style: "max-width:46em;font-size:.95em" }, controls);
+  // JupyterLab's shortcuts leave the keys of a slider alone where this stands
+  const keys = { "data-lm-suppress-shortcuts": "true" };
+  const box = node("div", { style: "max-width:46em;font-size:.95em", ...keys }, controls);
   el.append(box);
   return { box, controls };
 }
