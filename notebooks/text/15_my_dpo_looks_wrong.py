@@ -187,7 +187,7 @@ flipped.drop(columns=["objective"]).round(2)
 #
 # **Change this and see.** Turn only a fifth of the rows (`pairs.flip(0.2, nb.seed)`). Does the start still tell?
 #
-# <details><summary>What we saw</summary>Hardly: the share moves a little towards one half and stays on the right side. That is the difference between a
+# <details><summary>What we saw</summary>It moves towards one half and stays well on the right side. That is the difference between a
 # swapped column, which one number shows, and label noise, which needs the pairs one by one.</details>
 #
 # ## 4. Replies grow longer and longer
@@ -392,10 +392,10 @@ print("CHECK three micro-batches by hand have the gradient of the whole step: pa
 #
 # 1. In section 5, which of the three formulas still fails in float64, and at which argument?
 #
-# <details><summary>Solution</summary>All of them, farther out: exponentials overflow near 710, a sigmoid rounds to 0 near -745, and a probability to 1 where
+# <details><summary>Solution</summary>All of them, farther out: exponentials overflow near 710, a sigmoid rounds to 0 near -710, and a probability to 1 where
 # $-a$ is below about $10^{-16}$. Precision moves the cliff and does not remove it.</details>
 #
-# 2. Train section 2's rows "by lot" with `rdpo(beta=0.1, epsilon=0.45)`. Does it save the held-out accuracy?
+# 2. Change this and see: train section 2's rows "by lot" with `rdpo(beta=0.1, epsilon=0.45)`. Does it save the held-out accuracy?
 #
 # <details><summary>Solution</summary>No: labels by lot hold nothing to save, whatever is assumed of them. At epsilon near one half the loss divides by nearly nothing, and its
 # variance grows.</details>
