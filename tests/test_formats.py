@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from trl import data_utils
 
-from robustpo_kit import cli, data, paths, policies, records
+from robustpo_kit import calibration, cli, data, paths, policies, records, training
+from robustpo_kit.auditing import checks
 from robustpo_kit.data import Conversation, PreferenceSet, Template, containers, loading, packing
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import tokens
@@ -245,7 +246,63 @@ def test_hh_is_read_by_task_and_by_file_alike(tmp_path):
             other.responses,
             other.group,
         )
-    assert file[0].group == "Human: May I feed 0 geese?"
+    assert file[0].group == "may i feed 0 geese?"
+
+
+def asked_as_text(reply: str) -> dict:
+    return {"prompt": "May I feed 1  geese? ", "chosen": reply, "rejected": f"not {reply}"}
+
+
+def asked_as_message(reply: str) -> dict:
+    message = {"content": "May I feed 1 geese?", "role": "user"}
+    chosen, rejected = ([said("assistant", text)] for text in (reply, f"not {reply}"))
+    return {"prompt": [message], "chosen": chosen, "rejected": rejected}
+
+
+def asked_in_a_transcript(reply: str) -> dict:
+    start = "\n\nHuman: may I feed 1 geese?\n\nAssistant:"
+    return {"chosen": f"{start} {reply}", "rejected": f"{start} not {reply}"}
+
+
+def asked_as_a_transcript(reply: str) -> dict:
+    """As Dahoas/full-hh-rlhf has prompts."""
+    start = "\n\nHuman: May I feed 1 geese?\n\nAssistant:"
+    return {"prompt": start, "chosen": f" {reply}", "rejected": f" not {reply}"}
+
+
+ASKING = (asked_as_text, asked_as_message, asked_in_a_transcript, asked_as_a_transcript)
+
+
+@pytest.mark.parametrize("other", ASKING)
+@pytest.mark.parametrize("one", ASKING)
+def test_a_question_is_one_prompt_in_whatever_form(tmp_path, one, other):
+    """Whoever compares prompts: training, splits, calibration, the audit."""
+    rows = data.load(lines(tmp_path / "rows.jsonl", one("yes"), pair(7)))
+    heldout = data.load(lines(tmp_path / "held.jsonl", other("no"), pair(8)))
+    with pytest.raises(KitError, match=r"held-out row 1 \(1 of 2\): its prompt is among the train"):
+        training.check_heldout(rows, heldout)
+    assert checks.leak_table(rows, heldout)[["row_id", "kind"]].values.tolist() == [["1", "prompt"]]
+    told = calibration.told_by_trusted(rows, heldout)
+    assert [row.row_id for row in told.rows] == ["trusted 2"]
+    same = data.load(lines(tmp_path / "held.jsonl", other("yes")))
+    assert checks.as_labelled(same, rows).tolist() == [1]
+    both = data.load(lines(tmp_path / "rows.jsonl", one("yes"), other("no")))
+    assert len({row.group for row in both}) == 1
+    named = [one("yes") | {"group": "a"}, other("no") | {"group": "b"}]
+    assert len({row.group for row in data.load(lines(tmp_path / "rows.jsonl", *named))}) == 1
+
+
+def test_turns_of_one_conversation_are_one_group(tmp_path):
+    """In transcripts as prompts, too; the audit's leaks are what training refuses."""
+    values = [hh(1), asked_as_a_transcript("yes"), asked_as_text("no")]
+    prompts = {"prompt": TURNS.format(i=1), "chosen": "a", "rejected": "b"}
+    rows = data.load(lines(tmp_path / "rows.jsonl", *values, prompts))
+    assert {row.group for row in rows} == {"may i feed 1 geese?"}
+    assert rows[3].prompt == rows[0].prompt and turns(rows[3]) == turns(rows[0])
+    train, heldout = rows.select([1, 2]), rows.select([0])
+    assert checks.leak_table(train, heldout)["kind"].tolist() == ["group", "group"]
+    with pytest.raises(KitError, match="its group 'may i feed 1 geese\\?' is among"):
+        training.check_heldout(train, heldout)
 
 
 def test_a_row_brings_the_kits_own_fields_in_any_shape(tmp_path):

@@ -28,7 +28,11 @@ BY_LOT = "if fewer than half are, and by lot"  # what a bound assumes
 REVERSED = "labels look reversed: are the columns swapped?"
 
 OF_ROWS = (  # a count of Facts, what is counted, what to do
-    ("leaks", "rows share a prompt with the held-out file", "Remove these rows (leaks.csv)."),
+    (
+        "leaks",
+        "rows share a prompt or group with the held-out file",
+        "Remove these rows (leaks.csv).",
+    ),
     (
         "contradictions",
         "rows repeat a pair with the opposite label",

@@ -8,7 +8,7 @@ import pandas as pd
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from robustpo_kit.calibration import WORD
-from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.data import Preference, PreferenceSet, plain, question
 
 NEAR = 0.9  # cosine of word counts from which two rows are near duplicates
 ALIKE = 0.9  # share of words that two responses have in common, from which a pair is ambiguous
@@ -17,15 +17,10 @@ QUANTILES = (0.05, 0.5, 0.95)
 REPEATS = ["row_id", "other", "kind", "similarity"]
 
 
-def plain(text: str) -> str:
-    """A text for comparison: lower case, blanks as one."""
-    return " ".join(text.lower().split())
-
-
 def of_other_prompts(rows: PreferenceSet, taken: PreferenceSet) -> PreferenceSet:
-    """The rows whose prompts no row of `taken` has, letter case and blanks aside."""
-    seen = {plain(row.prompt) for row in taken}
-    return rows.select(n for n, row in enumerate(rows) if plain(row.prompt) not in seen)
+    """The rows whose prompts no row of `taken` has."""
+    seen = {question(row.prompt) for row in taken}
+    return rows.select(n for n, row in enumerate(rows) if question(row.prompt) not in seen)
 
 
 def as_labelled(pairs: PreferenceSet, rows: PreferenceSet) -> np.ndarray:
@@ -44,8 +39,8 @@ def as_labelled(pairs: PreferenceSet, rows: PreferenceSet) -> np.ndarray:
 
 
 def _texts(row: Preference) -> tuple[str, ...]:
-    """The prompt and the responses of a row, as `plain` has them."""
-    return tuple(map(plain, (row.prompt, *row.responses)))
+    """The prompt and the responses of a row, for comparison."""
+    return (question(row.prompt), *map(plain, row.responses))
 
 
 def schema_table(rows: PreferenceSet) -> pd.DataFrame:
@@ -53,7 +48,7 @@ def schema_table(rows: PreferenceSet) -> pd.DataFrame:
     counts = sorted({len(row.responses) for row in rows})
     facts = {
         "rows": len(rows),
-        "prompts": len({row.prompt for row in rows}),
+        "prompts": len({question(row.prompt) for row in rows}),
         "groups": len({row.group for row in rows}),
         "responses a row": " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
         "sources": ", ".join(sorted(set(chain.from_iterable(row.sources for row in rows)))[:8]),
@@ -141,22 +136,28 @@ def leak_table(rows: PreferenceSet, heldout: PreferenceSet) -> pd.DataFrame:
     """Rows of the file that a held-out file shares.
 
     Returns:
-        A row a finding: row_id, other (in the held-out file), kind (prompt | prompt and responses).
+        A row a finding: row_id, other (in the held-out file), kind (prompt and responses | prompt |
+        group: another turn of one conversation, or of the group that both files name).
     """
-    prompts: dict[str, str] = {}
-    whole: dict[tuple[str, ...], str] = {}
+    seen: dict[tuple[str, ...], str] = {}
     for row in heldout:
-        prompts.setdefault(plain(row.prompt), row.row_id)
-        whole.setdefault((plain(row.prompt), *sorted(map(plain, row.responses))), row.row_id)
+        for _, key in _shareable(row):
+            seen.setdefault(key, row.row_id)
     found = []
     for row in rows:
-        prompt = plain(row.prompt)
-        key = (prompt, *sorted(map(plain, row.responses)))
-        if key in whole:
-            found.append((row.row_id, whole[key], "prompt and responses"))
-        elif prompt in prompts:
-            found.append((row.row_id, prompts[prompt], "prompt"))
+        kinds = [(row.row_id, seen[key], kind) for kind, key in _shareable(row) if key in seen]
+        found += kinds[:1]
     return pd.DataFrame(found, columns=["row_id", "other", "kind"])
+
+
+def _shareable(row: Preference) -> list[tuple[str, tuple[str, ...]]]:
+    """What a file may share of a row, the most first."""
+    prompt, *replies = _texts(row)
+    return [
+        ("prompt and responses", ("prompt", prompt, *sorted(replies))),
+        ("prompt", ("prompt", prompt)),
+        ("group", ("group", row.group)),
+    ]
 
 
 def overlaps(pairs: PreferenceSet) -> np.ndarray:

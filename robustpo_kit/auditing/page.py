@@ -54,7 +54,11 @@ ABOUT = {  # heading, what the table shows
         "Rows that say what an earlier row says: <em>exact</em>; <em>contradiction</em>, the same "
         "two responses with the opposite label; <em>near</em>, nearly the same words.",
     ),
-    "leaks": ("Prompts shared with the held-out file", ""),
+    "leaks": (
+        "Prompts and groups shared with the held-out file",
+        "What <code>train --heldout</code> refuses: a prompt, letter case and blanks aside, as "
+        "text, message or transcript; a <em>group</em>, as another turn of one conversation.",
+    ),
     "models": (
         "What gives the labels away",
         "How often a linear model finds the preferred response on prompts it did not see, by what "

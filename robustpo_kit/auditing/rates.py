@@ -9,7 +9,7 @@ from scipy import stats
 from robustpo_kit.auditing import checks, flips
 from robustpo_kit.auditing.scores import Scored
 from robustpo_kit.auditing.views import Features
-from robustpo_kit.data import Preference, PreferenceSet, preferred_and_least, take
+from robustpo_kit.data import Preference, PreferenceSet, preferred_and_least, question, take
 from robustpo_kit.intervals import Interval
 
 BY_LOT = 0.001  # p-value below which checked pairs are no draw by lot
@@ -54,8 +54,8 @@ def known_pairs(trusted: PreferenceSet | None, rows: PreferenceSet) -> Known:
     if trusted is None:
         return Known(rows[:0], np.zeros(0, dtype=int))
     pairs, _ = preferred_first(trusted)
-    prompts = {checks.plain(row.prompt) for row in pairs}
-    same = rows.select(n for n, row in enumerate(rows) if checks.plain(row.prompt) in prompts)
+    prompts = {question(row.prompt) for row in pairs}
+    same = rows.select(n for n, row in enumerate(rows) if question(row.prompt) in prompts)
     return Known(pairs, checks.as_labelled(pairs, preferred_first(same)[0]))
 
 
@@ -120,7 +120,7 @@ def _placed(
     scored: Scored, pairs: PreferenceSet, known: PreferenceSet
 ) -> tuple[list[str], np.ndarray]:
     """Group [M] of each trusted pair, the file's where it has the prompt, and its fold, or -1."""
-    group_of = {checks.plain(row.prompt): row.group for row in pairs}
-    groups = [group_of.get(checks.plain(row.prompt), row.group) for row in known]
+    group_of = {question(row.prompt): row.group for row in pairs}
+    groups = [group_of.get(question(row.prompt), row.group) for row in known]
     fold_of = {row.group: fold for row, fold in zip(pairs, scored.fold.tolist(), strict=True)}
     return groups, np.array([fold_of.get(group, -1) for group in groups], dtype=int)

@@ -21,7 +21,7 @@ import numpy as np
 from robustpo_kit.calibration.classifiers import REST, SourceClassifier
 from robustpo_kit.calibration.responses import by_row, flat_responses
 from robustpo_kit.calibration.slots import slot_ratios, slot_weights
-from robustpo_kit.data import Preference, PreferenceSet
+from robustpo_kit.data import Preference, PreferenceSet, shared
 from robustpo_kit.errors import KitError
 
 
@@ -63,21 +63,19 @@ def told_by_trusted(rows: PreferenceSet, trusted: PreferenceSet) -> Told:
 
     Raises KitError where trusted rows do not all name a golden reply, or none is left.
     """
-    prompts, groups = {row.prompt for row in rows}, {row.group for row in rows}
-    kept = PreferenceSet(
-        row for row in trusted if row.prompt not in prompts and row.group not in groups
-    )
-    shared = len(trusted) - len(kept)
+    both = zip(trusted, shared(trusted, rows), strict=True)
+    kept = PreferenceSet(row for row, is_shared in both if not is_shared)
+    left_out = len(trusted) - len(kept)
     if not len(kept):
         raise KitError(
-            f"--trusted: all {shared} rows are to prompts or groups of the file; take others"
+            f"--trusted: all {left_out} rows are to prompts or groups of the file; take others"
         )
     kept = kept.map(lambda row: dataclasses.replace(row, row_id=f"trusted {row.row_id}"))
     if any(row.golden is None for row in kept):
         raise KitError("--trusted: a row names no golden reply; set its field golden")
     said = f"golden are the golden replies of {len(kept)} trusted rows, told from"
-    if shared:
-        said = f"{shared} trusted rows left out, to prompts or groups of the file; {said}"
+    if left_out:
+        said = f"{left_out} trusted rows left out, to prompts or groups of the file; {said}"
     counts = {len(row.responses) > 1 for row in kept}
     if counts == {True}:
         return Told(kept, None, f"{said} the other replies of these rows", slots=True)

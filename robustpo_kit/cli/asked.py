@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from robustpo_kit.cli.parsing import is_first_rank, read_preferences
-from robustpo_kit.data import PreferenceSet
+from robustpo_kit.data import PreferenceSet, shared
 from robustpo_kit.errors import KitError
 
 if TYPE_CHECKING:
@@ -82,9 +82,7 @@ class Asked:
 
 def _without(rows: PreferenceSet, heldout: PreferenceSet) -> PreferenceSet:
     """The rows that share neither group nor prompt with held-out ones."""
-    groups, prompts = {row.group for row in heldout}, {row.prompt for row in heldout}
-    kept = [row.group not in groups and row.prompt not in prompts for row in rows]
-    return rows.select(np.flatnonzero(kept))
+    return rows.select(np.flatnonzero(~np.array(shared(rows, heldout))))
 
 
 def _count(heldout: str, rows: int) -> int | None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 Message: TypeAlias = dict[str, Any]  # role, content, and whatever else a chat template knows
@@ -40,14 +41,45 @@ class Conversation(str):
         """A transcript as it is, with its turns as messages; one speaker's in a row are one.
 
         Args:
-            transcript: begins with a turn and ends in `\\n\\nAssistant:`.
+            transcript: begins with a turn and ends in `\\n\\nAssistant:`, blanks aside.
         """
-        return cls(transcript.strip(), list(_turns(transcript)))
+        text = transcript.strip()
+        return cls(text, list(_turns(f"\n\n{text}")))
 
-    @property
-    def opening(self) -> str:
-        """All before the first reply: what belongs to one conversation has it in common."""
-        return self.split(REPLY)[0]
+    @staticmethod
+    def is_transcript(text: str) -> bool:
+        """Whether a text is what `read` takes."""
+        return text.lstrip().startswith("Human:") and text.rstrip().endswith(REPLY)
+
+
+def plain(text: str) -> str:
+    """A text for comparison: lower case, blanks as one."""
+    return " ".join(text.lower().split())
+
+
+def question(prompt: str) -> str:
+    """What a prompt asks, for comparison, letter case and blanks aside.
+
+    The user's one message is its text, whether it came as a text, a message or a transcript;
+    messages of several turns are their transcript.
+    """
+    if isinstance(prompt, Conversation):
+        return _question(prompt.messages)
+    return plain(prompt)
+
+
+def opening(prompt: str) -> str:
+    """What is asked before the first reply: rows of one conversation have it in common."""
+    if not isinstance(prompt, Conversation):
+        return plain(prompt)
+    begun = takewhile(lambda message: message["role"] != "assistant", prompt.messages)
+    return _question(tuple(begun) or prompt.messages)
+
+
+def _question(messages: Sequence[Message]) -> str:
+    if [message["role"] for message in messages] == ["user"]:
+        return plain(messages[0]["content"])
+    return plain(Conversation.of(messages))
 
 
 def _speaker(role: str) -> str:

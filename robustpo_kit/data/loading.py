@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robustpo_kit.data.containers import MAX_ROW, Record, too_long
+from robustpo_kit.data.conversation import question
 from robustpo_kit.data.packing import characters, kept
 from robustpo_kit.data.preferences import PreferenceSet
 from robustpo_kit.data.reading import row_from_json
@@ -144,7 +145,8 @@ def united(rows: Sequence[Preference], notes: Notes) -> Sequence[Preference]:
         return group
 
     for row in rows:
-        own, other = whole(row.group), whole(first.setdefault(hash(row.prompt), row.group))
+        met = first.setdefault(hash(question(row.prompt)), row.group)
+        own, other = whole(row.group), whole(met)
         if own != other:
             joined[own] = other
     notes.joined = len(joined)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from robustpo_kit.data.conversation import Conversation, Message
+from robustpo_kit.data.conversation import Conversation, Message, opening
 from robustpo_kit.data.rows import BadRowError, Preference
 
 
@@ -28,7 +28,7 @@ def row_from_json(value: dict[str, Any], where: str, number: int | str) -> Prefe
     prompt = values["prompt"]
     values.setdefault("row_id", str(number))
     if "group" not in values:
-        values["group"] = prompt.opening if isinstance(prompt, Conversation) else prompt
+        values["group"] = opening(prompt)
     if not values.get("sources"):
         values["sources"] = tuple(f"source_{k}" for k in range(len(values["responses"])))
     return Preference(**values)

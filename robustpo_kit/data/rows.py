@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from robustpo_kit.data.conversation import question
 from robustpo_kit.errors import KitError
 
 
@@ -96,6 +97,15 @@ def best_worst(row: Preference) -> tuple[int, int]:
             "pairs('best_worst') needs a reward a response"
         )
     return preferred_and_least(row)
+
+
+def shared(rows: Iterable[Preference], taken: Iterable[Preference]) -> list[bool]:
+    """Whether each row has the prompt, in whatever form, or the group of a row of `taken`."""
+    prompts, groups = set(), set()
+    for row in taken:
+        prompts.add(question(row.prompt))
+        groups.add(row.group)
+    return [question(row.prompt) in prompts or row.group in groups for row in rows]
 
 
 def flipped_row(row: Preference) -> Preference:

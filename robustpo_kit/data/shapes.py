@@ -45,6 +45,8 @@ def own_fields(shape: Shape, value: Fields, where: str) -> Fields:
     if not all(name in value for name in shape.needs):
         shape = recognise(value, where)
     fields = shape.read(value, where)
+    if isinstance(fields["prompt"], str) and Conversation.is_transcript(fields["prompt"]):
+        fields["prompt"] = Conversation.read(read_text(fields["prompt"], "prompt", where))
     for name in OPTIONAL:
         # nothing is not given, but for the golden column, which is then not known
         if name in value and (value[name] is not None or name == "golden"):

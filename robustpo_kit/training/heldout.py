@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from robustpo_kit.data import PreferenceSet, preferred_and_least
+from robustpo_kit.data import PreferenceSet, preferred_and_least, question, shared
 from robustpo_kit.errors import KitError
 from robustpo_kit.records import digest
 
@@ -64,13 +64,13 @@ def check_heldout(rows: PreferenceSet, heldout: PreferenceSet) -> None:
 
 def refuse_shared_prompts(rows: PreferenceSet, heldout: PreferenceSet) -> None:
     """Raises KitError naming a held-out row whose prompt, or whose group, is trained on."""
-    prompts, groups = {row.prompt for row in rows}, {row.group for row in rows}
-    shared = [row for row in heldout if row.prompt in prompts or row.group in groups]
-    if not shared:
+    found = heldout.select(np.flatnonzero(shared(heldout, rows)))
+    if not len(found):
         return
-    first = shared[0]
-    what = "prompt" if first.prompt in prompts else f"group '{first.group:.60}'"
+    first, what = found[0], "prompt"
+    if question(first.prompt) not in {question(row.prompt) for row in rows}:
+        what = f"group '{first.group:.60}'"
     raise KitError(
-        f"held-out row {first.row_id} ({len(shared)} of {len(heldout)}): its {what} is among the "
+        f"held-out row {first.row_id} ({len(found)} of {len(heldout)}): its {what} is among the "
         "training rows; take others"
     )
