@@ -220,7 +220,7 @@ def test_the_papers_loaders_read_local_files_of_the_hubs_format(tmp_path):
     assert (row.prompt, row.responses, row.group) == (
         dialogue.strip(),
         (" yes", " no"),
-        "Human: hi",
+        "hi",
     )
     assert row.prompt + row.responses[0] == (dialogue + " yes").strip()
     tldr = write(tmp_path / "tldr.jsonl", {"prompt": "post", "chosen": "a", "rejected": "b"})

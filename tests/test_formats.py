@@ -1,5 +1,6 @@
 """Preference files as people have them: every shape, every container, and what is broken in one."""
 
+import contextlib
 import copy
 import gzip
 import json
@@ -11,7 +12,15 @@ from trl import data_utils
 
 from robustpo_kit import calibration, cli, data, paths, policies, records, training
 from robustpo_kit.auditing import checks
-from robustpo_kit.data import Conversation, PreferenceSet, Template, containers, loading, packing
+from robustpo_kit.data import (
+    Conversation,
+    PreferenceSet,
+    Template,
+    containers,
+    loading,
+    packing,
+    tasks,
+)
 from robustpo_kit.errors import KitError
 from robustpo_kit.policies import tokens
 
@@ -373,9 +382,67 @@ def test_each_row_is_read_by_its_own_shape(tmp_path):
     assert [row.row_id for row in loaded] == ["1", "4"]
     assert loaded.dropped == {"completion unpaired among other rows": 2}
     assert "(prompt, chosen, rejected); also pairs with scores, as Ultra" in loaded.describe()
-    bare = {key: text.lstrip() for key, text in hh(0).items()}  # HH-RLHF without its first blanks
-    loaded = data.load(lines(path, bare, hh(1)))
+    loaded = data.load(lines(path, pair(0), hh(1)))
     assert loaded[1] == data.load(lines(path, {}, hh(1)), on_bad_row="skip")[0]
+
+
+def test_transcripts_need_no_leading_blanks_but_their_beginning(tmp_path):
+    bare = {key: text.lstrip() for key, text in hh(1).items()}
+    path = lines(tmp_path / "rows.jsonl", bare)
+    assert data.load(path)[0] == data.load(lines(path, hh(1)))[0]
+    headed = {key: f"System: Be kind.{text}" for key, text in hh(1).items()}
+    with pytest.raises(KitError, match="field chosen: a transcript that does not begin with 'Hum"):
+        data.load(lines(path, headed))
+
+
+@pytest.mark.parametrize("name", ["question", "instruction", "promt", "Prompt", "system", "input"])
+def test_a_prompt_of_another_name_is_asked_after(tmp_path, name):
+    path = lines(tmp_path / "rows.jsonl", common_beginning(1) | {name: "Is it?"})
+    with pytest.raises(KitError, match=f"field {name}: is it the prompt\\? Call it prompt"):
+        data.load(path)
+    known = common_beginning(1) | {"prompt_id": "7", "source": "x", "input": ""}
+    assert data.load(lines(path, known))[0].prompt == "The number 1 is"
+
+
+def test_replies_that_repeat_their_prompt_are_told_and_cut_from_transcripts(tmp_path):
+    start = TURNS.format(i=1)
+    path = lines(tmp_path / "rows.jsonl", {"prompt": start} | hh(1))
+    assert data.load(path)[0] == data.load(lines(path, hh(1)))[0]
+    twice = {"prompt": "Is 1 odd? ", "chosen": "Is 1 odd? It is.", "rejected": "Is 1 odd? No."}
+    rows = data.load(lines(path, twice, pair(2)))
+    assert rows[0].responses == ("Is 1 odd? It is.", "Is 1 odd? No.")
+    assert "; in 1 of 2 rows both replies begin with the prompt" in rows.describe()
+    assert "begin with" not in data.load(lines(path, pair(2))).describe()
+
+
+def test_fields_that_are_not_read_are_told_of_any_row(tmp_path):
+    path = lines(tmp_path / "rows.jsonl", pair(1), pair(2) | {"flip": 1}, hh(3) | {"note": "x"})
+    said = "(prompt, chosen, rejected) (flip not read); also HH-RLHF transcripts (note not read)"
+    assert said in data.load(path).describe()
+
+
+def test_keys_of_a_message_have_no_order(tmp_path):
+    prompts = ([said("user", "q")], [{"content": "q", "role": "user"}], "q", "q")
+    values = [kto(f"reply {n}", n % 2 == 0, p) for n, p in enumerate(prompts)]
+    assert len(data.load(lines(tmp_path / "kto.jsonl", *values))) == 2
+
+
+@pytest.mark.parametrize("name", ["row_id", "group"])
+def test_a_name_that_is_not_utf8_is_named(tmp_path, name):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(json.dumps(pair(1) | {name: "@"}).encode().replace(b"@", b"\xff") + b"\n")
+    with pytest.raises(KitError, match=f"rows.jsonl, row 1, field {name}: not UTF-8 at character"):
+        data.load(path)
+
+
+def test_the_path_of_a_tasks_name_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "hh", pair(1))
+    monkeypatch.setattr(tasks, "records_of", lambda *given: iter(()))
+    with contextlib.suppress(KitError):
+        data.load("hh")
+    assert "hh: the task is read, not what lies here; ./hh names that" in caplog.text
+    assert data.load("./hh")[0].responses == ("It is, 1.", "No.")
 
 
 @pytest.mark.parametrize(
@@ -670,10 +737,9 @@ def test_rows_and_files_of_other_containers_are_named(tmp_path, monkeypatch):
     (tmp_path / "rows.csv").write_text("prompt,chosen,rejected,chosen\nq,a,b,c\n")
     with pytest.raises(KitError, match=r"rows\.csv: column chosen stands in the header 2 times"):
         data.load(tmp_path / "rows.csv", on_bad_row="skip")
-    for whole in ('{"prompt": "q", "chosen": "a", "rejected": "b"}', "3"):
-        (tmp_path / "one.json").write_text(whole)
-        with pytest.raises(KitError, match=r"one\.json: one JSON \w+; a list of rows, or a row"):
-            data.load(tmp_path / "one.json")
+    (tmp_path / "one.json").write_text("3")
+    with pytest.raises(KitError, match=r"one\.json: one JSON int; a list of rows, or a row"):
+        data.load(tmp_path / "one.json")
     pd.DataFrame([pair(0), pair(1) | {"chosen": "long"}]).to_parquet(tmp_path / "long.parquet")
     monkeypatch.setattr(loading, "MAX_ROW", 16)
     with pytest.raises(KitError, match=r"long\.parquet, row 1: 21 characters, at most"):
@@ -681,6 +747,55 @@ def test_rows_and_files_of_other_containers_are_named(tmp_path, monkeypatch):
     (tmp_path / "rows.parquet").write_text("prompt,chosen,rejected\n")
     with pytest.raises(KitError, match=r"rows\.parquet: cannot be read"):
         data.load(tmp_path / "rows.parquet")
+
+
+HEAD = "prompt,chosen,rejected\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "bad", "why"),
+    [
+        ("a.csv", f"{HEAD}q,a,b\nq2,{'x' * 8_000_001},b\nq3,a,b\n".encode(), 2, "too long"),
+        ("b.csv", f'{HEAD}q,a,b\nq2,"a" x,b\nq3,a,b\n'.encode(), 2, "not CSV"),
+        (
+            "c.json",
+            b'[{"prompt": "q", "chosen": "a", "rejected": "b"},'
+            b' {"prompt": "p", "chosen": "\xff", "rejected": "b"},'
+            b' {"prompt": "r", "chosen": "a", "rejected": "b"}]',
+            2,
+            "chosen not UTF-8",
+        ),
+    ],
+)
+def test_what_breaks_a_row_of_a_file_is_named_and_can_be_skipped(tmp_path, name, content, bad, why):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(KitError, match=f"{name}, row {bad}[:,]"):
+        data.load(tmp_path / name)
+    loaded = data.load(tmp_path / name, on_bad_row="skip")
+    assert [row.row_id for row in loaded] == ["1", "3"] and loaded.dropped == {why: 1}
+
+
+def test_a_quote_that_never_closes_is_no_row_to_skip(tmp_path):
+    """It swallows all that follows."""
+    (tmp_path / "rows.csv").write_text(f'{HEAD}q,a,b\nq2,"a,b\nq3,a,b\n')
+    with pytest.raises(KitError, match=r"rows\.csv, row 2: a quote opens a cell that never ends"):
+        data.load(tmp_path / "rows.csv", on_bad_row="skip")
+
+
+ONE = json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"})
+FINE = {
+    "crlf.json": f"{ONE}\r\n{ONE}\r\n",
+    "one.json": f"{ONE}\n",
+    "indented.json": json.dumps(json.loads(ONE), indent=1),
+    "x.TSV": "prompt\tchosen\trejected\nq\ta\tb\n",
+    "labels.csv": "prompt,completion,label\nq,a,TRUE\nq,b,FALSE\n",
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_files_as_windows_and_spreadsheets_write_them(tmp_path, name):
+    (tmp_path / name).write_bytes(FINE[name].encode())
+    assert {row.responses for row in data.load(tmp_path / name)} == {("a", "b")}
 
 
 def test_a_table_of_lists_as_python_prints_them_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_setting import preferences
 
-from robustpo_kit import cli, data, objectives, training
+from robustpo_kit import calibration, cli, data, objectives, training
 from robustpo_kit.auditing import checks
 from robustpo_kit.auditing.rates import preferred_first
 from robustpo_kit.data import Preference, PreferenceSet
@@ -128,7 +128,57 @@ def test_columns_stay_where_the_file_has_them(tmp_path):
     assert [row.responses for row in rows] == [texts(0), texts(1)]
     turned = data.preferred_pair(rows[0])
     assert (turned.responses, turned.h) == (texts(0)[::-1], (2.0, 0.5))
-    assert (turned.sources, turned.golden) == (("source_1", "source_0"), 1)
+    assert (turned.sources, turned.golden) == (("source_1", "source_0"), None)
+
+
+def test_rewards_name_no_golden_reply(tmp_path):
+    """Or supervised fine-tuning would learn whatever stands first."""
+    rows = written(tmp_path / "rows.jsonl", own, range(2))
+    assert [row.golden for row in rows] == [None, None] and not len(rows.golden_only())
+    with pytest.raises(KitError, match="row 1: sft.* trains on the golden response, but 'golden'"):
+        training.fitting_rows(rows, objectives.build("sft()"))
+    named = written(tmp_path / "rows.jsonl", lambda i: own(i) | {"golden": 1}, range(2))
+    assert named.golden_only()[0].responses == (GOOD.format(i=0),)
+    alone = {"prompt": "Q?", "responses": ["good"], "rewards": [1]}
+    assert written(tmp_path / "rows.jsonl", lambda i: alone, range(1))[0].golden == 0
+
+
+def test_a_turned_pair_takes_all_that_is_given_by_reply_with_it(tmp_path):
+    given = {"info": {"post": "p", "title": "t", "subreddit": "s"}, "choice": 1}
+    given["summaries"] = [{"text": "bad", "policy": "m0"}, {"text": "good", "policy": "m1"}]
+    more = {"rewards": [0.1, 0.9], "h": [0.2, 3.0], "golden": 0, "sources": ["a", "b"]}
+    (row,) = written(tmp_path / "rows.jsonl", lambda i: given | more, range(1))
+    assert (row.responses, row.rewards, row.h) == (("good", "bad"), (0.9, 0.1), (3.0, 0.2))
+    assert (row.golden, row.sources) == (1, ("b", "a"))
+    (row,) = rows = written(tmp_path / "rows.jsonl", lambda i: given | more | {"choice": 0}, [0])
+    assert (row.responses, row.h, row.golden) == (("bad", "good"), (0.2, 3.0), 0)
+    assert row.rewards is None and rows.contrary == 1
+
+
+@pytest.mark.parametrize("label", [{"chosen": "b", "rejected": "a"}, {"choice": 1}, {"label": 1}])
+def test_a_label_beside_responses_is_not_passed_over(tmp_path, label):
+    replies = {"prompt": "q", "responses": ["a", "b"]}
+    said = f"row 1, field {next(iter(label))}: beside responses without rewards; leave one out"
+    with pytest.raises(KitError, match=said):
+        written(tmp_path / "rows.jsonl", lambda i: replies | label, range(1))
+    ranked = written(tmp_path / "rows.jsonl", lambda i: replies | label | {"rewards": [0, 1]}, [0])
+    assert data.preferred_and_least(ranked[0]) == (1, 0) and "not read" in ranked.describe()
+
+
+@pytest.mark.parametrize("make", [own, own_list, labelled, on_policy])
+def test_golden_chosen_is_the_preferred_reply_in_whatever_column(tmp_path, make):
+    rows = written(tmp_path / "rows.jsonl", make, range(2))
+    for name, text in (("chosen", GOOD), ("rejected", BAD)):
+        told = calibration.told_by_column(rows, name).rows
+        assert [row.responses[row.golden] for row in told] == [text.format(i=i) for i in range(2)]
+
+
+def test_golden_chosen_of_a_list_without_rewards_is_refused(tmp_path):
+    unranked = {"prompt": "q", "responses": ["a", "b", "c"]}
+    rows = written(tmp_path / "rows.jsonl", lambda i: unranked, range(1))
+    with pytest.raises(KitError, match="--golden chosen: row 1 has 3 responses and no rewards"):
+        calibration.told_by_column(rows, "chosen")
+    assert calibration.told_by_column(rows, 2).rows[0].golden == 2
 
 
 def test_rows_made_in_memory_keep_the_first_response_preferred(tmp_path):

@@ -104,6 +104,11 @@ NEXT = """\
 robustpo calibrate {file} --golden chosen --out runs/calibrated      # c, h and rewards, for DoRA
 robustpo train --data {file} --heldout 0.1 --model MODEL --objective "dpo(beta=0.1)" --out runs/dpo
 """
+NEXT_UNRANKED = """\
+robustpo calibrate {file} --golden COLUMN --reward MODEL --out runs/calibrated  # ranks the replies
+robustpo train --data runs/calibrated/rows.jsonl --heldout 0.1 --model MODEL \\
+    --objective "dpo(beta=0.1)" --out runs/dpo
+"""
 
 
 def page(audit: Audit, cost: str = "") -> str:
@@ -120,7 +125,10 @@ def page(audit: Audit, cost: str = "") -> str:
             parts.append(f"<h2>{heading}</h2>\n<p>{about}</p>\n{_figure(audit, name)}\n{table}")
     if len(audit.suspects):
         parts.append(_suspects(audit.suspects))
-    parts.append(f"<h2>Next</h2>\n<pre>{html.escape(NEXT.format(file=audit.name))}</pre>")
+    after = NEXT
+    if audit.facts.responses > 2 and not audit.facts.has_rewards:
+        after = NEXT_UNRANKED
+    parts.append(f"<h2>Next</h2>\n<pre>{html.escape(after.format(file=audit.name))}</pre>")
     if cost:
         parts.append(f"<h2>What training would take</h2>\n<pre>{html.escape(cost)}</pre>")
     name, first = html.escape(audit.name), html.escape(lead(audit.facts))

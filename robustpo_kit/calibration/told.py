@@ -21,8 +21,10 @@ import numpy as np
 from robustpo_kit.calibration.classifiers import REST, SourceClassifier
 from robustpo_kit.calibration.responses import by_row, flat_responses
 from robustpo_kit.calibration.slots import slot_ratios, slot_weights
-from robustpo_kit.data import Preference, PreferenceSet, shared
+from robustpo_kit.data import Preference, PreferenceSet, preferred_and_least, shared
 from robustpo_kit.errors import KitError
+
+NAMED = ("chosen", "rejected")  # replies by their rank, in whatever column they stand
 
 
 class Told(NamedTuple):
@@ -34,18 +36,37 @@ class Told(NamedTuple):
     slots: bool  # whether golden is told from the replies of other slots
 
 
-def told_by_column(rows: PreferenceSet, column: int) -> Told:
-    """The response of one column is of the target source; raises KitError where a row lacks it."""
+def told_by_column(rows: PreferenceSet, column: int | str) -> Told:
+    """The response of one column is of the target source.
+
+    Args:
+        rows: of the file.
+        column: its number; or "chosen", the preferred reply of each row (`preferred_and_least`), or
+            "rejected", the other one of a pair, of a list that of lowest reward.
+
+    Raises:
+        KitError: a row lacks the column, or is a list without rewards that say which one is meant.
+    """
 
     def claim(row: Preference) -> Preference:
-        if len(row.responses) < 2 or not 0 <= column < len(row.responses):
+        count, place = len(row.responses), column
+        if isinstance(place, str):
+            if count > 2 and row.rewards is None:
+                raise KitError(
+                    f"--golden {place}: row {row.row_id} has {count} responses and no rewards that "
+                    "say which one is; give the number of a column, from 0"
+                )
+            place = preferred_and_least(row)[NAMED.index(place)]
+        if count < 2 or not 0 <= place < count:
             raise KitError(
-                f"--golden {column}: row {row.row_id} has {len(row.responses)} response(s); a "
+                f"--golden {column}: row {row.row_id} has {count} response(s); a "
                 "column of at least two is expected"
             )
-        return dataclasses.replace(row, golden=column)
+        return dataclasses.replace(row, golden=place)
 
     said = f"golden are the replies of column {column}, as the file claims"
+    if column in NAMED:
+        said = f"golden are the {column} replies, as the file's labels or rewards have them"
     return Told(rows.map(claim), None, said, slots=True)
 
 

@@ -58,7 +58,8 @@ def add_calibrate(commands: Commands) -> None:
         "--golden",
         type=_column,
         metavar="COLUMN",
-        help="the column of the target source's replies; of pairs, chosen (0) or rejected (1)",
+        help="the column of the target source's replies, from 0; or chosen | rejected: the "
+        "preferred reply of each row, by label or rewards, or the least",
     )
     told.add_argument(
         "--source", metavar="NAME", help="replies of this name in `sources` are the target source's"
@@ -94,11 +95,10 @@ def add_calibrate(commands: Commands) -> None:
     parser.set_defaults(run=_calibrate)
 
 
-def _column(text: str) -> int:
-    """A number, or the name of a pair's column."""
-    named = {"chosen": 0, "rejected": 1}
-    if text in named:
-        return named[text]
+def _column(text: str) -> int | str:
+    """A column's number, or which reply by its rank."""
+    if text in ("chosen", "rejected"):
+        return text
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}': chosen, rejected or a column's number")
     return int(text)

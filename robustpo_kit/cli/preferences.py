@@ -109,7 +109,9 @@ def _score(arguments: argparse.Namespace) -> int:
     if arguments.model:
         from robustpo_kit import policies, training
 
-        logps, lengths = training.score(policies.load(arguments.model, dtype=arguments.dtype), rows)
+        template = data.template_of(arguments.data)
+        policy = policies.load(arguments.model, template=template, dtype=arguments.dtype)
+        logps, lengths = training.score(policy, rows)
         columns |= {"logps": logps.tolist(), "lengths": lengths.tolist()}
     if arguments.classifier:
         from robustpo_kit.calibration import SourceClassifier

@@ -16,6 +16,7 @@ from robustpo_kit.data.rows import BadRowError
 from robustpo_kit.errors import KitError
 
 MAX_ROW = 8_000_000  # bytes of a line, characters of a row: more is no row, but a broken file
+MAX_CELL = 16 * MAX_ROW  # of CSV: read, to find the end of its row
 BATCH = 256  # rows of a Parquet file at a time
 GZIP, BOM = b"\x1f\x8b", "\ufeff"
 LABELS = ("row_id", "group")  # of CSV columns: text, whatever stands there
@@ -23,6 +24,7 @@ TEXTS = ("prompt", "chosen", "rejected", "completion", "instruction")  # text, o
 
 
 OBJECTS = ("completions", "info", "summaries")  # always as JSON
+TRUTH = ("True", "False", "TRUE", "FALSE")  # as Python and spreadsheets print it
 PRINTED = ("[{", "{'")  # so begin lists of dicts and dicts where Python printed them
 
 
@@ -116,15 +118,18 @@ def _checked_object(value: Any, where: str) -> dict[str, Any]:
 
 
 def _json_file(path: Path, bad: OnBadRow) -> Iterator[Record]:
-    """JSON lines; or one array of objects, or one object of objects, which memory must hold."""
+    """JSON lines; one array of objects, or object of objects, which memory must hold; one row."""
     with _opened(path) as stream:
-        first, more = stream.readline(MAX_ROW), stream.readline(1)
-    if first.endswith(b"}\n") and more:
+        first, more = stream.readline(MAX_ROW), stream.readline(MAX_ROW)
+    if first.rstrip().endswith(b"}") and more.strip():
         yield from json_lines(path, bad)
         return
     with _opened(path) as stream:
-        whole = json.loads(stream.read().decode("utf-8-sig"))
-    if not isinstance(whole, list) and not _is_of_objects(whole):
+        # a byte that is no UTF-8 becomes a lone surrogate, and the field that has it says so
+        whole = json.loads(stream.read().decode(errors="surrogateescape").removeprefix(BOM))
+    if isinstance(whole, dict) and not _is_of_objects(whole):
+        whole = [whole]
+    if not isinstance(whole, list | dict):
         said = f"one JSON {type(whole).__name__}; a list of rows, or a row a line, is expected"
         raise KitError(f"{paths.show(path)}: {said}")
     entries = enumerate(whole, start=1) if isinstance(whole, list) else whole.items()
@@ -146,8 +151,8 @@ def _is_of_objects(whole: Any) -> bool:
 
 def _csv_file(path: Path, bad: OnBadRow) -> Iterator[Record]:
     """Rows of a CSV file with a header; cells may hold JSON."""
-    before = csv.field_size_limit(MAX_ROW)
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    before = csv.field_size_limit(MAX_CELL)
+    delimiter = "\t" if ".tsv" in path.name.lower() else ","
     try:
         with io.TextIOWrapper(
             _opened(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
@@ -157,14 +162,26 @@ def _csv_file(path: Path, bad: OnBadRow) -> Iterator[Record]:
                 if count > 1:
                     said = f"column {name} stands in the header {count} times; leave one"
                     raise KitError(f"{paths.show(path)}: {said}")
-            for number, row in enumerate(rows, start=1):
+            for number in itertools.count(1):
                 where = f"{paths.show(path)}, row {number}"
                 try:
-                    yield Record(str(number), where, _cells(row, where))
+                    yield Record(str(number), where, _cells(_next_row(rows, where), where))
+                except StopIteration:
+                    return
                 except BadRowError as error:
                     bad(error)
     finally:
         csv.field_size_limit(before)
+
+
+def _next_row(rows: "csv.DictReader[str]", where: str) -> dict[str, str]:
+    """Raises BadRowError for what is no row, KitError where a quote swallows all that follows."""
+    try:
+        return next(rows)
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise KitError(f"{where}: a quote opens a cell that never ends; close it") from None
+        raise BadRowError(where, "", f"not CSV ({error})", "not CSV") from None
 
 
 def _cells(row: dict[str, str], where: str) -> dict[str, Any]:
@@ -172,6 +189,8 @@ def _cells(row: dict[str, str], where: str) -> dict[str, Any]:
         width = sum(name is not None for name in row)
         said = f"other than {width} cells, as the header has"
         raise BadRowError(where, "", said, "of another width")
+    if (size := sum(map(len, row.values()))) > MAX_ROW:
+        raise too_long(where, size, "characters")
     values = {name: _cell(name, text, where) for name, text in row.items()}
     return {name: value for name, value in values.items() if value != "" or name in TEXTS}
 
@@ -181,7 +200,7 @@ def _cell(name: str, text: str, where: str) -> Any:
     if name in LABELS or (name in TEXTS and not text.startswith(PRINTED)):
         return text
     try:
-        return json.loads(text.lower() if text in ("True", "False") else text)
+        return json.loads(text.lower() if text in TRUTH else text)
     except (json.JSONDecodeError, RecursionError):
         if name not in (*TEXTS, *OBJECTS) or not text.startswith(PRINTED):
             return text

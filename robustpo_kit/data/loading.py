@@ -46,15 +46,21 @@ class BadRows:
 class Notes:
     """What is said of all rows together."""
 
-    first: str = ""  # shape, of the first row
-    shapes: dict[str, None] = field(default_factory=dict)  # of all rows, in the order met
+    shapes: dict[str, dict[str, None]] = field(default_factory=dict)  # and fields not read, by row
+    unpaired: bool = False  # whether pairs were made of replies
     contrary: int = 0  # rows with scores against their label
+    repeating: int = 0  # rows whose replies repeat the prompt
     grouped: bool = False  # whether a row names its group
     joined: int = 0  # groups that share a prompt with another one
 
     def in_words(self, count: int) -> str:
         """The shape of `count` rows, and what was done about them."""
-        said = "; also ".join([self.first, *list(self.shapes)[1:]])
+        said = "; also ".join(self._shape(*met) for met in self.shapes.items())
+        if self.repeating:
+            said += (
+                f"; in {self.repeating:,} of {count:,} rows both replies begin with the prompt, "
+                "which stands there twice (leave the field prompt out, where that is not meant)"
+            )
         if self.contrary:
             said += (
                 f"; {self.contrary:,} of {count:,} rows score the rejected reply above the chosen "
@@ -63,6 +69,18 @@ class Notes:
         if self.joined:
             said += f"; {self.joined:,} groups joined to others that have the same prompts"
         return said
+
+    def _shape(self, name: str, others: dict[str, None]) -> str:
+        if self.unpaired and name == PAIRS.name:
+            name = UNPAIRED.name
+        return f"{name} ({', '.join(others)} not read)" if others else name
+
+    def add(self, shape: Shape, value: dict[str, Any], row: Preference) -> None:
+        """Take note of a row."""
+        self.shapes.setdefault(shape.name, {}).update(dict.fromkeys(unread(shape, value)))
+        self.grouped |= value.get("group") is not None
+        prompt = row.prompt.strip()
+        self.repeating += all(text.lstrip().startswith(prompt) for text in row.responses)
 
 
 def load_source(
@@ -96,19 +114,16 @@ def load_source(
 
 
 def _sniffed(records: Iterator[Record], bad: BadRows, notes: Notes) -> Iterator[Preference]:
-    """The rows of all records, from the first good one on, whose shape is noted."""
+    """The rows of all records, from the first good one on; unpaired replies as pairs."""
     for record in records:
         try:
             shape = recognise(record.value, record.where)
         except BadRowError as error:
             bad(error)
             continue
-        notes.first, records = shape.name, chain([record], records)
-        if others := unread(shape, record.value):
-            notes.first += f" ({', '.join(others)} not read)"
+        records = chain([record], records)
         if shape is UNPAIRED:
-            shape, records = PAIRS, paired(records, bad)
-        notes.shapes[shape.name] = None
+            notes.unpaired, records = True, paired(records, bad)
         return _rows(records, bad, notes)
     return iter(())
 
@@ -126,8 +141,7 @@ def _rows(records: Iterable[Record], bad: BadRows, notes: Notes) -> Iterator[Pre
             bad(error)
             continue
         seen.add(row.row_id)
-        notes.shapes[shape.name] = None
-        notes.grouped |= record.value.get("group") is not None
+        notes.add(shape, record.value, row)
         if shape.labelled and preferred_and_least(row)[0]:
             notes.contrary += 1
             row = replace(row, rewards=None)

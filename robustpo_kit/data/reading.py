@@ -26,7 +26,7 @@ def row_from_json(value: dict[str, Any], where: str, number: int | str) -> Prefe
         name: read(value[name], name, where) for name, read in READERS.items() if name in value
     }
     prompt = values["prompt"]
-    values.setdefault("row_id", str(number))
+    values.setdefault("row_id", _label(number, "row_id", where))
     if "group" not in values:
         values["group"] = opening(prompt)
     if not values.get("sources"):
@@ -90,8 +90,8 @@ def _prompt(value: Any, name: str, where: str) -> str:
     return Conversation.of(messages)
 
 
-def _label(value: Any, _name: str, _where: str) -> str:
-    return str(value)
+def _label(value: Any, name: str, where: str) -> str:
+    return read_text(str(value), name, where)
 
 
 def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:

@@ -22,7 +22,12 @@ SCORES = ("score_chosen", "score_rejected")
 PARTED = "chosen and rejected part before their last replies"
 BEHIND = "another turn stands behind the reply"
 COMPLETION = {"responses": "response", "sources": "model", "rewards": "overall_score"}
+BY_REPLY = ("responses", "sources", "rewards", "h")  # fields of a value a reply, where lists
+LABELS = ("chosen", "rejected", "choice", "label")  # they say which reply is preferred
+BESIDE = "beside responses without rewards; leave one out: nothing says which of them counts"
 POST = ("subreddit", "title", "post")  # of a summary's post, in the order of its prompt
+ASKED = ("question", "instruction", "query", "input", "problem", "context", "system", "history")
+NEAR_PROMPT = 0.83  # as LIKENESS, of what could be one's prompt; prompt_id is none
 LIKENESS = 0.8  # of a field's name to a missing one, which is then taken to be meant
 ADVICE = "give prompt and responses, or prompt, chosen, rejected"
 
@@ -35,6 +40,7 @@ class Shape(NamedTuple):
     read: Callable[[Fields, str], Fields]
     fits: Callable[[Fields], bool] = lambda value: True  # where its fields alone do not tell
     labelled: bool = True  # whether a row says that its first reply is preferred
+    second: Callable[[Fields], bool] = lambda value: False  # or its second, which then goes first
 
 
 def own_fields(shape: Shape, value: Fields, where: str) -> Fields:
@@ -46,12 +52,31 @@ def own_fields(shape: Shape, value: Fields, where: str) -> Fields:
         shape = recognise(value, where)
     fields = shape.read(value, where)
     if isinstance(fields["prompt"], str) and Conversation.is_transcript(fields["prompt"]):
-        fields["prompt"] = Conversation.read(read_text(fields["prompt"], "prompt", where))
+        fields |= _behind(Conversation.read(read_text(fields["prompt"], "prompt", where)), fields)
     for name in OPTIONAL:
         # nothing is not given, but for the golden column, which is then not known
         if name in value and (value[name] is not None or name == "golden"):
             fields[name] = value[name]
-    return fields
+    return _turned(fields) if shape.second(value) else fields
+
+
+def _behind(prompt: Conversation, fields: Fields) -> Fields:
+    """A transcript, and the replies behind it, which may all repeat it."""
+    replies = fields["responses"]
+    texts = [text.lstrip() for text in replies if isinstance(text, str)]
+    if all(text.startswith(prompt) for text in texts) and len(texts) == len(replies):
+        replies = [text.removeprefix(prompt) for text in texts]
+    return {"prompt": prompt, "responses": replies}
+
+
+def _turned(fields: Fields) -> Fields:
+    """A pair's fields with its second reply first; whatever has a value a reply goes with them."""
+    turned = fields | {
+        name: fields[name][::-1] for name in BY_REPLY if isinstance(fields.get(name), list)
+    }
+    if turned.get("golden") in (0, 1) and type(turned["golden"]) is int:
+        turned["golden"] = 1 - turned["golden"]
+    return turned
 
 
 def recognise(value: Fields, where: str) -> Shape:
@@ -73,17 +98,24 @@ def recognise(value: Fields, where: str) -> Shape:
 
 def unread(shape: Shape, value: Fields) -> list[str]:
     """Fields of a row that no reader takes."""
-    return [name for name in value if name not in {*OPTIONAL, *shape.needs}]
+    read = {*OPTIONAL, *shape.needs}
+    return [name for name in value if name not in read]
 
 
 def _own(value: Fields, where: str) -> Fields:
-    """The kit's own: a prompt, and its responses."""
-    replies = value["responses"]
+    """The kit's own: a prompt, and its responses; which one is golden, rewards do not say."""
+    replies, ranked = value["responses"], value.get("rewards") is not None
+    for name in LABELS:
+        if not ranked and value.get(name) is not None:
+            raise BadRowError(where, name, BESIDE, "beside responses")
+    fields: Fields = {"prompt": value["prompt"]}
     if isinstance(replies, list):
         replies = [
             read_reply(reply, f"responses[{k}]", where)[1] for k, reply in enumerate(replies)
         ]
-    return {"prompt": value["prompt"], "responses": replies}
+        if ranked and len(replies) > 1:
+            fields["golden"] = None
+    return fields | {"responses": replies}
 
 
 def _pair(value: Fields, where: str) -> Fields:
@@ -127,10 +159,13 @@ def read_reply(value: Any, name: str, where: str) -> tuple[list[Message], Any]:
 
 def _transcripts(value: Fields, where: str) -> Fields:
     """HH-RLHF (Bai et al., 2022): two dialogues that differ in their last replies."""
-    chosen, rejected = (read_text(value[name], name, where) for name in RANKED)
+    chosen, rejected = (f"\n\n{read_text(value[name], name, where).lstrip()}" for name in RANKED)
+    if not chosen.startswith("\n\nHuman:"):
+        said = "a transcript that does not begin with 'Human:'; give its prompt as messages"
+        raise BadRowError(where, "chosen", said, "without its beginning")
     ends = [text.rfind(REPLY) + len(REPLY) for text in (chosen, rejected)]
-    cut, begins = ends[0], chosen.startswith("\n\nHuman:") and REPLY in chosen
-    if not begins or cut != ends[1] or chosen[:cut] != rejected[:cut]:
+    cut = ends[0]
+    if REPLY not in chosen or cut != ends[1] or chosen[:cut] != rejected[:cut]:
         raise BadRowError(where, "", PARTED, PARTED)
     for name, text in zip(RANKED, (chosen, rejected), strict=True):
         if TURN.search(text, cut):
@@ -142,7 +177,8 @@ def _transcripts(value: Fields, where: str) -> Fields:
 
 
 def _is_transcript(value: Fields) -> bool:
-    return isinstance(value["chosen"], str) and value["chosen"].startswith("\n\nHuman:")
+    texts = [value[name] for name in RANKED if isinstance(value[name], str)]
+    return len(texts) == 2 and (texts[0].startswith("\n\nHuman:") or REPLY in "".join(texts))
 
 
 def _is_text(value: Fields) -> bool:
@@ -151,6 +187,11 @@ def _is_text(value: Fields) -> bool:
 
 def _common_beginning(value: Fields, where: str) -> Fields:
     """TRL's implicit prompt: what both texts begin with, but a blank at its end; whole words."""
+    for name in value:
+        slips = get_close_matches("prompt", [name.lower()], cutoff=NEAR_PROMPT)
+        if value[name] and (slips or name in ASKED):
+            said = "is it the prompt? Call it prompt; chosen and rejected are then the replies"
+            raise BadRowError(where, name, said, "not called prompt")
     texts = [read_text(value[name], name, where) for name in RANKED]
     prompt = os.path.commonprefix(texts)
     if any(_is_cut(text, len(prompt)) for text in texts):
@@ -205,15 +246,14 @@ def _alone(_value: Fields, where: str) -> Fields:
 
 
 def _comparison(value: Fields, where: str) -> Fields:
-    """TL;DR comparisons (Stiennon et al., 2020): a post, two summaries, which one was chosen."""
+    """TL;DR comparisons (Stiennon et al., 2020): a post, two summaries in the file's order."""
     (info,) = _objects([value["info"]], "info", where)
     summaries, choice = _objects(value["summaries"], "summaries", where), value["choice"]
     if choice not in (0, 1) or len(summaries) != 2:
         said = f"{choice!r:.60} of {len(summaries)} summaries; 0 or 1 of 2 is expected"
         raise BadRowError(where, "choice", said, "not one of two")
-    ranked = summaries if choice == 0 else summaries[::-1]
-    responses = [summary.get("text") for summary in ranked]
-    sources = [str(summary.get("policy", "unknown")) for summary in ranked]
+    responses = [summary.get("text") for summary in summaries]
+    sources = [str(summary.get("policy", "unknown")) for summary in summaries]
     return {"prompt": _post(info, where), "responses": responses, "sources": sources}
 
 
@@ -253,7 +293,12 @@ SHAPES = (
         _completions,
         labelled=False,
     ),
-    Shape("TL;DR comparisons", ("info", "summaries", "choice"), _comparison),
+    Shape(
+        "TL;DR comparisons",
+        ("info", "summaries", "choice"),
+        _comparison,
+        second=lambda value: value["choice"] == 1,
+    ),
     UNPAIRED,
     Shape("pairs with scores, as UltraFeedback binarized", (*PAIRS.needs, *SCORES), _pair),
     PAIRS,

@@ -3,6 +3,7 @@
 To add one: a function that puts each record's row into the sieve, and a row of the table.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -22,6 +23,8 @@ from robustpo_kit.data.sources import asset_records, is_hub_id, records_of
 from robustpo_kit.data.template import PLAIN, Template
 from robustpo_kit.errors import KitError
 from robustpo_kit.records import stream
+
+log = logging.getLogger(__name__)
 
 CONTEXT_TURNS = 3  # turns of a dialogue that make the prompt of its next turn
 MATCHING_SEED = 0  # decides ties of length among the responses of other prompts
@@ -80,6 +83,8 @@ def load(
             row; naming file, row, field and reason of a bad row, where these are not skipped.
     """
     if task in TASKS:
+        if source is None and Path(task).exists():
+            log.warning("%s: the task is read, not what lies here; ./%s names that", task, task)
         row, bad = TASKS[str(task)], BadRows(on_bad_row)
         sieve = Sieve(bad, max_words=row.max_words, max_prompt_words=row.max_prompt_words)
         row.read(row.records(source, split, bad), sieve)

@@ -60,10 +60,14 @@ def _labelled(record: Record) -> tuple[bool, str]:
     if not reply.strip():
         said = "empty; remove the row or give the reply"
         raise BadRowError(record.where, "completion", said, "empty")
-    return bool(label), json.dumps(record.value["prompt"])
+    prompt = record.value["prompt"]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    return bool(label), json.dumps(prompt, sort_keys=True)
 
 
 def _pair(wanted: Record, unwanted: Record) -> Record:
     value: dict[str, Any] = dict(wanted.value)
+    del value["label"]
     chosen, rejected = value.pop("completion"), unwanted.value["completion"]
     return wanted._replace(value=value | {"chosen": chosen, "rejected": rejected})
