@@ -13,7 +13,6 @@ from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.transforms import ScaledTranslation
 
 from robustpo_kit import records
 
@@ -108,11 +107,8 @@ def head(figure: Drawn, finding: str, note: str, table: pd.DataFrame | None = No
     above = textwrap.fill(finding, int(inches * 11.4))
     below = textwrap.fill(note, int(inches * 17.5))
     if table is not None and str(table.attrs.get("origin", "")).startswith("live"):
-        above = "\n" + above  # below its badge
         box = {"boxstyle": "round,pad=0.25", "fc": LIVE, "ec": "none"}
-        edge = ScaledTranslation(0, -3 / 72, figure.dpi_scale_trans)  # 3 points from it
-        look: dict[str, Any] = {"transform": figure.transSubfigure + edge, "bbox": box}
-        figure.text(0.012, 1.0, table.attrs["origin"], va="top", color="w", size=8.5, **look)
+        figure.text(0.012, 1.01, table.attrs["origin"], va="bottom", color="w", bbox=box)
     figure.suptitle(above, x=0.01, ha="left", size=10, weight="bold")
     figure.supxlabel(below, x=0.01, ha="left", size=8, color=GREY)
     return figure
