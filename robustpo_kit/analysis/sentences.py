@@ -121,15 +121,15 @@ def declared_contrasts(study: Study | str, contrasts: pd.DataFrame | None = None
         study = Study.load(study)
     if contrasts is not None:
         rows = contrasts[contrasts["kind"] == "primary"].assign(study=study.name, finished=True)
-        return rows.assign(says=[verdict(row) for row in rows.to_dict("records")])
+        return rows.assign(says=[verdict(row) for _, row in rows.iterrows()])
     words = {"study": study.name, "kind": "primary", "says": UNFINISHED, "finished": False}
     numbers = dict.fromkeys(("difference", "low", "high", "p_adjusted", "could_see"), np.nan)
     names = ("method", "baseline", "outcome", "direction", "margin")
-    rows = []
+    declared = []
     for contrast in study.primary:
         row = {name: getattr(contrast, name) for name in names} | {"seeds": len(study.seeds)}
-        rows.append(words | row | {"where": where_in_words(contrast)} | numbers)
-    return pd.DataFrame(rows)
+        declared.append(words | row | {"where": where_in_words(contrast)} | numbers)
+    return pd.DataFrame(declared)
 
 
 def _margin(row: Mapping[str, Any] | pd.Series) -> float | None:

@@ -50,7 +50,8 @@ def study_replies(outcomes: pd.DataFrame, methods: Sequence[str]) -> pd.DataFram
     """
     table = wide_outcomes(outcomes, REPLIES)
     table = dosed(table[table["method"].isin(methods)])
-    rewards = table.groupby(["seed", "dose"], sort=False)["reward"].transform(normalise)
+    by_scale = table.groupby(["seed", "dose"], sort=False)["reward"]
+    rewards = by_scale.transform(lambda reward: normalise(reward.tolist()))
     return table.assign(reward=rewards)
 
 

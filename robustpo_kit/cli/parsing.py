@@ -125,11 +125,11 @@ def free_folder(
                 "name another folder"
             )
     own = set(chain.from_iterable(folder.glob(pattern) for pattern in writes))
-    for place in sorted(folder.rglob("*")):
-        if place not in own and not place.is_dir():
+    for inside in sorted(folder.rglob("*")):
+        if inside not in own and not inside.is_dir():
             raise KitError(
                 f"--out {paths.show(folder)}: it is replaced at the end and holds "
-                f"{place.relative_to(folder)}, which is no part of the {what}; name another folder"
+                f"{inside.relative_to(folder)}, which is no part of the {what}; name another folder"
             )
     return folder
 

@@ -66,7 +66,7 @@ def toy_dose(table: pd.DataFrame) -> Figure:
         ax.set(xlabel=f"share of {shares[knob]}", ylim=(0, 1))
         marks.lines_with_bands(part, ax, x="dose", y="mean", by="outcome")
         wins = part[part["outcome"] == "win_rate"]
-        worst = wins.loc[wins["dose"].idxmax()]
+        worst = wins.iloc[wins["dose"].argmax()]
         said.append(f"{findings.interval(worst)} at {worst['dose']:.0%} ({shares[knob]})")
     parts[0][0].set_ylabel("mean under ERM")
     finding = f"ERM's win rate against that on clean data: {'; '.join(said)}"
@@ -146,7 +146,7 @@ def flips_gold(table: pd.DataFrame) -> Figure:
         for place, name, own in groups(part, "method"):
             own, shade = own.sort_values("dose"), PALETTE[place]
             clear = own[_shown(own)]
-            look = {"color": shade, "marker": style.MARKERS[place], "ms": 5}
+            look: dict[str, Any] = {"color": shade, "marker": style.MARKERS[place], "ms": 5}
             ax.plot(own["dose"], own["difference"], **look, lw=1.2, mfc="white")
             ax.plot(clear["dose"], clear["difference"], **look, ls="")
             ends[name] = (float(own["dose"].iloc[-1]), float(own["difference"].iloc[-1]), shade)
@@ -243,8 +243,8 @@ def self_training_rounds(table: pd.DataFrame) -> Figure:
             ax.get_legend().remove()
     axes[0].set_ylim(top=1.25 * axes[0].get_ylim()[1])
     last = sorted(set(table["round"]))[-2:]
-    rounds = {"index": ["method", "outcome"], "columns": "round", "values": "value", "sort": False}
-    rises = table.pivot_table(**rounds)[last].diff(axis=1)[last[1]].unstack()
+    rounds = table.set_index(["method", "outcome", "round"])["value"].unstack(sort=False)
+    rises = rounds[last].diff(axis=1)[last[1]].unstack()
     words = "; ".join(
         f"{name}: gold {findings.signed(gold)}, proxy {findings.signed(proxy)}"
         for name, gold, proxy in rises[["gold", "proxy"]].itertuples()

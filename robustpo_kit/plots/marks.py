@@ -185,7 +185,7 @@ def clouds(points: pd.DataFrame, bands: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot(pair["reward"], pair["confidence"], color=GREY, lw=0.5, alpha=0.25, zorder=1)
     for place, policy, part in groups(points, "policy"):
         look: dict[str, Any] = {"color": colour(policy, place), "lw": 0}
-        spots = {"s": 14, "alpha": 0.5, "marker": MARKERS[place]}
+        spots: dict[str, Any] = {"s": 14, "alpha": 0.5, "marker": MARKERS[place]}
         ax.scatter(part["reward"], part["confidence"], **look, **spots)
         band = bands[bands["policy"] == policy]
         ax.fill_between(band["reward"], band["low"], band["high"], alpha=0.25, **look)

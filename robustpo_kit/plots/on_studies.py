@@ -1,6 +1,7 @@
 """Figures of declared studies, finished or not, and of regressions over their seeds."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,11 @@ def study_contrasts(table: pd.DataFrame) -> Figure:
         names = part["method"].map(label) + MINUS + part["baseline"].map(label)
         part = part.assign(name=names + ", " + part["where"], held=_held(part))
         outcomes = ", ".join(dict.fromkeys(part["outcome"].map(label)))
-        look = {"xlabel": f"difference in {outcomes}", "reference": 0.0, "solid": "held"}
+        look: dict[str, Any] = {
+            "xlabel": f"difference in {outcomes}",
+            "reference": 0.0,
+            "solid": "held",
+        }
         marks.bars_with_ci(part, ax, **look)
         for place, row in zip(range(len(part))[::-1], part.to_dict("records"), strict=True):
             if row["margin"]:  # None where no study of the table declares one
@@ -84,7 +89,7 @@ def _slopes(
     for ax, ((x, differs), rows) in zip(axes[0], panels, strict=True):
         papers = {f"paper, {value:+.3f}": value for value in (printed if differs else ())}
         rows = rows.assign(name=_names(rows), held=findings.held(rows, "value"), **papers)
-        look = {"reference": 0.0, "solid": "held", "printed": list(papers)}
+        look: dict[str, Any] = {"reference": 0.0, "solid": "held", "printed": list(papers)}
         marks.bars_with_ci(rows, ax, value="value", xlabel=words[x, differs], **look)
         ax.locator_params(axis="x", nbins=5)
         ax.ticklabel_format(axis="x", scilimits=(-3, 4))
@@ -96,8 +101,8 @@ def _slopes(
             ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
     told = main[main["differs"] & (main["x"] == main["x"].iloc[0])].reset_index(drop=True)
     said = findings.contrasts(_names(told), told, "the baseline", "value")
-    seeds = findings.ranged(main["seeds"], 0)
-    note = f"{findings.counted(main['n'], 'rows')} of {seeds} seed{'s' * (seeds != '1')}; "
+    many = findings.ranged(main["seeds"], 0)
+    note = f"{findings.counted(main['n'], 'rows')} of {many} seed{'s' * (many != '1')}; "
     note += f"estimates: {', '.join(dict.fromkeys(main['estimate']))}, 95 %; filled: holds after "
     note += "Holm in its panel; small: a seed each"
     return head(figure, f"{title}: {said[0].lower()}{said[1:]}", note, table)

@@ -57,7 +57,7 @@ def reliability(table: pd.DataFrame) -> Figure:
         marks.reliability(part, above).set_xlabel("")
         marks.counts(part, below)
         errors = [f"{s} {_calibration_error(rows):.3f}" for _, s, rows in groups(part, "stage")]
-        above.set_title(f"{classifier}: golden or {label(name)}\nECE: {', '.join(errors)}")
+        above.set_title(f"{classifier}: golden or {label(str(name))}\nECE: {', '.join(errors)}")
         if place < len(heads) - 2:
             below.set_xlabel("")
         if place % 2:
@@ -110,7 +110,7 @@ def slot_detectors(table: pd.DataFrame) -> Figure:
     figure, parts = panels(table, "samples", figsize=(8.6, 3.2), sharey=True, sharex=True)
     counts = []
     for ax, kind, part in parts:
-        look = {"value": "auc", "xlabel": "AUC (0.5: by lot)", "reference": 0.5}
+        look: dict[str, Any] = {"value": "auc", "xlabel": "AUC (0.5: by lot)", "reference": 0.5}
         marks.bars_with_ci(part, ax, name="weight", **look)
         ax.set_title(f"samples: {kind}")
         n, bad = part[["n", "contaminated"]].iloc[0]

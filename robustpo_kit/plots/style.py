@@ -152,7 +152,7 @@ def name_lines(ax: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     for name, wish, place in zip(order, wished, placed, strict=True):
         x, y, shade = ends[name]
         look: dict[str, Any] = {"color": shade, "va": "center", "size": 8.5}
-        offset = {"xytext": (7, place - wish), "textcoords": "offset points"}
+        offset: dict[str, Any] = {"xytext": (7, place - wish), "textcoords": "offset points"}
         ax.annotate(name, (x, y), **offset, **look, annotation_clip=False)
 
 
