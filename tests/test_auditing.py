@@ -555,6 +555,16 @@ def test_texts_of_the_file_are_escaped(tiny):
     assert "&lt;script&gt;" in text and len(found.suspects) == 10
 
 
+def test_next_ranks_replies_that_nothing_ranks():
+    """`calibrate --golden chosen` would refuse such lists, and training their file as it is."""
+    lists = PreferenceSet([row(n, f"q{n}?", ("a", f"b {n}", "c")) for n in range(5)], ranked=True)
+    text = auditing.page(auditing.audit(lists, auditing.Beside()))
+    assert "--golden COLUMN --reward MODEL" in text and "--golden chosen" not in text
+    assert "train --data runs/calibrated/rows.jsonl" in text
+    ranked = auditing.audit(lists.with_rewards([[0, 1, 2]] * 5), auditing.Beside())
+    assert "--golden chosen" in auditing.page(ranked)
+
+
 def test_a_small_or_large_file_says_what_was_not_looked_at():
     few = auditing.audit(told_by_a_word(5, 0), auditing.Beside())
     assert "No model was fitted" in " ".join(few.notes) and "pairs" not in few.tables

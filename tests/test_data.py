@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustpo_kit import assets, data
+from robustpo_kit import assets, cli, data, policies, training
 from robustpo_kit.data import Preference, PreferenceSet, Template
 from robustpo_kit.data.reading import READERS
 from robustpo_kit.errors import KitError
@@ -261,6 +261,16 @@ def test_a_task_is_one_function_and_one_row(tmp_path, monkeypatch):
     assert loaded.dropped == {"over-long": 1} and loaded.template == row.template
     asset_of(monkeypatch, tmp_path / "riddles.jsonl")
     assert data.load("riddles").rows == loaded.rows
+
+
+def test_score_reads_a_tasks_prompts_as_training_does(tmp_path, monkeypatch, capsys):
+    value = {"question": "clean a cup", "options": "A. wash it\nB. drop it", "answer": "A. wash it"}
+    asset_of(monkeypatch, write(tmp_path / "piqa.jsonl", value))
+    read = []
+    monkeypatch.setattr(policies, "load", lambda name, **given: read.append(given["template"]))
+    monkeypatch.setattr(training, "score", lambda policy, rows: (np.zeros((1, 2)), np.ones((1, 2))))
+    assert cli.main(["score", "--data", "how_to", "--model", "tiny"]) == 0
+    assert read == [data.TASKS["how_to"].template] and "logps" in capsys.readouterr().out
 
 
 def test_the_readers_of_a_file_know_every_field_of_a_row():
