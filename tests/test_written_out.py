@@ -209,6 +209,11 @@ LOSSES: dict[str, Pair] = {
         lambda f, m: f(m.s, m.s_ref, 0.1, 0.8),
         lambda m: noise.re_po(m.scores, beta=0.1, state=losses.EtaState(0.8)),
     ),
+    "dpop": (
+        "15_my_dpo_looks_wrong", 2,
+        lambda f, m: f(m.s, m.s_ref, 0.1, 5.0),
+        lambda m: losses.BASES["dpop"].loss(m.scores, beta=0.1, lam=5.0),
+    ),
     "dpo_pro": (
         "11_phase_diagram", 2,
         lambda f, m: f(m.s, m.s_ref, m.R, 0.1, 0.5),
@@ -373,6 +378,16 @@ def test_algorithm_2_written_out_is_training_by_the_objective():
     torch.testing.assert_close(weight, kits, rtol=1e-6, atol=1e-8)
     constant, _ = trained_by_kit("simpo(beta=2.5, gamma0=2.0)", made, batches, None)
     assert not torch.allclose(weight, constant)
+
+
+def test_a_step_in_parts_written_out_has_the_gradient_of_the_whole():
+    a = (
+        3 * torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ).requires_grad_()
+    parts = [[0, 1, 2, 3, 4], [5], [6, 7, 8, 9, 10, 11]]
+    written_out("15_my_dpo_looks_wrong")["exact_in_parts"](lambda part: a[part] ** 2, parts, 2.0)
+    (whole,) = torch.autograd.grad(robust.aggregate(a**2, kind="dro", lam=2.0), a)
+    torch.testing.assert_close(a.grad, whole)
 
 
 @pytest.mark.parametrize("stem", ["04b_train_dora", "06_train_gamma_po"])
