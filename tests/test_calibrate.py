@@ -242,10 +242,30 @@ def test_the_files_own_rewards_and_a_named_models(file, tmp_path, capsys):
     assert first["rewards"] == [1.0, 2.0]
     model = rewards.fit_reward_model(made_up("same", 30, seed=2), seed=0, encoder=TINY)
     model.save(tmp_path / "reward")
+    ranked.map(lambda row: dataclasses.replace(row, sources=("a", "b"))).to_jsonl(file)
     assert calibrate(file, out, "--golden", "0", "--reward", tmp_path / "reward") == 0
+    assert "of 40 pairs are turned against the file's own rewards" in capsys.readouterr().out
     row = data.load(out / "rows.jsonl")[0]
     expected = model.score([row.prompt] * 2, row.responses)
     np.testing.assert_allclose(row.rewards, expected, rtol=1e-6)
+
+
+def test_a_named_model_turns_no_label_of_pairs_with_scores(file, tmp_path, capsys):
+    """Loaded again, three of four labels were the model's."""
+    rows = made_up("letters", 40)
+    lines = [
+        {"prompt": row.prompt, "chosen": row.responses[0], "rejected": row.responses[1]}
+        | {"score_chosen": 7.0, "score_rejected": 3.0}
+        for row in rows
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    against = PreferenceSet(take(row, (1, 0)) for row in made_up("letters", 40, seed=2))
+    rewards.fit_reward_model(against, seed=0, encoder=TINY).save(tmp_path / "reward")
+    out = tmp_path / "calibrated"
+    assert calibrate(file, out, "--golden", "0", "--reward", tmp_path / "reward") == 0
+    assert "the preferred reply of a pair stays" in capsys.readouterr().out
+    found = data.load(out / "rows.jsonl")
+    assert [data.preferred_and_least(row) for row in found] == [(0, 1)] * 40
 
 
 def test_one_row_with_rewards_changes_no_other_row(file, tmp_path, capsys):

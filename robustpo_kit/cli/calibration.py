@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ROWS, RECORD = "rows.jsonl", "calibration.json"  # the record marks a folder as this command's
 WRITES = (ROWS, "calibration.*", "reliability.*", "classifier/*")
+NAMED = {"chosen", "rejected"}  # sources of a pair that is labelled, whatever its rewards
 NEAR_CONSTANT = 0.99  # of the rows, as effective sample size
 MISSING = (
     "calibrate: nothing says which replies are of the target source, and without that there is no "
@@ -207,8 +208,12 @@ def _of_factors(h: np.ndarray) -> str:
 
 
 def _rewards(arguments: argparse.Namespace, rows: "PreferenceSet", encoder: "Encoder") -> Rewarded:
-    """Of the model that is named, of the file, or cross-fitted; labels of pairs stay above all."""
-    from robustpo_kit import calibration, intervals, mixture, rewards
+    """Of the model that is named, of the file, or cross-fitted; labels of pairs stay above all.
+
+    A label is the order of a pair without rewards, and of replies that the file calls chosen and
+    rejected; another order by the file's rewards goes with them, and how often is said.
+    """
+    from robustpo_kit import calibration, intervals, rewards
 
     given = [row.rewards for row in rows if row.rewards is not None]
     if arguments.reward is None and len(given) == len(rows):
@@ -231,17 +236,40 @@ def _rewards(arguments: argparse.Namespace, rows: "PreferenceSet", encoder: "Enc
         right = intervals.bootstrap_mean(held_out["correct"], held_out["group"])
         said += f"; it agrees with {_percent(right)} of the labels that it was not fitted on"
     found = calibration.by_row(rows, scores)
-    labelled = [n for n, row in enumerate(rows) if len(row.responses) == 2 and row.rewards is None]
+    pairs = [n for n, row in enumerate(rows) if len(row.responses) == 2]
+    labelled = [n for n in pairs if rows[n].rewards is None]
+    if arguments.reward is not None:
+        labelled = [n for n in pairs if rows[n].rewards is None or set(rows[n].sources) == NAMED]
     if labelled:
-        every = np.ones(len(labelled), dtype=bool)
-        ranked = mixture.rank_first([found[place] for place in labelled], every)
-        for place, values in zip(labelled, ranked.tolist(), strict=True):
-            found[place] = values
+        _raise_preferred(found, rows, labelled)
         said += "; the preferred reply of a pair stays above the other one"
+    if arguments.reward is not None and (turned := _turned(found, rows, pairs)):
+        said += f"; {turned} of {len(pairs)} pairs are turned against the file's own rewards"
     if given and arguments.reward is None:
         found = [list(row.rewards or own) for row, own in zip(rows, found, strict=True)]
         said += f"; {len(given)} of {len(rows)} rows keep the file's own"
     return Rewarded([tuple(values) for values in found], said)
+
+
+def _raise_preferred(found: list[list[float]], rows: "PreferenceSet", labelled: list[int]) -> None:
+    """Raise in `found` what the labels of these pairs prefer."""
+    from robustpo_kit import mixture
+
+    orders = [data.preferred_and_least(rows[place]) for place in labelled]
+    values = [[found[n][k] for k in order] for n, order in zip(labelled, orders, strict=True)]
+    raised = mixture.rank_first(values, np.ones(len(labelled), dtype=bool))
+    for place, order, ranked in zip(labelled, orders, raised.tolist(), strict=True):
+        found[place] = [ranked[order.index(column)] for column in (0, 1)]
+
+
+def _turned(found: list[list[float]], rows: "PreferenceSet", pairs: list[int]) -> int:
+    """How many pairs prefer another reply by `found` than by the rewards that they have."""
+    own = [(n, rows[n].rewards) for n in pairs]
+    return sum(
+        (found[n][0] - found[n][1]) * (given[0] - given[1]) < 0
+        for n, given in own
+        if given is not None
+    )
 
 
 def _percent(found: Any) -> str:
