@@ -20,7 +20,9 @@ from robustpo_kit.records import RunRecord
 STEPS = [{"step": 1, "loss": 0.7, "margin": 0.0}, {"step": 2, "loss": 0.6, "margin": 0.3}]
 
 
-def write_run(folder, gain=0.0, seed=0, rows=40, text="t", objective="dpo(beta=0.1)", **config):
+def write_run(
+    folder, gain=0.0, seed=0, rows=40, text="t", objective="dpo(beta=0.1)", missing=0, **config
+):
     """A trained policy's folder, whose outcomes lie `gain` above noise that all runs share."""
     settings = {"learning_rate": 1e-3, "seed": seed, "policy": {"source": "tiny"}} | config
     metrics = {"steps": 2}
@@ -29,7 +31,9 @@ def write_run(folder, gain=0.0, seed=0, rows=40, text="t", objective="dpo(beta=0
     )
     noise, own = np.random.default_rng(0).normal(size=rows), np.random.default_rng(seed + 1)
     values = noise + gain + 0.1 * own.normal(size=rows)
-    table = pd.DataFrame({"row_id": [f"r{i}" for i in range(rows)], "value": values})
+    names = ["NA", "null", *(f"r{i}" for i in range(2, rows))]  # as an id they are no gap
+    table = pd.DataFrame({"row_id": names, "value": values})
+    table.loc[table.index >= rows - missing, "value"] = np.nan
     table = table.assign(group=[f"g{i // 2}" for i in range(rows)], texts=text)
     records.write_table(folder / "heldout.csv", table.assign(outcome="implicit_margin"), {})
     return folder
@@ -74,6 +78,21 @@ def test_means_are_of_the_rows_that_are_paired(tmp_path):
     assert row["seeds"] == 1 and row["difference"] > 0
 
 
+def test_rows_without_a_number_are_told_and_a_run_without_any_is_refused(tmp_path, capsys):
+    """Twelve of fifteen were dropped without a word."""
+    base = write_run(tmp_path / "erm", rows=15)
+    part = write_run(tmp_path / "dora", gain=0.2, rows=15, objective="dora", missing=12)
+    (row,) = compared(base, part).to_dict("records")
+    assert (row["left_out"], row["prompts"]) == (12, 2)
+    assert cli.main(["compare", str(base), str(part)]) == 0
+    told = capsys.readouterr().out
+    assert "dora, implicit margin: 12 values left out, no number in one" in told
+    assert "2 held-out prompts are few: an exact sign test gives p 0.5 at best" in told
+    lost = write_run(tmp_path / "lost", rows=15, objective="dro", missing=15)
+    assert "lost, implicit_margin: no number in the 15" in refused(capsys, "compare", base, lost)
+    assert "lost, implicit_margin: no number in the 15" in refused(capsys, "compare", lost, base)
+
+
 def test_an_arm_without_a_common_seed_and_a_run_of_the_same_seed_are_refused(tmp_path, capsys):
     folders = [write_run(tmp_path / f"erm{seed}", seed=seed) for seed in (0, 1)]
     folders.append(write_run(tmp_path / "dora", objective="dora"))
@@ -95,7 +114,7 @@ def test_settings_that_differ_and_no_others_are_told(tmp_path):
     [
         ({"rows": 38}, "2 are in a alone (the first: r38)"),
         ({"rows": 41}, "1 are in b alone (the first: r40)"),
-        ({"text": "u"}, "held-out row r0 (40 in all) has other texts"),
+        ({"text": "u"}, "held-out row NA (40 in all) has other texts"),
     ],
 )
 def test_runs_on_other_rows_are_refused(tmp_path, other, said):
@@ -239,6 +258,22 @@ def test_held_out_prompts_are_not_trained_on(tmp_path, capsys):
     line = refused(capsys, *train(tmp_path, "out", "dpo(beta=0.1)"))
     assert "held-out row r5 (3 of 3): its prompt is among" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_seeds_of_other_rows_are_no_seeds_of_one_arm(tmp_path, capsys):
+    """The file of one name had changed between the two."""
+    rows = preferences(2, 14)
+    rows[8:].to_jsonl(tmp_path / "held.jsonl")
+    for seed, used in (("0", rows[:8]), ("1", rows[:8]), ("2", rows[1:8])):
+        used.to_jsonl(tmp_path / "train.jsonl")
+        more = ["--seed", seed, "--set", "max_steps=1"]
+        assert cli.main(train(tmp_path, f"s{seed}", "dpo(beta=0.1)", *more)) == 0
+    runs = [tmp_path / f"s{seed}" for seed in range(3)]
+    capsys.readouterr()
+    assert "nothing but their seeds" in refused(capsys, "compare", *runs[:2])
+    settings = analysis.differing_settings(analysis.read_runs(runs[1:])).set_index("setting")
+    assert settings.loc["rows.digest", "s1"] != settings.loc["rows.digest", "s2"]
+    assert compared(*runs[1:])["seeds"].eq(1).all()
 
 
 def alike(folder, *names):

@@ -26,6 +26,8 @@ ALONE = "policy"  # the one method of a trained run
 ASIDE = ("checkpoint", "checkpoint_every", "reference_cache", "seed")
 FOUND = ("difference", "low", "high", "p_value", "seeds", "prompts")  # of a `Difference`
 TEXT = {"row_id": str, "group": str, "texts": str, "prompt_id": str}
+NUMBERS = ("value", *OF_REPLIES)  # columns whose empty cell is no number; "NA" may be an id
+NO_NUMBER = ["", "nan", "NaN"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _trained(folder: Path, name: str) -> Run:
         )
     settings = _flat(record.config | {"objective": record.objective})
     kept = {key: value for key, value in settings.items() if key.split(".")[-1] not in ASIDE}
-    outcomes = pd.read_csv(folder / HELDOUT, dtype=TEXT).assign(method=ALONE)
+    outcomes = _read_outcomes(folder / HELDOUT).assign(method=ALONE)
     curves = pd.DataFrame(record.history).assign(method=ALONE)
     return Run(name, record.seed, kept, outcomes, curves)
 
@@ -102,7 +104,7 @@ def _series(folder: Path, name: str) -> Run:
     parts, curves, seed = [], [], 0
     settings: dict[str, Any] = {}
     for path in sorted(folder.glob(REPLIES)):
-        replies = pd.read_csv(path, dtype=TEXT)
+        replies = _read_outcomes(path)
         beside = read_json(path.with_suffix(".json"))
         settings |= _flat(beside["config"]) | {"profile": beside["profile"]}
         seed = beside["seed"]
@@ -116,6 +118,11 @@ def _series(folder: Path, name: str) -> Run:
     outcomes["row_id"] = outcomes["group"]
     every = pd.concat(curves) if curves else pd.DataFrame()
     return Run(name, seed, settings, outcomes.assign(texts=""), every)
+
+
+def _read_outcomes(path: Path) -> pd.DataFrame:
+    empty = dict.fromkeys(NUMBERS, NO_NUMBER)
+    return pd.read_csv(path, dtype=TEXT, keep_default_na=False, na_values=empty)
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -163,11 +170,13 @@ def compare_runs(runs: Sequence[Run], *, level: float = 0.95) -> pd.DataFrame:
 
     Returns:
         A row an arm, method and outcome: run, baseline (names of first runs), method, outcome,
-        mean, baseline_mean, difference, low, high, p_value, seeds, prompts.
+        mean, baseline_mean, difference, low, high, p_value, seeds, prompts, left_out (values of
+        seeds and held-out rows that both have, and that are no number in one of them).
 
     Raises:
-        KitError: all runs differ in their seeds alone, two in nothing at all, or an arm has no seed
-            and method in common with the first run's.
+        KitError: all runs differ in their seeds alone, two in nothing at all, an arm has no seed
+            and method in common with the first run's, or no number in an outcome where the other
+            has some.
     """
     names: dict[str, str] = {}
     same: dict[tuple[str, int], str] = {}
@@ -191,7 +200,8 @@ def compare_runs(runs: Sequence[Run], *, level: float = 0.95) -> pd.DataFrame:
         rows = _differences(values, groups, arm, baseline, level)
         if not rows:
             raise KitError(
-                f"compare: {baseline} and {arm} have no seed and method in common; leave one out"
+                f"compare: {baseline} and {arm} have no seed, method and number in common; leave "
+                "one out"
             )
         found += rows
     return pd.DataFrame(found)
@@ -205,15 +215,34 @@ def _differences(
     for (method, outcome), part in both.groupby(["method", "outcome"], sort=False):
         table = part.assign(method=part["arm"])
         pairs = paired_rows(table, arm, baseline, str(outcome))
+        both_have = _asked_of_both(table)
         if not len(pairs):
+            _refuse_failed(part, both_have, str(outcome))
             continue
         clustered = pairs.assign(row_id=pairs["row_id"].map(groups))
         means = table.merge(pairs[["seed", "row_id"]]).groupby("arm")["value"].mean()
         row = {"run": arm, "baseline": baseline, "method": method, "outcome": outcome}
         row |= {"mean": means[arm], "baseline_mean": means[baseline]}
         found = mean_difference(clustered, level=level)._asdict()
-        rows.append(row | {name: found[name] for name in FOUND})
+        row |= {name: found[name] for name in FOUND}
+        rows.append(row | {"left_out": both_have - len(pairs)})
     return rows
+
+
+def _asked_of_both(table: pd.DataFrame) -> int:
+    """Seeds and held-out rows that both arms have, with or without a number."""
+    arms = table[["arm", "seed", "row_id"]].drop_duplicates()
+    return int((arms.groupby(["seed", "row_id"]).size() == 2).sum())
+
+
+def _refuse_failed(part: pd.DataFrame, both_have: int, outcome: str) -> None:
+    """Raises KitError where both arms have rows, and one of them numbers."""
+    numbers = part.groupby("arm", sort=False)["value"].count()
+    if both_have and numbers.any():
+        raise KitError(
+            f"compare: {numbers.idxmin()}, {outcome}: no number in the {both_have} held-out rows "
+            "that both have; a run without one has failed, leave it out"
+        )
 
 
 def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:

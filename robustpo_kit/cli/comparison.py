@@ -19,7 +19,8 @@ TABLE = "differences"
 WRITES = (f"{TABLE}.*", "comparison.*", "settings.csv", "curves.csv")
 ALONE = "policy"  # the method of a run that has no other; not worth a word
 MEASURES = ("loss", "accuracy", "margin", "ess")  # of a step, in the figure where runs have them
-LEFT_OUT = ["baseline", "seeds", "prompts"]  # of what is printed, as a line says them
+NOT_SHOWN = ["baseline", "seeds", "prompts", "left_out"]  # in the table, as lines say them
+FEW = 6  # units, fewer of which no exact sign test at 0.05 can tell from chance
 UNITS = {"loss": "loss, of its own objective", "margin": "margin (nats)", "ess": "ess (rows)"}
 UNITS |= {"implicit_margin": "implicit margin (nats)", "preferred_logp": "log-prob (nats a token)"}
 
@@ -52,12 +53,20 @@ def _compare(arguments: argparse.Namespace) -> int:
     settings, curves = analysis.differing_settings(runs), analysis.all_curves(runs)
     seeds = int(table["seeds"].max())
     print(f"against {table['baseline'].iloc[0]}, {table['prompts'].max()} held-out prompts")
-    left_out = LEFT_OUT + ["method"] * (set(table["method"]) == {ALONE})
-    print(table.drop(columns=left_out).round(3).to_string(index=False))
+    not_shown = NOT_SHOWN + ["method"] * (set(table["method"]) == {ALONE})
+    print(table.drop(columns=not_shown).round(3).to_string(index=False))
     for _, row in analysis.among_all(table, level=arguments.level).iterrows():
         method = "" if row["method"] == ALONE else f" {row['method']}"
-        shown = analysis.verdict(row, places=3, level=arguments.level)
-        print(f"{row['run']}{method}, {row['outcome'].replace('_', ' ')}: {shown}")
+        of = f"{row['run']}{method}, {row['outcome'].replace('_', ' ')}"
+        print(f"{of}: {analysis.verdict(row, places=3, level=arguments.level)}")
+        if row["left_out"]:
+            print(f"{of}: {row['left_out']} values left out, no number in one of the two")
+    units = int(table["prompts"].min()) if seeds == 1 else seeds
+    if units < FEW:
+        unit = "held-out prompts" if seeds == 1 else "seeds"
+        print(
+            f"{units} {unit} are few: an exact sign test gives p {0.5 ** (units - 1):.2g} at best"
+        )
     if seeds == 1:
         print("one seed: the intervals are over prompts, and say nothing of other seeds")
     print(f"\nset otherwise:\n{settings.to_string(index=False, max_colwidth=50)}")

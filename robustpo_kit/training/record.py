@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from robustpo_kit.data import PreferenceSet
-from robustpo_kit.records import RunRecord, provenance
+from robustpo_kit.data import PreferenceSet, row_as_json
+from robustpo_kit.records import RunRecord, digest, provenance
+from robustpo_kit.training.identity import DIGITS
 from robustpo_kit.training.ranks import world_size
 from robustpo_kit.training.trainer import StepTrainer
 
@@ -20,11 +21,13 @@ def run_record(trainer: StepTrainer, rows: PreferenceSet, started: float) -> Run
         started: `time.time()` when the run began.
 
     Returns:
-        Config, versions, seed, time, the rows of all steps, and the means of their last tenth.
+        Config, with a digest of the rows, versions, seed, time, the rows of all steps, and the
+        means of their last tenth.
     """
     config, history = trainer.config, trainer.history
     origin = provenance(dataclasses.asdict(config), config.seed, started)
-    given = {"name": rows.name, "shape": rows.shape, "dropped": rows.dropped}
+    content = digest([row_as_json(row) for row in rows], length=DIGITS)
+    given = {"name": rows.name, "shape": rows.shape, "dropped": rows.dropped, "digest": content}
     return RunRecord(
         objective=trainer.objective.spec,
         config=origin["config"] | {"rows": given, "policy": trainer.policy.record},
