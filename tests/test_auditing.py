@@ -535,13 +535,31 @@ def test_an_audit_is_one_page_that_needs_nothing_else(tmp_path, tiny, capsys, fi
     assert {"words", "tokens"} == set(tables["lengths"]["unit"])
     assert re.search(r"<td>0\.\d+ \[0\.\d+, 0\.\d+\]</td>", text), "an interval is one cell"
     assert "<th>best</th>" in text and "<th>chosen</th>" not in text
-    assert f"robustpo calibrate {file.name} --golden chosen" in text
+    assert f"robustpo calibrate {file} --golden chosen" in text, "the file as it was named"
+    assert said.splitlines()[-1] == f"-> {out / 'index.html'}"
     assert "one epoch of dpo(beta=0.1)" in text and "lam" in tables["strength"]
     record = records.read_json(out / "audit.json")
     assert record["config"]["rows"] == 2000 and record["versions"]["robustpo_kit"]
     assert run("audit", file, "--out", out, "--encoder", "none", "--model", "none") == 0
     assert "leaks.csv" not in {path.name for path in out.iterdir()}, "its own folder is replaced"
     assert "--model none: not asked for" in (out / "index.html").read_text(encoding="utf-8")
+
+
+def test_lists_without_rewards_have_no_labels_to_speak_of(tmp_path, capsys):
+    """A model found 52 % of the labels of a file that had none."""
+    path, out = tmp_path / "lists.jsonl", tmp_path / "audit"
+    rng = np.random.default_rng(0)
+    lines = [
+        {"prompt": f"q {n}", "responses": [f"{word} {n}" for word in rng.permutation(list("abcd"))]}
+        for n in range(60)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run("audit", path, "--out", out, "--encoder", "tiny", "--model", "tiny") == 0
+    said, text = capsys.readouterr().out, (out / "index.html").read_text(encoding="utf-8")
+    assert "60 rows have more than two responses, and no rewards" in text
+    assert "Rank them by rewards first" in said and "one epoch of dpo" not in text
+    assert not re.search("plain DPO|held-out labels|are flipped|label noise", said)
+    assert not (out / "models.csv").exists()
 
 
 def test_texts_of_the_file_are_escaped(tiny):

@@ -39,6 +39,11 @@ OF_ROWS = (  # a count of Facts, what is counted, what to do
         "Decide these by hand, or drop both (duplicates.csv).",
     ),
     ("repeats", "rows repeat an earlier one", "Keep one of each, unless repeats are votes."),
+    (
+        "unranked",
+        "rows have more than two responses, and no rewards that say which is preferred",
+        "Rank them by rewards first (`robustpo calibrate --reward MODEL`): training refuses them.",
+    ),
     ("ties", "rows have responses of equal reward or text", "Drop ties: they prefer nothing."),
     (
         "ambiguous",
@@ -71,6 +76,7 @@ class Facts:
     contradictions: int = 0
     leaks: int | None = None
     ties: int = 0
+    unranked: int = 0  # without a label
     ambiguous: int = 0
     length: Interval | None = None  # accuracy of length alone
     model: Interval | None = None  # accuracy of the chosen view
@@ -128,6 +134,8 @@ def _of_shortcuts(facts: Facts) -> list[Advice]:
 
 
 def _of_flips(facts: Facts) -> list[Advice]:
+    if facts.unranked == facts.rows:
+        return []
     if facts.flips is None:
         return [Advice("Judge label noise by hand.", "too few pairs for a model", UNKNOWN)]
     said = f"{_percent(facts.flips)} of labels are flipped, {BY.get(facts.flips_by)}"

@@ -177,6 +177,11 @@ def scored_against(rows: PreferenceSet) -> tuple[int, int]:
     return sum(first < second for first, second in scores), len(scores)
 
 
+def unranked(rows: PreferenceSet) -> np.ndarray:
+    """[N] whether nothing says which response is preferred: more than two, and no rewards."""
+    return np.array([len(row.responses) > 2 and row.rewards is None for row in rows], dtype=bool)
+
+
 def ties(rows: PreferenceSet) -> np.ndarray:
     """[N] whether two responses of a row share a reward, or a text."""
     return np.array([_has_tie(row) for row in rows], dtype=bool)

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import shlex
 from string import Template
 
 import pandas as pd
@@ -111,12 +112,13 @@ robustpo train --data runs/calibrated/rows.jsonl --heldout 0.1 --model MODEL \\
 """
 
 
-def page(audit: Audit, cost: str = "") -> str:
+def page(audit: Audit, cost: str = "", file: str = "") -> str:
     """The whole page.
 
     Args:
         audit: of a file.
         cost: what training on it would take, in lines.
+        file: as a command names it (default: the name of the rows).
     """
     parts = [_advice(audit), _notes(audit)]
     for name, (heading, about) in ABOUT.items():
@@ -125,10 +127,9 @@ def page(audit: Audit, cost: str = "") -> str:
             parts.append(f"<h2>{heading}</h2>\n<p>{about}</p>\n{_figure(audit, name)}\n{table}")
     if len(audit.suspects):
         parts.append(_suspects(audit.suspects))
-    after = NEXT
-    if audit.facts.responses > 2 and not audit.facts.has_rewards:
-        after = NEXT_UNRANKED
-    parts.append(f"<h2>Next</h2>\n<pre>{html.escape(after.format(file=audit.name))}</pre>")
+    commands = NEXT_UNRANKED if audit.facts.unranked else NEXT
+    commands = commands.format(file=shlex.quote(file or audit.name))
+    parts.append(f"<h2>Next</h2>\n<pre>{html.escape(commands)}</pre>")
     if cost:
         parts.append(f"<h2>What training would take</h2>\n<pre>{html.escape(cost)}</pre>")
     name, first = html.escape(audit.name), html.escape(lead(audit.facts))

@@ -19,17 +19,19 @@ def preferred_first(rows: PreferenceSet) -> tuple[PreferenceSet, list[str]]:
     """Rows as pairs, the preferred response first, without ties; and in words what was left out.
 
     A pair has its label, as training takes it, whatever its rewards, unless it was loaded without
-    one (`PreferenceSet.preferred_first`); a list has its rewards.
+    one (`PreferenceSet.preferred_first`); a list has its rewards, or is in no pair.
     """
     rows = rows.preferred_first()
-    pairs = rows.select(n for n, row in enumerate(rows) if len(row.responses) > 1)
+    unranked, alone = checks.unranked(rows), [len(row.responses) < 2 for row in rows]
+    pairs = rows.select(np.flatnonzero(~unranked & ~np.array(alone, dtype=bool)))
     notes = []
-    if len(pairs) < len(rows):
-        notes.append(f"{len(rows) - len(pairs)} rows of one response are in no pair.")
-    if rows.responses_per_prompt > 2:
-        ranked = all(row.rewards is not None for row in pairs)
-        which = "of highest and of lowest reward" if ranked else "in columns 0 and 1"
-        notes.append(f"Lists are looked at as the two responses {which}.")
+    if any(alone):
+        notes.append(f"{sum(alone)} rows of one response are in no pair.")
+    if unranked.any():
+        why = "of more than two responses have no rewards, so that none is the preferred one"
+        notes.append(f"{unranked.sum()} rows {why}; they are in no pair.")
+    if pairs.responses_per_prompt > 2:
+        notes.append("Lists are looked at as the two responses of highest and of lowest reward.")
     pairs = pairs.map(lambda row: take(row, _preferred(row)))
     tied = checks.ties(pairs)
     if tied.any():

@@ -120,6 +120,7 @@ def _facts_of_rows(
         contradictions=int(kinds.get("contradiction", 0)),
         leaks=len(tables["leaks"]) if "leaks" in tables else None,
         ties=int(checks.ties(rows).sum()),
+        unranked=int(checks.unranked(rows).sum()),
         scored=scored,
         scored_against=against,
         ambiguous=int((checks.overlaps(pairs) >= checks.ALIKE).sum()),

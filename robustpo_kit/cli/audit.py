@@ -5,7 +5,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING
 
-from robustpo_kit import paths, records
+from robustpo_kit import records
 from robustpo_kit.cli.asked import Asked
 from robustpo_kit.cli.dry_run import dry_run
 from robustpo_kit.cli.parsing import (
@@ -77,18 +77,19 @@ def _audit(arguments: argparse.Namespace) -> int:
     beside, skipped = _beside(arguments, *others)
     found = auditing.audit(rows, beside, limit=arguments.rows, seed=arguments.seed)
     found.notes += skipped
-    cost = _cost(arguments, rows) if beside.policy is not None else ""
+    trainable = beside.policy is not None and not found.facts.unranked
+    cost = _cost(arguments, rows) if trainable else ""
     config = {name: getattr(arguments, name) for name in SETTINGS} | {"dropped": rows.dropped}
     origin = records.provenance(config, arguments.seed, started)
     with records.atomic_folder(out) as folder:
-        records.write_text(folder / "index.html", auditing.page(found, cost))
+        records.write_text(folder / "index.html", auditing.page(found, cost, arguments.file))
         for name, table in found.tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         records.write_json(folder / RECORD, origin | {"notes": found.notes})
     print(auditing.lead(found.facts))
     for line in found.advice():
         print(f"- {line.advice} [{line.grade}]")
-    print(f"-> {paths.show(out / 'index.html')}")
+    print(f"-> {out / 'index.html'}")
     return 0
 
 
