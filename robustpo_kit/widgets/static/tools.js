@@ -3,6 +3,8 @@
 const SVG = "http://www.w3.org/2000/svg";
 const SHADES = ["#2a8fd0", "#d08a00", "#12a37a", "#c66fa0", "#e06a1b", "#888888"];
 const MINUS = "\u2212";
+// JupyterLab's shortcuts leave the arrow keys to a control that has this, itself.
+const KEYS = { "data-lm-suppress-shortcuts": "true" };
 
 function node(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -16,9 +18,7 @@ function panel(el) {
   const controls = node("div", {
     style: "display:flex;flex-wrap:wrap;gap:.4em 1.4em;align-items:end;margin:.4em 0",
   });
-  // JupyterLab's shortcuts leave the keys of a slider alone where this stands
-  const keys = { "data-lm-suppress-shortcuts": "true" };
-  const box = node("div", { style: "max-width:46em;font-size:.95em", ...keys }, controls);
+  const box = node("div", { style: "max-width:46em;font-size:.95em" }, controls);
   el.append(box);
   return { box, controls };
 }
@@ -33,7 +33,7 @@ function slider(controls, model, key, { label, low, high, step, log = false, sho
   const from = log ? (x) => 10 ** x : (x) => x;
   const input = node("input", {
     type: "range", min: to(low), max: to(high), step: step ?? (to(high) - to(low)) / 200,
-    "aria-label": label, style: "width:13em;max-width:90%",
+    "aria-label": label, style: "width:13em;max-width:90%", ...KEYS,
   });
   const shown = node("b");
   const follow = () => {
@@ -54,7 +54,7 @@ function slider(controls, model, key, { label, low, high, step, log = false, sho
 
 // A choice of model[key] among `options`, pairs of a value and its words.
 function choice(controls, model, key, { label, options }) {
-  const input = node("select", { "aria-label": label, style: "max-width:100%;font:inherit" });
+  const input = node("select", { "aria-label": label, style: "max-width:100%;font:inherit", ...KEYS });
   for (const [value, words] of options) input.append(node("option", { value }, words));
   const follow = () => (input.value = String(model.get(key)));
   input.addEventListener("change", () => {
