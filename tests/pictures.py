@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 SMALLEST = 9.0  # pixels of a letter's height as a notebook shows it
@@ -20,7 +21,7 @@ def faults(figure: Figure) -> list[str]:
     """Overlapping, clipped and small text, empty legends, no finding, no n or seeds."""
     FigureCanvasAgg(figure).draw()
     texts = shown_texts(figure)
-    boxes = [(text, text.get_window_extent()) for text in texts]
+    boxes = [(text, _ink(text)) for text in texts]
     found = [*_overlaps(boxes), *_clipped(figure, boxes), *_legends(figure)]
     for text in texts:
         if text.get_fontsize() * figure.dpi / 72 < SMALLEST:
@@ -33,6 +34,13 @@ def faults(figure: Figure) -> list[str]:
     if not re.search(r"\bseeds?\b", words):
         found.append("no seeds")
     return found
+
+
+def _ink(text: Text) -> Bbox:
+    """The box of a text without the empty lines that it begins with, where a badge may stand."""
+    box, lines = text.get_window_extent(), text.get_text().split("\n")
+    empty = len(lines) - len(text.get_text().lstrip("\n").split("\n"))
+    return Bbox.from_extents(box.x0, box.y0, box.x1, box.y1 - box.height * empty / len(lines))
 
 
 def saved_by(monkeypatch) -> list[Figure]:

@@ -198,6 +198,7 @@ def test_before_training_and_held_out_pairs_stand_beside():
     table = pd.concat([table[table["policy"] == "simpo"].assign(policy="sft"), table])
     other = table.assign(gap=table["gap"] - 50)
     table = pd.concat([table.assign(pairs="training"), other.assign(pairs="held out")])
+    table.attrs["origin"] = "yours: cpu, seed 3"
     figure = plots.draw("margin_violin", table)
     assert figure.axes[0].get_xticklabels()[0].get_text() == "before (SFT)"
     title = figure.get_suptitle().replace("\n", " ")
