@@ -111,6 +111,25 @@ def test_train_refuses(capsys, tmp_path, pairs, arguments, said):
     assert not out.exists()
 
 
+def test_ties_are_told_and_a_file_of_ties_alone_is_no_training_data(capsys, tmp_path):
+    path = tmp_path / "ties.jsonl"
+    lines = [
+        {"prompt": f"p{n}", "responses": ["a", "b"], "rewards": [1, 1], "group": f"g{n}"}
+        for n in range(4)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train = ["train", "--data", path, "--out", tmp_path / "run", *TINY, "--dry-run"]
+    assert "every row is a tie" in refused(capsys, *train)
+    lines[0]["rewards"] = [0, 1]
+    labelled = [
+        {"prompt": f"l{n}", "chosen": "a", "rejected": "b", "score_chosen": 5, "score_rejected": 5}
+        for n in range(2)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *labelled]))
+    assert cli.main([str(word) for word in train]) == 0
+    assert "3 of 6 rows are ties" in capsys.readouterr().err
+
+
 def test_train_does_not_replace_a_folder_of_something_else(capsys, tmp_path, pairs):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")

@@ -307,6 +307,7 @@ def test_rows_of_the_file_are_set_aside_alike_for_every_run(tmp_path, capsys, as
     [
         ("0", "a share between 0 and 1, or a number"),
         ("2.5", "a share between 0 and 1, or a number"),
+        ("inf", "a share between 0 and 1, or a number"),
         ("14", "leaves no row to train on"),
         ("15", "too few"),
         ("absent.jsonl", "absent.jsonl"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from robustpo_kit.cli.parsing import is_first_rank, read_preferences
-from robustpo_kit.data import PreferenceSet, shared
+from robustpo_kit.data import Preference, PreferenceSet, preferred_and_least, shared
 from robustpo_kit.errors import KitError
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Asked:
         if lists_for_pairs and is_first_rank():
             said = "a pair loss takes the replies of highest and of lowest reward"
             print(f"{given.name}: {said}", file=sys.stderr)
+        if self.objective.responses == "pair":
+            _tell_ties(given)
         if self.heldout is None:
             return Rows(training.fitting_rows(given, self.objective), None)
         if policies.first_rank_loads():
@@ -80,6 +82,25 @@ class Asked:
         return {name: getattr(self, name) for name in names} | {"heldout_seed": HELDOUT_SEED}
 
 
+def _tell_ties(rows: PreferenceSet) -> None:
+    """Say on standard error how many rows prefer nothing; raises KitError where all of them do."""
+    count = sum(map(_is_tie, rows))
+    if count and count == len(rows):
+        raise KitError(f"{rows.name}: every row is a tie, of equal rewards or texts; rank them")
+    if count and is_first_rank():
+        said = "are ties, of which a pair loss takes the first reply; drop them"
+        print(f"{rows.name}: {count:,} of {len(rows):,} rows {said}", file=sys.stderr)
+
+
+def _is_tie(row: Preference) -> bool:
+    """Whether a pair loss's two replies share their text; or their reward, which no label ranks."""
+    best, least = preferred_and_least(row)
+    if len(row.responses) < 2 or row.responses[best] == row.responses[least]:
+        return len(row.responses) > 1
+    labelled = set(row.sources) == {"chosen", "rejected"}
+    return not labelled and row.rewards is not None and row.rewards[best] == row.rewards[least]
+
+
 def _without(rows: PreferenceSet, heldout: PreferenceSet) -> PreferenceSet:
     """The rows that share neither group nor prompt with held-out ones."""
     return rows.select(np.flatnonzero(~np.array(shared(rows, heldout))))
@@ -95,7 +116,7 @@ def _count(heldout: str, rows: int) -> int | None:
         return None
     if 0 < asked < 1:
         return max(1, round(asked * rows))
-    if asked < 1 or asked != int(asked):
+    if asked < 1 or not asked.is_integer():  # nor is inf
         raise KitError(
             f"--heldout {heldout}: a file, a share between 0 and 1, or a number of rows is expected"
         )
