@@ -54,7 +54,8 @@ function slider(controls, model, key, { label, low, high, step, log = false, sho
 
 // A choice of model[key] among `options`, pairs of a value and its words.
 function choice(controls, model, key, { label, options }) {
-  const input = node("select", { "aria-label": label, style: "max-width:100%;font:inherit", ...KEYS });
+  const style = "max-width:100%;font:inherit";
+  const input = node("select", { "aria-label": label, style, ...KEYS });
   for (const [value, words] of options) input.append(node("option", { value }, words));
   const follow = () => (input.value = String(model.get(key)));
   input.addEventListener("change", () => {
