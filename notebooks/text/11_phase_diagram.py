@@ -70,8 +70,8 @@ s, s_ref, R = 5 * torch.randn(3, 8, 2, dtype=torch.float64, generator=draw) - 20
 scores = losses.Scores(s, s_ref, torch.full((8, 2), 6), rewards=R)
 beside = {
     "kldpo": (kldpo(s[:, 0] ** 2, 50.0), robust.aggregate(s[:, 0] ** 2, kind="kldpo", lam=50.0)),
-    "re_po": (re_po(s, s_ref, 0.1, 0.9), losses.noise.re_po(scores, beta=0.1, state=losses.EtaState(0.9))),
-    "dpo_pro": (dpo_pro(s, s_ref, R, 0.1, 0.5), losses.noise.dpo_pro(scores, beta=0.1, rho=0.5)),
+    "re_po": (re_po(s, s_ref, 0.1, 0.9), losses.re_po(scores, beta=0.1, state=losses.EtaState(0.9))),
+    "dpo_pro": (dpo_pro(s, s_ref, R, 0.1, 0.5), losses.dpo_pro(scores, beta=0.1, rho=0.5)),
 }
 assert all(torch.allclose(ours, kits) for ours, kits in beside.values())
 print("CHECK as the package has them:", ", ".join(beside))

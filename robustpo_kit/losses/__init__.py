@@ -15,7 +15,7 @@ from robustpo_kit.losses.checks import (
 )
 from robustpo_kit.losses.coupled import beta_dpo, kto, kto_pair
 from robustpo_kit.losses.listwise import dpo_pl, lire, rrhf, sft
-from robustpo_kit.losses.noise import cdpo, rdpo
+from robustpo_kit.losses.noise import cdpo, dpo_pro, rdpo, re_po
 from robustpo_kit.losses.pairwise import (
     cpo,
     dpo,
@@ -59,6 +59,7 @@ __all__ = [
     "column_rewards",
     "cpo",
     "dpo",
+    "dpo_pro",
     "dpo_gap",
     "dpo_pl",
     "exo",
@@ -71,6 +72,7 @@ __all__ = [
     "orpo",
     "r_dpo_length",
     "rdpo",
+    "re_po",
     "real_columns",
     "rrhf",
     "sft",
