@@ -158,8 +158,8 @@ def dpo_pl(logps, ref_logps, rewards, beta):
 
 # %%
 # built here for the reader
-def erm(losses):
-    return losses.mean()
+def erm(per_sample):
+    return per_sample.mean()
 
 def reweight(losses, h):
     return (h * losses).mean()

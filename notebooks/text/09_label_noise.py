@@ -25,7 +25,6 @@ import torch
 
 from robustpo_kit import analysis, losses, plots, toy
 from robustpo_kit.analysis import Study
-from robustpo_kit.losses import coupled, noise
 from robustpo_kit.notebook import start
 from robustpo_kit.records import torch_stream
 
@@ -98,16 +97,16 @@ scores = losses.Scores(s, s_ref, n)
 ratios = ((s - s_ref) / n) @ torch.tensor([1.0, -1.0], dtype=torch.float64)
 beside = {
     "cdpo": (cdpo(s, s_ref, 0.1, 0.2), losses.cdpo(scores, beta=0.1, epsilon=0.2)),
-    "rsimpo": (rsimpo(s, n, 2.5, 0.5, 0.2), noise.rsimpo(scores, beta=2.5, gamma0=0.5, epsilon=0.2)),
+    "rsimpo": (rsimpo(s, n, 2.5, 0.5, 0.2), losses.rsimpo(scores, beta=2.5, gamma0=0.5, epsilon=0.2)),
     "ipo": (ipo(s, s_ref, 0.1), losses.ipo(scores, tau=0.1)),
-    "ropo": (ropo(s, s_ref, 0.1, 14.0), noise.ropo(scores, beta=0.1, alpha=14.0)),
+    "ropo": (ropo(s, s_ref, 0.1, 14.0), losses.ropo(scores, beta=0.1, alpha=14.0)),
     "beta_simpo": (
         beta_simpo(s, n, 2.5, 0.3, 0.5, m0=0.0),
-        coupled.beta_simpo(scores, beta=2.5, alpha=0.3, gamma0=0.5, state=losses.BetaState(), keep=1.0),
+        losses.beta_simpo(scores, beta=2.5, alpha=0.3, gamma0=0.5, state=losses.BetaState(), keep=1.0),
     ),
     "alpha_dpo": (
         alpha_dpo(s, s_ref, n, 2.5, 0.1, 0.5, ratios.mean(), ratios.std()),
-        coupled.alpha_dpo(scores, beta=2.5, alpha=0.1, gamma0=0.5, state=losses.AlphaState()),
+        losses.alpha_dpo(scores, beta=2.5, alpha=0.1, gamma0=0.5, state=losses.AlphaState()),
     ),
 }
 assert all(torch.allclose(ours, kits) for ours, kits in beside.values())

@@ -48,9 +48,9 @@ for name, study in declared.items():
 
 # %%
 # built here for the reader
-def kldpo(losses, lam):  # weights e^((l - mean l) / lam), no gradient through them
-    w = ((losses - losses.mean()) / lam).exp().clamp(max=10.0).detach()
-    return (w * losses).mean()
+def kldpo(per_sample, lam):  # weights e^((l - mean l) / lam), no gradient through them
+    w = ((per_sample - per_sample.mean()) / lam).exp().clamp(max=10.0).detach()
+    return (w * per_sample).mean()
 
 def re_po(logps, ref_logps, beta, eta):  # the posterior that a label is right weighs it
     r = logps - ref_logps

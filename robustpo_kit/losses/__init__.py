@@ -13,9 +13,9 @@ from robustpo_kit.losses.checks import (
     check_positive,
     check_whole,
 )
-from robustpo_kit.losses.coupled import beta_dpo, kto, kto_pair
+from robustpo_kit.losses.coupled import alpha_dpo, beta_dpo, beta_simpo, kto, kto_pair
 from robustpo_kit.losses.listwise import dpo_pl, lire, rrhf, sft
-from robustpo_kit.losses.noise import cdpo, dpo_pro, rdpo, re_po
+from robustpo_kit.losses.noise import cdpo, dpo_pro, rdpo, re_po, ropo, rsimpo
 from robustpo_kit.losses.pairwise import (
     cpo,
     dpo,
@@ -48,7 +48,9 @@ __all__ = [
     "LossState",
     "Scores",
     "TARGETS",
+    "alpha_dpo",
     "beta_dpo",
+    "beta_simpo",
     "check_at_least",
     "check_between",
     "check_flag",
@@ -73,8 +75,10 @@ __all__ = [
     "r_dpo_length",
     "rdpo",
     "re_po",
+    "ropo",
     "real_columns",
     "rrhf",
+    "rsimpo",
     "sft",
     "simpo",
     "simpo_gap",
