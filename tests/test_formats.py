@@ -400,6 +400,9 @@ def test_a_prompt_of_another_name_is_asked_after(tmp_path, name):
     path = lines(tmp_path / "rows.jsonl", common_beginning(1) | {name: "Is it?"})
     with pytest.raises(KitError, match=f"field {name}: is it the prompt\\? Call it prompt"):
         data.load(path)
+    both = {"system": "Be kind.", "question": "Is it?"} | common_beginning(1)
+    with pytest.raises(KitError, match="field question: is it the prompt"):
+        data.load(lines(path, both))
     known = common_beginning(1) | {"prompt_id": "7", "source": "x", "input": ""}
     assert data.load(lines(path, known))[0].prompt == "The number 1 is"
 

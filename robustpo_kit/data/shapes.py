@@ -187,9 +187,9 @@ def _is_text(value: Fields) -> bool:
 
 def _common_beginning(value: Fields, where: str) -> Fields:
     """TRL's implicit prompt: what both texts begin with, but a blank at its end; whole words."""
-    for name in value:
-        slips = get_close_matches("prompt", [name.lower()], cutoff=NEAR_PROMPT)
-        if value[name] and (slips or name in ASKED):
+    near = (n for n in value if get_close_matches("prompt", [n.lower()], cutoff=NEAR_PROMPT))
+    for name in (*near, *ASKED):
+        if value.get(name):
             said = "is it the prompt? Call it prompt; chosen and rejected are then the replies"
             raise BadRowError(where, name, said, "not called prompt")
     texts = [read_text(value[name], name, where) for name in RANKED]
