@@ -102,8 +102,8 @@ def told_by_trusted(rows: PreferenceSet, trusted: PreferenceSet) -> Told:
         return Told(kept, None, f"{said} the other replies of these rows", slots=True)
     if counts == {False}:
         claimed_none = rows.map(lambda row: dataclasses.replace(row, golden=None))
-        both = PreferenceSet([*kept, *claimed_none])
-        return Told(both, None, f"{said} all replies of the file", slots=False)
+        every = PreferenceSet([*kept, *claimed_none])
+        return Told(every, None, f"{said} all replies of the file", slots=False)
     raise KitError("--trusted: some rows have one reply, some have more; give one kind")
 
 
