@@ -102,7 +102,7 @@ def _judge(arguments: argparse.Namespace) -> int:
     config |= {"fingerprint": judge.fingerprint, "dropped": rows.dropped}
     config |= {"judge_files": arguments.judge or arguments.endpoint}
     config |= {"controls": dict(option.split("=", 1) for option in arguments.control)}
-    table_of_audit = None
+    table_of_audit, config["audit"] = None, None
     if not arguments.unaudited:  # first: a judge that it refuses is asked nothing more
         table_of_audit = audit(judge)
         config["audit"] = table_of_audit.to_dict("records")
