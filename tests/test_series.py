@@ -70,7 +70,7 @@ def test_statuses_manifest_and_index(demo, monkeypatch, capsys):
     ]
     before = [path.read_bytes() for path in sources]
     results = series.runner.run(
-        plan(demo, seed=3, overrides={"epochs": 7}, slots=(None, None), time_limit=40.0)
+        plan(demo, seed=3, overrides={"epochs": 7}, slots=(None, None), time_limit=60.0)
     )
     found = by_number(results)
     assert [result.number for result in results] == ["00", "01", "02", "03", "04", "05", "06", "07"]
@@ -79,7 +79,7 @@ def test_statuses_manifest_and_index(demo, monkeypatch, capsys):
     )
     assert "In [3]: RuntimeError: no such" in found["01"].reason
     assert found["02"].reason == "ended without finish()"
-    assert found["03"].reason == "time limit of 40 s" and 40 <= found["03"].seconds < 80
+    assert found["03"].reason == "time limit of 60 s" and 60 <= found["03"].seconds < 120
     assert "DeadKernelError" in found["04"].reason
     assert found["05"].reason == "needs 01 (failed)" and found["06"].reason == "needs 05 (skipped)"
 
@@ -101,7 +101,7 @@ def test_statuses_manifest_and_index(demo, monkeypatch, capsys):
     assert manifest["seed"] == 3 and manifest["parameters"]["overrides"] == {"epochs": 7}
     assert manifest["versions"]["torch"]
     index = (run / "index.md").read_text()
-    assert "| 00_real | ok |" in index and "points.png`" in index and "time limit of 40 s" in index
+    assert "| 00_real | ok |" in index and "points.png`" in index and "time limit of 60 s" in index
     told = capsys.readouterr().out
     assert "2 ok, 3 failed, 1 incomplete, 2 skipped" in told
     assert "RuntimeError" in (run / "logs/01_raises.log").read_text()
