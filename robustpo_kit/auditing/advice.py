@@ -222,10 +222,10 @@ def first_to_try(name: str) -> pd.DataFrame:
     use, its knobs in braces.
     """
     methods = analysis.Study.load(name).methods
-    known = [method for method, how in methods.items() if TRUTH & {how.get("h"), how.get("sft_h")}]
+    unknowable = [m for m, how in methods.items() if TRUTH & {how.get("h"), how.get("sft_h")}]
     cells = pd.read_csv(paths.RESULTS / "studies" / name / "cells.csv")
     cells = cells[cells["outcome"] == "gold"]
-    table = analysis.which_method(cells, STUDIES[name], leave_out=known)
+    table = analysis.which_method(cells, STUDIES[name], leave_out=unknowable)
     return table.assign(objective=[methods[method]["spec"] for method in table["use"]])
 
 
